@@ -1,0 +1,52 @@
+# Compile options and the helper that makes one library per layer.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+find_program(QTRAIN_CCACHE ccache)
+if(QTRAIN_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${QTRAIN_CCACHE})
+endif()
+
+if(QTRAIN_FUZZ AND NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  message(FATAL_ERROR "QTRAIN_FUZZ needs clang: -DCMAKE_CXX_COMPILER=clang++, or the preset 'fuzz'")
+endif()
+
+# Include path, warnings and sanitizers that every target of the project is compiled with.
+function(qtrain_compile_options target)
+  target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
+  # No contraction: a * b + c must round twice wherever the bits are promised (docs/numerics.md). Fused
+  # multiply-adds are written out where they are wanted.
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wno-missing-field-initializers -ffp-contract=off
+                         $<$<BOOL:${QTRAIN_WERROR}>:-Werror>
+                         # g++ 12 sees overlapping copies in every "text" + std::string (GCC bug 105651, mended in 13).
+                         $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>)
+  if(QTRAIN_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${QTRAIN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    target_link_options(${target} PUBLIC -fsanitize=${QTRAIN_SANITIZE})
+  endif()
+  if(QTRAIN_FUZZ)
+    # The code under test reports which branches an input took; the fuzzer's own main() comes with its target.
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
+endfunction()
+
+# qtrain_layer(<name> FOLDERS <folder>... LINKS <target>...): library qtrain_<name> of all .cpp files of the folders.
+function(qtrain_layer name)
+  cmake_parse_arguments(arg "" "" "FOLDERS;LINKS" ${ARGN})
+  set(sources "")
+  foreach(folder IN LISTS arg_FOLDERS)
+    file(GLOB found CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cpp)
+    list(APPEND sources ${found})
+  endforeach()
+  if(sources)
+    add_library(qtrain_${name} STATIC ${sources})
+    qtrain_compile_options(qtrain_${name})
+    target_link_libraries(qtrain_${name} PUBLIC ${arg_LINKS})
+  else()
+    add_library(qtrain_${name} INTERFACE)
+    target_include_directories(qtrain_${name} INTERFACE ${PROJECT_SOURCE_DIR})
+    target_link_libraries(qtrain_${name} INTERFACE ${arg_LINKS})
+  endif()
+  add_library(qtrain::${name} ALIAS qtrain_${name})
+endfunction()
