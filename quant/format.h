@@ -1,0 +1,96 @@
+// The one list of weight formats, and what can be asked of a format by its id.
+//
+// Adding a format: an id in quant/format_id.h, its own header, its type in `WeightFormats`. The registry,
+// the sizes that plans are made of, the dispatch of kernels and the typed tests take everything from there.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "quant/format_id.h"
+#include "quant/nf4.h"
+#include "src/core/error.h"
+
+namespace qt {
+
+// What a format type offers. Contracts of the functions: see Nf4.
+template <class F>
+concept WeightFormat = requires(std::span<const float> src, std::span<const bf16> src_bf16,
+                                std::span<const f16> src_f16, std::span<float> out_f32,
+                                std::span<bf16> out_bf16, std::uint8_t* codes, float* absmax,
+                                std::int64_t first) {
+  { F::kId } -> std::convertible_to<FormatId>;
+  { F::kName } -> std::convertible_to<std::string_view>;
+  { F::kBlockElems } -> std::convertible_to<int>;  // elements that share one scale
+  { F::kCodeBits } -> std::convertible_to<int>;
+  { F::kZeroCode } -> std::convertible_to<std::uint8_t>;
+  std::span<const float>(F::kCodebook);
+  { F::quantise(src, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
+  { F::quantise(src_bf16, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
+  { F::quantise(src_f16, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
+  F::dequantise(codes, absmax, first, out_bf16);
+  F::dequantise(codes, absmax, first, out_f32);
+  F::dequantise_unrounded(codes, absmax, first, out_f32);
+};
+
+template <WeightFormat... F>
+struct FormatList {
+  static constexpr int kCount = sizeof...(F);
+};
+
+using WeightFormats = FormatList<Nf4>;
+
+struct FormatInfo {
+  FormatId id = FormatId::none;
+  std::string_view name;            // the word of --quant and of files
+  int block_elems = 0;              // elements that share one scale; 0 for none
+  int code_bits = 0;                // 0 for none
+  std::uint8_t zero_code = 0;       // the code of 0.0
+  std::span<const float> codebook;  // ascending
+  double bits_per_weight = 0;       // codes and scales of whole blocks; 0 for none: the compute dtype decides
+};
+
+// Every known format in the order of its id, `none` first.
+std::span<const FormatInfo> all_formats();
+// Throws DataError for a number that is no format: ids also come from files.
+const FormatInfo& format_info(FormatId id);
+// Throws ConfigError listing the known names, with the nearest one as hint.
+FormatId format_from_name(std::string_view name);
+
+// Bytes and counts of a packed tensor of `elems` elements; 0 for FormatId::none. elems >= 0.
+std::int64_t code_bytes(FormatId id, std::int64_t elems);   // a last partial byte counts whole
+std::int64_t scale_count(FormatId id, std::int64_t elems);  // f32 scales; a last partial block counts one
+std::int64_t packed_bytes(FormatId id, std::int64_t elems);
+
+// Calls f.template operator()<F>() with the format type of `id` and returns what it returns. Throws
+// DataError for `none` and for unknown ids.
+template <class Function>
+decltype(auto) dispatch_format(FormatId id, Function&& f);
+
+namespace detail {
+
+[[noreturn]] void throw_no_packed_format(FormatId id);
+
+template <class Function, WeightFormat First, WeightFormat... Rest>
+decltype(auto) dispatch_in(FormatList<First, Rest...>, FormatId id, Function&& f) {
+  if (id == First::kId) return f.template operator()<First>();
+  if constexpr (sizeof...(Rest) > 0) {
+    return dispatch_in(FormatList<Rest...>{}, id, std::forward<Function>(f));
+  } else {
+    throw_no_packed_format(id);
+  }
+}
+
+}  // namespace detail
+
+template <class Function>
+decltype(auto) dispatch_format(FormatId id, Function&& f) {
+  return detail::dispatch_in(WeightFormats{}, id, std::forward<Function>(f));
+}
+
+}  // namespace qt
