@@ -1,0 +1,128 @@
+// Backend: memory of two kinds, streams, events, and running ops in order.
+//
+// run() is not virtual: it checks once, counts once, then calls the implementation, which may rely on the contract.
+// Nobody outside a backend dereferences a view; bytes cross by copy(), upload(), download() and read_scalars().
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "kernels/target.h"
+
+namespace qt {
+
+// Work on one stream runs in order. The cpu backend runs everything at once in program order.
+enum class Stream : std::uint8_t { compute, copy_in, copy_out };
+
+struct Event {
+  std::uint64_t id = 0;
+};
+
+// One large allocation; freed with the handle. base is at least 4096-byte aligned.
+class MemoryRegion {
+ public:
+  virtual ~MemoryRegion() = default;
+  std::byte* base() const { return base_; }
+  std::int64_t bytes() const { return bytes_; }
+  Space space() const { return space_; }
+
+ protected:
+  MemoryRegion(std::byte* base, std::int64_t bytes, Space space) : base_(base), bytes_(bytes), space_(space) {}
+
+ private:
+  std::byte* base_;
+  std::int64_t bytes_;
+  Space space_;
+};
+
+// What a backend did since the last reset. model_flops leaves out what ran inside a RecomputeScope.
+struct BackendTotals {
+  double model_flops = 0;
+  double executed_flops = 0;
+  double read_bytes = 0;
+  double written_bytes = 0;
+  double host_to_device_bytes = 0;
+  double device_to_host_bytes = 0;
+  std::int64_t ops = 0;
+};
+
+class Backend {
+ public:
+  explicit Backend(Target target) : target_(std::move(target)) {}
+  virtual ~Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  const Target& target() const { return target_; }
+  virtual std::string_view name() const = 0;
+
+  // Runs op after everything earlier on the same stream; may return before the work is done.
+  template <class Op>
+  void run(const Op& op, Stream stream = Stream::compute) {
+    op.check();
+    count(op.cost());
+    note(Op::kName);
+    do_run(op, stream);
+  }
+
+  // The memory is zero-filled. Throws FitError when the system refuses it.
+  virtual std::unique_ptr<MemoryRegion> allocate(Space space, std::int64_t bytes) = 0;
+
+  // Same number of bytes, both dense; between or within spaces.
+  void copy(const TensorView& from, const TensorView& to, Stream stream = Stream::compute);
+  // Plain memory to and from a view; both wait for earlier work on the compute stream and for the transfer.
+  void upload(std::span<const std::byte> from, const TensorView& to);
+  void download(const TensorView& from, std::span<std::byte> to);
+  // The one call by which numbers reach the host's decisions (loss, norm, flags). view: f64 [n].
+  std::vector<double> read_scalars(const TensorView& view);
+
+  virtual Event record(Stream stream) = 0;
+  virtual void wait(Stream stream, Event event) = 0;
+  virtual void synchronize() = 0;
+
+  const BackendTotals& totals() const { return totals_; }
+  void reset_totals() { totals_ = {}; }
+
+ protected:
+  // Called before each op with its name: tracing and tests.
+  virtual void note(const char* op_name) { (void)op_name; }
+
+ private:
+  friend class RecomputeScope;
+
+  void count(const Cost& cost);
+
+  virtual void do_copy(const TensorView& from, const TensorView& to, Stream stream) = 0;
+  virtual void do_upload(std::span<const std::byte> from, const TensorView& to) = 0;
+  virtual void do_download(const TensorView& from, std::span<std::byte> to) = 0;
+  virtual std::vector<double> do_read_scalars(const TensorView& view) = 0;
+
+#define QT_DECLARE_DO_RUN(Op) virtual void do_run(const Op& op, Stream stream) = 0;
+  QT_FOR_EACH_OP(QT_DECLARE_DO_RUN)
+#undef QT_DECLARE_DO_RUN
+
+  Target target_;
+  BackendTotals totals_;
+  int recompute_depth_ = 0;
+};
+
+// While alive, executed work does not count as model_flops: it was done before and is done again to save memory.
+class RecomputeScope {
+ public:
+  explicit RecomputeScope(Backend& backend) : backend_(backend) { ++backend_.recompute_depth_; }
+  ~RecomputeScope() { --backend_.recompute_depth_; }
+  RecomputeScope(const RecomputeScope&) = delete;
+  RecomputeScope& operator=(const RecomputeScope&) = delete;
+
+ private:
+  Backend& backend_;
+};
+
+// "cpu", "null" (counts for whatever target it is given), later "cuda". Throws ConfigError for an unknown name.
+std::unique_ptr<Backend> make_backend(std::string_view name, const Target& target);
+
+}  // namespace qt

@@ -1,0 +1,323 @@
+// AdamW on the cpu, with f32 and with 8-bit moments: the arithmetic of quant/adam_math.h and the codes of
+// quant/q8.h, bit for bit, in vectors. Products and sums are rounded one by one; nothing here may be fused.
+//
+// A finite gradient whose square overflows f32 makes v infinite, here as in the scalar reference: the weights
+// it touches become NaN, and the loss of the next step stops the run. Clipping keeps gradients far below.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/cpu_common.h"
+#include "quant/adam_math.h"
+#include "quant/q8.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/adamw.cpp"
+#include <hwy/foreach_target.h>  // before highway.h
+#include <hwy/highway.h>
+
+#include "kernels/cpu/simd-inl.h"
+
+#ifndef QTRAIN_KERNELS_CPU_ADAMW_TABLES_
+#define QTRAIN_KERNELS_CPU_ADAMW_TABLES_
+namespace qt::cpu {
+namespace {
+
+// What every element of one call shares.
+struct AdamStep {
+  float grad_scale;
+  AdamHyper h;
+};
+
+// Elements of AdamW8 from a block boundary on.
+template <class G>
+struct AdamW8Range {
+  float* p;
+  const G* g;
+  std::uint8_t* m_codes;
+  std::uint8_t* v_codes;
+  float* m_absmax;
+  float* v_absmax;
+};
+
+// The cells of quant/q8.h, with room behind them: vectors gather four bytes at each cell and keep the first.
+struct PaddedCells {
+  std::array<std::uint8_t, 2 * Q8Cells::kPerSign + 3> code{};
+
+  explicit constexpr PaddedCells(const Q8Cells& cells) {
+    std::copy(cells.code.begin(), cells.code.end(), code.begin());
+  }
+};
+alignas(64) inline constexpr PaddedCells kSignedCells{kQ8SignedCells};
+alignas(64) inline constexpr PaddedCells kUnsignedCells{kQ8UnsignedCells};
+
+// The tables and the rule of one moment: FirstMoment's or SecondMoment's.
+struct FirstCode : FirstMoment {
+  static constexpr const Q8Map& kMid = kQ8SignedMid;
+  static constexpr const PaddedCells& kCells = kSignedCells;
+};
+struct SecondCode : SecondMoment {
+  static constexpr const Q8Map& kMid = kQ8UnsignedMid;
+  static constexpr const PaddedCells& kCells = kUnsignedCells;
+};
+
+}  // namespace
+}  // namespace qt::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace qt::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+using DF = hn::CappedTag<float, 16>;
+using DI = hn::RebindToSigned<DF>;
+using DU = hn::RebindToUnsigned<DF>;
+using DCode = hn::Rebind<std::uint8_t, DF>;
+using VF = hn::Vec<DF>;
+using VI = hn::Vec<DI>;
+using VU = hn::Vec<DU>;
+
+struct Hyper {
+  VF grad_scale, s, ceps, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+};
+
+HWY_INLINE Hyper Broadcast(const AdamStep& step) {
+  const DF d;
+  const AdamHyper& h = step.h;
+  return Hyper{hn::Set(d, step.grad_scale), hn::Set(d, h.s),
+               hn::Set(d, h.ceps),          hn::Set(d, h.decay),
+               hn::Set(d, h.beta1),         hn::Set(d, h.one_minus_beta1),
+               hn::Set(d, h.beta2),         hn::Set(d, h.one_minus_beta2)};
+}
+
+// qt::adam_update on every lane, the gradient scaled first.
+HWY_INLINE void Update(VF& p, VF g, VF& m, VF& v, const Hyper& h) {
+  g = hn::Mul(g, h.grad_scale);
+  v = hn::Add(hn::Mul(v, h.beta2), hn::Mul(hn::Mul(h.one_minus_beta2, g), g));
+  m = hn::Add(hn::Mul(m, h.beta1), hn::Mul(h.one_minus_beta1, g));
+  const VF ratio = hn::Div(m, hn::Add(hn::Sqrt(v), h.ceps));
+  p = hn::Add(hn::Mul(p, h.decay), hn::Mul(h.s, ratio));
+}
+
+template <class G>
+void PlainRange(float* p, const G* g, float* m, float* v, std::int64_t n, const AdamStep& step) {
+  const DF d;
+  const Hyper h = Broadcast(step);
+  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    VF pi = LoadF32(d, p + i), mi = LoadF32(d, m + i), vi = LoadF32(d, v + i);
+    Update(pi, LoadF32(d, g + i), mi, vi, h);
+    StoreF32(d, pi, p + i);
+    StoreF32(d, mi, m + i);
+    StoreF32(d, vi, v + i);
+  }
+  for (; i < n; ++i) adam_update(p[i], to_float(g[i]) * step.grad_scale, m[i], v[i], step.h);
+}
+
+template <class Code>
+HWY_INLINE VF Decode(const std::uint8_t* codes, VF absmax) {
+  const DF d;
+  const DI di;
+  const VI index = hn::PromoteTo(di, hn::LoadU(DCode(), codes));
+  return hn::Mul(hn::GatherIndex(d, Code::kMap.data(), index), absmax);
+}
+
+HWY_INLINE VU Magnitude(VF x) { return hn::And(hn::BitCast(DU(), x), hn::Set(DU(), 0x7FFFFFFFu)); }
+
+// Q8Cells::index and the search of quant/q8.h: one look-up, one compare.
+template <class Code>
+HWY_INLINE VI Search(VF y) {
+  const DF d;
+  const DI di;
+  const DU du;
+  const VU bits = hn::BitCast(du, y);
+  const VU cell = hn::ShiftRight<Q8Cells::kShift>(hn::And(bits, hn::Set(du, 0x7FFFFFFFu)));
+  const VU clamped = hn::Min(hn::Max(cell, hn::Set(du, Q8Cells::kFirst)), hn::Set(du, Q8Cells::kLast));
+  const VI sign = hn::BroadcastSignBit(hn::BitCast(di, bits));
+  const VI negative = hn::And(sign, hn::Set(di, static_cast<std::int32_t>(Q8Cells::kPerSign)));
+  const VI at = hn::Add(hn::BitCast(di, hn::Sub(clamped, hn::Set(du, Q8Cells::kFirst))), negative);
+  const auto* cells = reinterpret_cast<const std::int32_t*>(Code::kCells.code.data());
+  const VI code = hn::And(hn::GatherOffset(di, cells, at), hn::Set(di, 0xFF));
+  const VF mid = hn::GatherIndex(d, Code::kMid.data(), code);
+  return hn::Sub(code, hn::VecFromMask(di, hn::RebindMask(di, hn::Gt(y, mid))));
+}
+
+// The rule of FirstMoment: below zero never 0. Of SecondMoment: above zero never 0.
+HWY_INLINE VI ApplyRule(FirstCode, VI code, VF x) {
+  const DI di;
+  const auto wrong =
+      hn::And(hn::Eq(code, hn::Set(di, FirstCode::kZeroCode)), hn::RebindMask(di, hn::Lt(x, hn::Zero(DF()))));
+  return hn::IfThenElse(wrong, hn::Set(di, FirstCode::kZeroCode - 1), code);
+}
+HWY_INLINE VI ApplyRule(SecondCode, VI code, VF x) {
+  const DI di;
+  const auto wrong = hn::And(hn::Eq(code, hn::Zero(di)), hn::RebindMask(di, hn::Gt(x, hn::Zero(DF()))));
+  return hn::IfThenElse(wrong, hn::Set(di, 1), code);
+}
+
+// One block of aligned f32 values with the bits of its largest magnitude.
+template <class Code>
+HWY_INLINE void Encode(const float* x, std::uint32_t top, std::uint8_t* codes, float* absmax) {
+  const DF d;
+  *absmax = std::bit_cast<float>(top);
+  if (top == 0) {
+    std::memset(codes, Code::kZeroCode, kQ8BlockElems);
+    return;
+  }
+  const Normaliser normalise(*absmax);
+  const VF scale = hn::Set(d, normalise.divides() ? normalise.absmax() : normalise.reciprocal());
+  const auto encode = [&](VF xi, VF y, int i) HWY_ATTR {
+    hn::StoreU(hn::DemoteTo(DCode(), ApplyRule(Code(), Search<Code>(y), xi)), DCode(), codes + i);
+  };
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  if (normalise.divides()) {
+    for (int i = 0; i < kQ8BlockElems; i += lanes) {
+      const VF xi = hn::Load(d, x + i);
+      encode(xi, hn::Div(xi, scale), i);
+    }
+  } else {
+    for (int i = 0; i < kQ8BlockElems; i += lanes) {
+      const VF xi = hn::Load(d, x + i);
+      encode(xi, hn::Mul(xi, scale), i);
+    }
+  }
+}
+
+template <class G>
+void WholeBlock(const AdamW8Range<G>& at, const Hyper& h) {
+  const DF d;
+  const DU du;
+  HWY_ALIGN float m[kQ8BlockElems];
+  HWY_ALIGN float v[kQ8BlockElems];
+  const VF m_absmax = hn::Set(d, *at.m_absmax), v_absmax = hn::Set(d, *at.v_absmax);
+  VU m_top = hn::Zero(du), v_top = hn::Zero(du);
+  for (int i = 0; i < kQ8BlockElems; i += static_cast<int>(hn::Lanes(d))) {
+    VF pi = LoadF32(d, at.p + i);
+    VF mi = Decode<FirstCode>(at.m_codes + i, m_absmax), vi = Decode<SecondCode>(at.v_codes + i, v_absmax);
+    Update(pi, LoadF32(d, at.g + i), mi, vi, h);
+    StoreF32(d, pi, at.p + i);
+    hn::Store(mi, d, m + i);
+    hn::Store(vi, d, v + i);
+    m_top = hn::Max(m_top, Magnitude(mi));
+    v_top = hn::Max(v_top, Magnitude(vi));
+  }
+  Encode<FirstCode>(m, hn::GetLane(hn::MaxOfLanes(du, m_top)), at.m_codes, at.m_absmax);
+  Encode<SecondCode>(v, hn::GetLane(hn::MaxOfLanes(du, v_top)), at.v_codes, at.v_absmax);
+}
+
+// The last block of a tensor, padded with elements that are and stay 0: they leave both maxima alone.
+template <class G>
+void PartialBlock(const AdamW8Range<G>& at, std::int64_t n, const Hyper& h) {
+  float p[kQ8BlockElems] = {};
+  G g[kQ8BlockElems] = {};
+  std::uint8_t m_codes[kQ8BlockElems], v_codes[kQ8BlockElems];
+  std::fill_n(m_codes, kQ8BlockElems, FirstCode::kZeroCode);
+  std::fill_n(v_codes, kQ8BlockElems, SecondCode::kZeroCode);
+  std::copy_n(at.p, n, p);
+  std::copy_n(at.g, n, g);
+  std::copy_n(at.m_codes, n, m_codes);
+  std::copy_n(at.v_codes, n, v_codes);
+  WholeBlock(AdamW8Range<G>{p, g, m_codes, v_codes, at.m_absmax, at.v_absmax}, h);
+  std::copy_n(p, n, at.p);
+  std::copy_n(m_codes, n, at.m_codes);
+  std::copy_n(v_codes, n, at.v_codes);
+}
+
+template <class G>
+void BlockRange(const AdamW8Range<G>& x, std::int64_t n, const AdamStep& step) {
+  const Hyper h = Broadcast(step);
+  for (std::int64_t i = 0; i < n; i += kQ8BlockElems) {
+    const std::int64_t block = i / kQ8BlockElems;
+    const AdamW8Range<G> at{x.p + i,           x.g + i, x.m_codes + i, x.v_codes + i, x.m_absmax + block,
+                            x.v_absmax + block};
+    if (n - i >= kQ8BlockElems) {
+      WholeBlock(at, h);
+    } else {
+      PartialBlock(at, n - i, h);
+    }
+  }
+}
+
+void PlainF32(float* p, const float* g, float* m, float* v, std::int64_t n, const AdamStep& step) {
+  PlainRange(p, g, m, v, n, step);
+}
+void PlainBf16(float* p, const bf16* g, float* m, float* v, std::int64_t n, const AdamStep& step) {
+  PlainRange(p, g, m, v, n, step);
+}
+void BlocksF32(const AdamW8Range<float>& x, std::int64_t n, const AdamStep& step) { BlockRange(x, n, step); }
+void BlocksBf16(const AdamW8Range<bf16>& x, std::int64_t n, const AdamStep& step) { BlockRange(x, n, step); }
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace qt::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace qt::cpu {
+namespace {
+
+HWY_EXPORT(PlainF32);
+HWY_EXPORT(PlainBf16);
+HWY_EXPORT(BlocksF32);
+HWY_EXPORT(BlocksBf16);
+
+constexpr std::int64_t kGrainElems = 64 * kQ8BlockElems;
+
+bool step_is_skipped(const TensorView& params) { return params.as<float>()[1] != 0; }
+
+AdamStep read_step(const TensorView& params, ParamGroup group) {
+  const float* const values = params.as<float>();
+  const float* const h = values + 4 + 8 * static_cast<int>(group);
+  return AdamStep{.grad_scale = values[0],
+                  .h = {.s = h[0],
+                        .ceps = h[1],
+                        .decay = h[2],
+                        .beta1 = h[3],
+                        .one_minus_beta1 = h[4],
+                        .beta2 = h[5],
+                        .one_minus_beta2 = h[6]}};
+}
+
+template <class G>
+AdamW8Range<G> range_from(const AdamW8& op, std::int64_t begin) {
+  const std::int64_t block = begin / kQ8BlockElems;
+  return {op.master.as<float>() + begin,         op.grad.as<G>() + begin,
+          op.m_codes.as<std::uint8_t>() + begin, op.v_codes.as<std::uint8_t>() + begin,
+          op.m_absmax.as<float>() + block,       op.v_absmax.as<float>() + block};
+}
+
+}  // namespace
+
+void run(const AdamW& op, Context& ctx) {
+  if (step_is_skipped(op.params)) return;
+  const AdamStep step = read_step(op.params, op.group);
+  parallel_ranges(ctx, op.master.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
+    float* const p = op.master.as<float>() + begin;
+    float* const m = op.m.as<float>() + begin;
+    float* const v = op.v.as<float>() + begin;
+    if (op.grad.dtype == DType::bf16) {
+      HWY_DYNAMIC_DISPATCH(PlainBf16)(p, op.grad.as<bf16>() + begin, m, v, end - begin, step);
+    } else {
+      HWY_DYNAMIC_DISPATCH(PlainF32)(p, op.grad.as<float>() + begin, m, v, end - begin, step);
+    }
+  });
+}
+
+void run(const AdamW8& op, Context& ctx) {
+  if (step_is_skipped(op.params)) return;
+  const AdamStep step = read_step(op.params, op.group);
+  parallel_ranges(ctx, op.master.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
+    if (op.grad.dtype == DType::bf16) {
+      HWY_DYNAMIC_DISPATCH(BlocksBf16)(range_from<bf16>(op, begin), end - begin, step);
+    } else {
+      HWY_DYNAMIC_DISPATCH(BlocksF32)(range_from<float>(op, begin), end - begin, step);
+    }
+  });
+}
+
+}  // namespace qt::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,184 @@
+// Matrix products on the cpu: fixed output tiles (kernels/gemm_grid.h), each computed by one thread out of
+// tile_gemm(). A packed operand is expanded into the worker's scratch one tile at a time and multiplied from
+// there, so a packed product has the bits of Dequantise followed by Matmul.
+//
+// c[M, N] = a[M, R] b[R, N] in this file; R is summed over in chunks, in ascending order.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/cpu_common.h"
+#include "kernels/cpu/expand.h"
+#include "kernels/cpu/gemm_tile.h"
+#include "kernels/cpu/row_ops.h"
+#include "kernels/gemm_grid.h"
+
+namespace qt::cpu {
+
+namespace {
+
+// Bytes of one row of a staged operand: 256 rows of it are half a second-level cache of a common size.
+constexpr std::int64_t kChunkBytes = 2048;
+constexpr std::int64_t kMaxTileM = 512, kMaxTileN = 256;
+
+constexpr std::int64_t kTileBytes = kMaxTileM * padded_pitch(kMaxTileN) * 4;
+// A bf16 chunk has twice the columns of an f32 one, so that it never needs more.
+constexpr std::int64_t kStageBytes = widened_bytes(kMaxTileN, kChunkBytes / 4);
+constexpr std::int64_t kWidenedBytes = widened_bytes(kMaxTileM, kChunkBytes / 4);
+static_assert(kTileBytes + kStageBytes + kWidenedBytes <= kWorkerScratchBytes);
+
+// The right operand, as it is stored: a matrix [rows, cols] that is used as it is (nn, tn) or transposed
+// (nt).
+struct Stored {
+  const TensorView* dense = nullptr;
+  const PackedView* packed = nullptr;
+  bool transposed = false;
+};
+
+struct Product {
+  GemmShape shape;
+  GemmGrid grid;
+  Operand a;
+  Stored b;
+  TensorView c;
+  bool accumulate = false;
+  std::byte* pieces = nullptr;  // f32 [pieces, M, N]
+};
+
+// Copies, widens or expands the rectangle at (row, col) of the stored operand; rows `pitch` apart.
+template <class T>
+void stage(const Stored& b, std::int64_t row, std::int64_t col, std::int64_t rows, std::int64_t cols, T* to,
+           std::int64_t pitch) {
+  if (b.packed != nullptr) {
+    const std::int64_t width = b.packed->K;
+    for (std::int64_t i = 0; i < rows; ++i) expand(*b.packed, (row + i) * width + col, cols, to + i * pitch);
+    return;
+  }
+  const std::byte* from = b.dense->data + (row * b.dense->pitch + col) * dtype_bytes(b.dense->dtype);
+  if constexpr (std::is_same_v<T, float>) {
+    if (b.dense->dtype == DType::bf16) {
+      widen_rows(reinterpret_cast<const bf16*>(from), b.dense->pitch, rows, cols, to, pitch);
+      return;
+    }
+  }
+  const std::int64_t pitch_bytes = b.dense->pitch * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    std::memcpy(to + i * pitch, from + i * pitch_bytes, static_cast<std::size_t>(cols) * sizeof(T));
+  }
+}
+
+// c[rows m.., cols n..] (pitch ldc) = sum over [r_begin, r_end).
+void compute_tile(const Product& p, std::int64_t m, std::int64_t n, std::int64_t r_begin, std::int64_t r_end,
+                  float* c, std::int64_t ldc, std::byte* staged, std::byte* widened) {
+  const std::int64_t M = std::min(p.grid.tile_m, p.shape.M - m), N = std::min(p.grid.tile_n, p.shape.N - n);
+  const bool use_bf16 = p.a.dtype == DType::bf16 && multiplies_bf16();
+  const DType dtype = use_bf16 ? DType::bf16 : DType::f32;
+  const std::int64_t chunk = kChunkBytes / dtype_bytes(dtype);
+  for (std::int64_t r = r_begin; r < r_end; r += chunk) {
+    const std::int64_t R = std::min(chunk, r_end - r);
+    // f32 products choose their code by the distance between rows, so that a dense operand is staged as a
+    // packed one is: only then do both give the same bits. bf16 products do not, but for single rows and
+    // columns.
+    const bool in_place = p.b.packed == nullptr && use_bf16 && N > 1 && R > 1;
+    const std::int64_t row = p.b.transposed ? n : r, col = p.b.transposed ? r : n;
+    const std::int64_t rows = p.b.transposed ? N : R, cols = p.b.transposed ? R : N;
+    Operand b;
+    if (in_place) {
+      b = Operand::rows(p.b.dense->data, dtype, p.b.dense->pitch).at(row, col);
+    } else {
+      const std::int64_t pitch = padded_pitch(cols);
+      use_bf16 ? stage(p.b, row, col, rows, cols, reinterpret_cast<bf16*>(staged), pitch)
+               : stage(p.b, row, col, rows, cols, reinterpret_cast<float*>(staged), pitch);
+      b = Operand::rows(staged, dtype, pitch);
+    }
+    if (p.b.transposed) b = b.transposed();
+
+    Operand a = p.a.at(m, r);
+    if (a.dtype != dtype) {  // b has been widened already
+      a = widen_operand(a, M, R, reinterpret_cast<float*>(widened));
+    }
+    tile_gemm(M, N, R, a, b, c, ldc, r > r_begin, nullptr);
+  }
+}
+
+void run_product(const Product& p, Context& ctx) {
+  const GemmShape& s = p.shape;
+  const GemmGrid& grid = p.grid;
+  const std::int64_t tiles_m = grid.tiles_m(s), tiles = tiles_m * grid.tiles_n(s);
+  const auto at = [&](std::int64_t m, std::int64_t n) {
+    return p.c.data + (m * p.c.pitch + n) * dtype_bytes(p.c.dtype);
+  };
+
+  // Neighbouring tasks share the right operand, which may have to be expanded from memory.
+  ctx.pool.parallel_for(tiles * grid.pieces, [&](std::int64_t task, int worker) {
+    const std::int64_t piece = task / tiles, tile = task % tiles;
+    const std::int64_t m = tile % tiles_m * grid.tile_m, n = tile / tiles_m * grid.tile_n;
+    const std::int64_t r = piece * grid.piece_r, r_end = std::min(s.R, r + grid.piece_r);
+    std::byte* const sums = ctx.worker_scratch(worker);
+    std::byte* const staged = sums + kTileBytes;
+    std::byte* const widened = staged + kStageBytes;
+
+    if (grid.pieces > 1) {
+      float* const c = reinterpret_cast<float*>(p.pieces) + (piece * s.M + m) * s.N + n;
+      compute_tile(p, m, n, r, r_end, c, s.N, staged, widened);
+    } else if (p.c.dtype == DType::f32 && !p.accumulate) {
+      compute_tile(p, m, n, r, r_end, reinterpret_cast<float*>(at(m, n)), p.c.pitch, staged, widened);
+    } else {
+      const std::int64_t pitch = padded_pitch(grid.tile_n);
+      compute_tile(p, m, n, r, r_end, reinterpret_cast<float*>(sums), pitch, staged, widened);
+      store_sum({.pieces = reinterpret_cast<const float*>(sums),
+                 .pitch = pitch,
+                 .to = at(m, n),
+                 .to_dtype = p.c.dtype,
+                 .to_pitch = p.c.pitch,
+                 .rows = std::min(grid.tile_m, s.M - m),
+                 .cols = std::min(grid.tile_n, s.N - n),
+                 .accumulate = p.accumulate});
+    }
+  });
+  if (grid.pieces == 1) return;
+
+  constexpr std::int64_t kRowsPerTask = 16;
+  parallel_ranges(ctx, s.M, kRowsPerTask, [&](std::int64_t begin, std::int64_t end, int) {
+    store_sum({.pieces = reinterpret_cast<const float*>(p.pieces) + begin * s.N,
+               .piece_count = grid.pieces,
+               .piece_stride = s.M * s.N,
+               .pitch = s.N,
+               .to = at(begin, 0),
+               .to_dtype = p.c.dtype,
+               .to_pitch = p.c.pitch,
+               .rows = end - begin,
+               .cols = s.N,
+               .accumulate = p.accumulate});
+  });
+}
+
+}  // namespace
+
+void run(const Matmul& op, Context& ctx) {
+  const GemmShape shape = gemm_shape(op);
+  if (shape.M == 0 || shape.N == 0) return;
+  QT_CHECK(shape.R >= 1, ShapeError, "{}: nothing to sum over: a {}, b {}", Matmul::kName, op.a.shape(),
+           op.b.shape());
+  const Operand a = Operand::rows(op.a.data, op.a.dtype, op.a.pitch);
+  run_product({.shape = shape,
+               .grid = cpu_gemm_grid(shape, op.layout),
+               .a = op.layout == GemmLayout::tn ? a.transposed() : a,
+               .b = {.dense = &op.b, .transposed = op.layout == GemmLayout::nt},
+               .c = op.c,
+               .accumulate = op.accumulate,
+               .pieces = op.scratch.data},
+              ctx);
+}
+
+void run(const PackedMatmul& op, Context& ctx) {
+  const GemmShape shape{.M = op.x.dim(0), .N = op.y.dim(1), .R = op.x.dim(1)};
+  if (shape.M == 0) return;
+  run_product({.shape = shape,
+               .grid = cpu_gemm_grid(shape, op.layout),
+               .a = Operand::rows(op.x.data, op.x.dtype, op.x.pitch),
+               .b = {.packed = &op.w, .transposed = op.layout == GemmLayout::nt},
+               .c = op.y},
+              ctx);
+}
+
+}  // namespace qt::cpu

@@ -1,0 +1,147 @@
+#include "kernels/cpu/gemm_tile.h"
+
+#include <array>
+#include <unordered_map>
+
+#include <dnnl.hpp>
+#include <omp.h>
+
+#include "kernels/cpu/cpu_common.h"
+#include "kernels/cpu/row_ops.h"
+#include "src/core/error.h"
+
+namespace qt::cpu {
+
+namespace {
+
+// Everything that decides which code runs.
+struct Key {
+  std::array<std::int64_t, 8> sizes;  // M, N, K, strides of a, strides of b, ldc
+  bool bf16 = false;
+  bool accumulate = false;
+  bool operator==(const Key&) const = default;
+};
+
+struct KeyHash {
+  std::size_t operator()(const Key& key) const {
+    std::uint64_t h = (key.bf16 ? 2u : 0u) + (key.accumulate ? 1u : 0u);
+    for (const std::int64_t size : key.sizes) {
+      h = (h ^ static_cast<std::uint64_t>(size)) * 0x9E3779B97F4A7C15u;
+      h ^= h >> 29;
+    }
+    return static_cast<std::size_t>(h);
+  }
+};
+
+// A primitive with memory objects whose pointers are set before each execution.
+struct Product {
+  dnnl::matmul primitive;
+  dnnl::memory a, b, c;
+  std::unordered_map<int, dnnl::memory> args;
+};
+
+// Primitives of one thread: no locks, and one stream per thread. The library itself shares the generated code
+// between threads. A model has a few dozen shapes; the bound is for programs that run many models.
+class Products {
+ public:
+  Products() : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {
+    worker_init();  // the caller of a pool may be a thread that the pool did not start
+  }
+
+  Product& get(const Key& key) {
+    const auto found = products_.find(key);
+    if (found != products_.end()) return found->second;
+    if (products_.size() >= kMaxProducts) products_.clear();
+    return products_.emplace(key, create(key)).first->second;
+  }
+
+  void execute(Product& product, const void* a, const void* b, float* c) {
+    // The library's handles are not const; it only reads the operands.
+    product.a.set_data_handle(const_cast<void*>(a), stream_);
+    product.b.set_data_handle(const_cast<void*>(b), stream_);
+    product.c.set_data_handle(c, stream_);
+    product.primitive.execute(stream_, product.args);
+  }
+
+ private:
+  static constexpr std::size_t kMaxProducts = 4096;
+
+  Product create(const Key& key) const {
+    using dnnl::memory;
+    const auto [M, N, K, a_row, a_col, b_row, b_col, ldc] = key.sizes;
+    const memory::data_type type = key.bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+    const memory::desc a({M, K}, type, memory::dims{a_row, a_col});
+    const memory::desc b({K, N}, type, memory::dims{b_row, b_col});
+    const memory::desc c({M, N}, memory::data_type::f32, memory::dims{ldc, 1});
+    dnnl::primitive_attr attr;
+    if (key.accumulate) {
+      dnnl::post_ops add;
+      add.append_sum(1.0f);
+      attr.set_post_ops(add);
+    }
+    const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(a, b, c), attr, engine_);
+    Product product{.primitive = dnnl::matmul(desc),
+                    .a = memory(a, engine_, nullptr),
+                    .b = memory(b, engine_, nullptr),
+                    .c = memory(c, engine_, nullptr),
+                    .args = {}};
+    product.args = {{DNNL_ARG_SRC, product.a}, {DNNL_ARG_WEIGHTS, product.b}, {DNNL_ARG_DST, product.c}};
+    return product;
+  }
+
+  dnnl::engine engine_;
+  dnnl::stream stream_;
+  std::unordered_map<Key, Product, KeyHash> products_;
+};
+
+Products& products_of_this_thread() {
+  thread_local Products products;
+  return products;
+}
+
+}  // namespace
+
+void worker_init() { omp_set_num_threads(1); }
+
+bool multiplies_bf16() {
+  static const bool answer = [] {
+    const auto wanted = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
+    return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & wanted) == wanted;
+  }();
+  return answer;
+}
+
+std::int64_t tile_gemm_scratch_bytes(DType dtype, std::int64_t M, std::int64_t N, std::int64_t K) {
+  if (dtype == DType::f32 || multiplies_bf16()) return 0;
+  return widened_bytes(M, K) + widened_bytes(K, N);
+}
+
+Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols, float* to) {
+  if (from.col_stride != 1 && cols > 1) return widen_operand(from.transposed(), cols, rows, to).transposed();
+  const std::int64_t pitch = padded_pitch(cols);
+  widen_rows(static_cast<const bf16*>(from.data), from.row_stride, rows, cols, to, pitch);
+  return Operand::rows(to, DType::f32, pitch);
+}
+
+void tile_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Operand& a, const Operand& b, float* c,
+               std::int64_t ldc, bool accumulate, std::byte* scratch) {
+  Operand a_used = a, b_used = b;
+  if (a.dtype == DType::bf16 && !multiplies_bf16()) {
+    auto* const widened = reinterpret_cast<float*>(scratch);
+    a_used = widen_operand(a, M, K, widened);
+    b_used = widen_operand(b, K, N, widened + widened_bytes(M, K) / 4);
+  }
+  Products& products = products_of_this_thread();
+  const Key key{
+      .sizes = {M, N, K, a_used.row_stride, a_used.col_stride, b_used.row_stride, b_used.col_stride, ldc},
+      .bf16 = a_used.dtype == DType::bf16,
+      .accumulate = accumulate};
+  try {
+    products.execute(products.get(key), a_used.data, b_used.data, c);
+  } catch (const dnnl::error& e) {
+    throw DeviceError(fmt::format("oneDNN could not multiply [{}, {}] by [{}, {}] {}: {}", M, K, K, N,
+                                  dtype_name(a_used.dtype), e.what()));
+  }
+}
+
+}  // namespace qt::cpu

@@ -1,0 +1,54 @@
+// One product of two tiles on the calling thread, by oneDNN: the building block of matrix products and
+// attention.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "src/core/tensor.h"
+
+namespace qt::cpu {
+
+// Where element (row, col) of an operand lies: data + row * row_stride + col * col_stride, strides in
+// elements. One of the strides is 1, unless the operand has a single row or column.
+struct Operand {
+  const void* data = nullptr;
+  DType dtype = DType::f32;  // f32 | bf16
+  std::int64_t row_stride = 0;
+  std::int64_t col_stride = 0;
+
+  static Operand rows(const void* data, DType dtype, std::int64_t pitch) { return {data, dtype, pitch, 1}; }
+  Operand transposed() const { return {data, dtype, col_stride, row_stride}; }
+  Operand at(std::int64_t row, std::int64_t col) const {
+    const std::int64_t offset = (row * row_stride + col * col_stride) * dtype_bytes(dtype);
+    return {static_cast<const std::byte*>(data) + offset, dtype, row_stride, col_stride};
+  }
+};
+
+// A distance between rows of a buffer of our own that holds `cols` elements: a multiple of 16, and no
+// multiple of a large power of two, where the rows of a tile would compete for the same cache sets.
+constexpr std::int64_t padded_pitch(std::int64_t cols) { return (cols + 15) / 16 * 16 + 16; }
+
+// True where the machine multiplies bf16 itself (and ONEDNN_MAX_CPU_ISA does not forbid it). Elsewhere bf16
+// tiles are widened to f32 first.
+bool multiplies_bf16();
+
+// c[M, N] = a[M, K] b[K, N], or c += with accumulate. a and b have the same dtype, sums run in f32.
+// M, N, K >= 1; rows of c lie ldc floats apart. scratch: tile_gemm_scratch_bytes(), 64-byte aligned.
+// The bits depend on shape, strides and values alone. For bf16 operands they do not depend on the strides
+// beyond whether an operand is transposed, as long as N and K exceed 1. The library allocates its own packing
+// buffers for the duration of the call (below 1 MiB for the tiles used here).
+void tile_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Operand& a, const Operand& b, float* c,
+               std::int64_t ldc, bool accumulate, std::byte* scratch);
+
+// The [rows, cols] bf16 operand in f32, stored in the order it already has. to: widened_bytes(rows, cols).
+Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols, float* to);
+constexpr std::int64_t widened_bytes(std::int64_t rows, std::int64_t cols) {
+  return std::max(rows * padded_pitch(cols), cols * padded_pitch(rows)) * 4;
+}
+
+// Largest need of a product of these sizes: both operands widened. 0 where nothing is widened.
+std::int64_t tile_gemm_scratch_bytes(DType dtype, std::int64_t M, std::int64_t N, std::int64_t K);
+
+}  // namespace qt::cpu

@@ -1,0 +1,300 @@
+// Packing and unpacking of weights on the cpu. NF4 runs in vectors, bit-equal to quant/nf4.h; a format
+// without vector code of its own here runs through its scalar reference, in parallel all the same.
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <span>
+#include <type_traits>
+
+#include "kernels/cpu/cpu_common.h"
+#include "quant/block.h"
+#include "quant/format.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/quantise.cpp"
+#include <hwy/foreach_target.h>  // before highway.h
+#include <hwy/highway.h>
+
+#include "kernels/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace qt::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+constexpr std::int64_t kBlock = Nf4::kBlockElems;
+constexpr std::int64_t kBlockBytes = kBlock / 2;
+
+using DF = hn::CappedTag<float, 16>;
+using DI = hn::RebindToSigned<DF>;
+using DU = hn::RebindToUnsigned<DF>;
+using VF = hn::Vec<DF>;
+
+// The largest magnitude of a block, as bits.
+HWY_INLINE std::uint32_t TopBits(const float* x) {
+  const DF d;
+  const DU du;
+  auto top = hn::Zero(du);
+  for (std::int64_t i = 0; i < kBlock; i += static_cast<std::int64_t>(hn::Lanes(d))) {
+    top = hn::Max(top, hn::And(hn::BitCast(du, hn::LoadU(d, x + i)), hn::Set(du, 0x7FFFFFFFu)));
+  }
+  return hn::GetLane(hn::MaxOfLanes(du, top));
+}
+
+// Nf4::encode: the number of thresholds below y.
+HWY_INLINE hn::Vec<DI> Codes(VF y) {
+  const DF d;
+  const DI di;
+  auto code = hn::Zero(di);
+  for (const float t : Nf4::kThresholds) {
+    code = hn::Sub(code, hn::VecFromMask(di, hn::RebindMask(di, hn::Gt(y, hn::Set(d, t)))));
+  }
+  return code;
+}
+
+// Two codes of one byte each, the first in the low byte, become one byte with the first in its high nibble.
+HWY_INLINE void PackNibbles(const std::uint8_t* code, std::uint8_t* out) {
+  const hn::CappedTag<std::uint16_t, kBlockBytes> d16;
+  const hn::RebindToSigned<decltype(d16)> di16;
+  const hn::Rebind<std::uint8_t, decltype(d16)> d8;
+  for (std::int64_t i = 0; i < kBlockBytes; i += static_cast<std::int64_t>(hn::Lanes(d16))) {
+    const auto pair = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(code + 2 * i));
+    const auto byte =
+        hn::Or(hn::ShiftLeft<4>(hn::And(pair, hn::Set(d16, std::uint16_t{0xF}))), hn::ShiftRight<8>(pair));
+    hn::StoreU(hn::DemoteTo(d8, hn::BitCast(di16, byte)), d8, out + i);
+  }
+}
+
+// False, and nothing written, when the block holds a NaN or Inf.
+bool EncodeBlock(const float* x, std::uint8_t* out, float* absmax) {
+  const DF d;
+  const hn::Rebind<std::uint8_t, DF> d8;
+  const std::uint32_t top = TopBits(x);
+  if (top >= kInfinityBits) return false;
+  *absmax = std::bit_cast<float>(top);
+  if (top == 0) {
+    std::memset(out, Nf4::kZeroCode << 4 | Nf4::kZeroCode, kBlockBytes);
+    return true;
+  }
+  const Normaliser normalise(*absmax);
+  HWY_ALIGN std::uint8_t code[kBlock];
+  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  if (normalise.divides()) {
+    const VF by = hn::Set(d, normalise.absmax());
+    for (std::int64_t i = 0; i < kBlock; i += lanes) {
+      hn::StoreU(hn::DemoteTo(d8, Codes(hn::Div(hn::LoadU(d, x + i), by))), d8, code + i);
+    }
+  } else {
+    const VF by = hn::Set(d, normalise.reciprocal());
+    for (std::int64_t i = 0; i < kBlock; i += lanes) {
+      hn::StoreU(hn::DemoteTo(d8, Codes(hn::Mul(hn::LoadU(d, x + i), by))), d8, code + i);
+    }
+  }
+  PackNibbles(code, out);
+  return true;
+}
+
+// Packs [0, n) from a block boundary on; returns the index of the first NaN or Inf, or -1. Blocks without one
+// are written, whatever comes before them.
+std::int64_t EncodeNf4(const float* x, std::int64_t n, std::uint8_t* codes, float* absmax) {
+  std::int64_t bad = -1;
+  for (std::int64_t i = 0; i < n; i += kBlock) {
+    const std::int64_t count = std::min(kBlock, n - i);
+    bool finite = true;
+    if (count == kBlock) {
+      finite = EncodeBlock(x + i, codes + i / 2, absmax + i / kBlock);
+    } else {  // zeros behind the last element get the zero code, which also pads an odd last byte
+      float padded[kBlock] = {};
+      std::uint8_t packed[kBlockBytes];
+      std::copy_n(x + i, count, padded);
+      finite = EncodeBlock(padded, packed, absmax + i / kBlock);
+      if (finite) std::copy_n(packed, (count + 1) / 2, codes + i / 2);
+    }
+    if (!finite && bad < 0) {
+      bad = i + *first_non_finite(std::span(x + i, static_cast<std::size_t>(count)));
+    }
+  }
+  return bad;
+}
+
+#if HWY_TARGET != HWY_SCALAR  // which has no vectors of bytes
+
+// The sixteen weights of a block as bf16, their low and their high bytes apart: byte shuffles then look up
+// sixteen codes at once on every instruction set.
+struct ByteTables {
+  HWY_ALIGN std::uint8_t low[16];
+  HWY_ALIGN std::uint8_t high[16];
+};
+
+HWY_INLINE ByteTables MakeTables(float absmax) {
+  const DF d;
+  const hn::Rebind<std::uint8_t, DF> d8;
+  const DU du;
+  const DI di;
+  const VF scale = hn::Set(d, absmax);
+  ByteTables t;
+  for (std::int64_t c = 0; c < Nf4::kLevels; c += static_cast<std::int64_t>(hn::Lanes(d))) {
+    const auto bits = RoundToBf16Bits(d, hn::Mul(hn::LoadU(d, Nf4::kCodebook.data() + c), scale));
+    hn::StoreU(hn::DemoteTo(d8, hn::BitCast(di, hn::And(bits, hn::Set(du, 0xFFu)))), d8, t.low + c);
+    hn::StoreU(hn::DemoteTo(d8, hn::BitCast(di, hn::ShiftRight<8>(bits))), d8, t.high + c);
+  }
+  return t;
+}
+
+using D8 = hn::Full128<std::uint8_t>;
+using D16 = hn::Full128<std::uint16_t>;
+
+HWY_INLINE void StoreEight(hn::Vec<D16> v, bf16* to) { hn::StoreU(v, D16(), &to->bits); }
+HWY_INLINE void StoreEight(hn::Vec<D16> v, float* to) {
+  const hn::Full128<float> d;
+  const auto zero = hn::Zero(D16());
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(D16(), zero, v)), d, to);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(D16(), zero, v)), d, to + 4);
+}
+
+// Sixteen weights from one byte each.
+template <class T>
+HWY_INLINE void LookUp(hn::Vec<D8> low, hn::Vec<D8> high, hn::Vec<D8> code, T* to) {
+  const D8 d8;
+  const auto l = hn::TableLookupBytes(low, code), h = hn::TableLookupBytes(high, code);
+  StoreEight(hn::BitCast(D16(), hn::InterleaveLower(d8, l, h)), to);
+  StoreEight(hn::BitCast(D16(), hn::InterleaveUpper(d8, l, h)), to + 8);
+}
+
+template <class T>
+HWY_INLINE void DecodeBlock(const std::uint8_t* codes, float absmax, T* to) {
+  const D8 d8;
+  const ByteTables t = MakeTables(absmax);
+  const auto low = hn::Load(d8, t.low), high = hn::Load(d8, t.high);
+  for (std::int64_t i = 0; i < kBlockBytes; i += 16) {
+    const auto pair = hn::LoadU(d8, codes + i);
+    const auto first = hn::BitCast(
+        d8, hn::ShiftRight<4>(hn::BitCast(D16(), hn::And(pair, hn::Set(d8, std::uint8_t{0xF0})))));
+    const auto second = hn::And(pair, hn::Set(d8, std::uint8_t{0xF}));
+    LookUp(low, high, hn::InterleaveLower(d8, first, second), to + 2 * i);
+    LookUp(low, high, hn::InterleaveUpper(d8, first, second), to + 2 * i + 16);
+  }
+}
+
+#endif
+
+// Elements [first, first + n) of the matrix, as Nf4::dequantise; the pieces of blocks at both ends are left
+// to it.
+template <class T>
+void Decode(const std::uint8_t* codes, const float* absmax, std::int64_t first, T* to, std::int64_t n) {
+  const std::int64_t end = first + n;
+  for (std::int64_t i = first; i < end;) {
+    const std::int64_t block = i / kBlock;
+    const std::int64_t stop = std::min(end, (block + 1) * kBlock);
+    T* const out = to + (i - first);
+#if HWY_TARGET != HWY_SCALAR
+    if (stop - i == kBlock) {
+      DecodeBlock(codes + block * kBlockBytes, absmax[block], out);
+      i = stop;
+      continue;
+    }
+#endif
+    Nf4::dequantise(codes, absmax, i, std::span(out, static_cast<std::size_t>(stop - i)));
+    i = stop;
+  }
+}
+
+void DecodeNf4F32(const std::uint8_t* codes, const float* absmax, std::int64_t first, float* to,
+                  std::int64_t n) {
+  Decode(codes, absmax, first, to, n);
+}
+void DecodeNf4Bf16(const std::uint8_t* codes, const float* absmax, std::int64_t first, bf16* to,
+                   std::int64_t n) {
+  Decode(codes, absmax, first, to, n);
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace qt::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace qt::cpu {
+namespace {
+
+HWY_EXPORT(EncodeNf4);
+HWY_EXPORT(DecodeNf4F32);
+HWY_EXPORT(DecodeNf4Bf16);
+
+constexpr std::int64_t kBlocksPerTask = 256;
+
+// Packs [first, first + n) of the matrix, whole blocks or its end; index of the first NaN or Inf, or -1.
+template <class F>
+std::int64_t encode(const PackedView& w, std::int64_t first, const float* x, std::int64_t n) {
+  std::uint8_t* const codes = w.codes.as<std::uint8_t>() + first * F::kCodeBits / 8;
+  float* const absmax = w.absmax.as<float>() + first / F::kBlockElems;
+  if constexpr (std::is_same_v<F, Nf4>) {
+    return HWY_DYNAMIC_DISPATCH(EncodeNf4)(x, n, codes, absmax);
+  } else {
+    return F::quantise(std::span(x, static_cast<std::size_t>(n)), codes, absmax).value_or(-1);
+  }
+}
+
+template <class F, class T>
+void decode(const PackedView& w, std::int64_t first, T* to, std::int64_t n) {
+  const std::uint8_t* const codes = w.codes.as<std::uint8_t>();
+  const float* const absmax = w.absmax.as<float>();
+  if constexpr (!std::is_same_v<F, Nf4>) {
+    F::dequantise(codes, absmax, first, std::span(to, static_cast<std::size_t>(n)));
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    HWY_DYNAMIC_DISPATCH(DecodeNf4Bf16)(codes, absmax, first, to, n);
+  } else {
+    HWY_DYNAMIC_DISPATCH(DecodeNf4F32)(codes, absmax, first, to, n);
+  }
+}
+
+template <class F, class T>
+void dequantise(const Dequantise& op, Context& ctx) {
+  // Tasks are cut where blocks of the matrix begin, wherever the range does.
+  const std::int64_t grain = kBlocksPerTask * F::kBlockElems;
+  const std::int64_t lead = op.first % grain;
+  T* const to = op.dst.as<T>();
+  parallel_ranges(ctx, lead + op.dst.elems(), grain, [&](std::int64_t begin, std::int64_t end, int) {
+    begin = std::max(begin, lead);
+    decode<F>(op.w, op.first - lead + begin, to + (begin - lead), end - begin);
+  });
+}
+
+void lower_to(std::atomic<std::int64_t>& smallest, std::int64_t value) {
+  std::int64_t seen = smallest.load(std::memory_order_relaxed);
+  while (value < seen && !smallest.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+  }
+}
+
+}  // namespace
+
+void run(const Quantise& op, Context& ctx) {
+  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+  std::atomic<std::int64_t> smallest{kNone};
+  dispatch_format(op.w.format, [&]<class F>() {
+    parallel_ranges(
+        ctx, op.src.elems(), kBlocksPerTask * F::kBlockElems, [&](std::int64_t begin, std::int64_t end, int) {
+          const std::int64_t bad = encode<F>(op.w, op.first + begin, op.src.as<float>() + begin, end - begin);
+          if (bad >= 0) lower_to(smallest, op.first + begin + bad);
+        });
+  });
+  if (smallest == kNone) return;
+  double& bad_index = *op.bad_index.as<double>();
+  const double found = static_cast<double>(smallest) + 1;
+  if (bad_index == 0 || found < bad_index) bad_index = found;
+}
+
+void run(const Dequantise& op, Context& ctx) {
+  dispatch_format(op.w.format, [&]<class F>() {
+    if (op.dst.dtype == DType::bf16) {
+      dequantise<F, bf16>(op, ctx);
+    } else {
+      dequantise<F, float>(op, ctx);
+    }
+  });
+}
+
+}  // namespace qt::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,196 @@
+// Sums whose bits are promised on every instruction set, and the scalars of a step that follow from them.
+//
+// The tree: blocks of 4096 elements; in a block eight double lanes, lane l adding elements l, l + 8, l + 16,
+// ... in ascending order; the lanes as ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)); the blocks in ascending
+// order onto 0. The square of a float is exact in double, so that a fused multiply-add would give the same
+// bits.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/cpu_common.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/reduce.cpp"
+#include <hwy/foreach_target.h>  // before highway.h
+#include <hwy/highway.h>
+
+#include "kernels/cpu/simd-inl.h"
+
+#ifndef QTRAIN_KERNELS_CPU_REDUCE_CONSTANTS_
+#define QTRAIN_KERNELS_CPU_REDUCE_CONSTANTS_
+namespace qt::cpu {
+namespace {
+
+constexpr std::int64_t kTreeBlock = 4096;
+constexpr std::int64_t kTreeLanes = 8;
+constexpr std::int64_t kBlocksAtOnce = 4;
+
+inline double sum_lanes(const double* lane) {
+  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+}  // namespace
+}  // namespace qt::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace qt::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+using D64 = hn::CappedTag<double, kTreeLanes>;
+
+template <class T>
+HWY_INLINE hn::Vec<D64> Square(const T* x) {
+  const D64 d;
+  const hn::Rebind<float, D64> d32;
+  const auto v = hn::PromoteTo(d, LoadF32(d32, x));
+  return hn::Mul(v, v);
+}
+
+// One block that may be the last, partial one.
+template <class T>
+double BlockSum(const T* x, std::int64_t n) {
+  const D64 d;
+  const std::int64_t step = static_cast<std::int64_t>(hn::Lanes(d));
+  const std::int64_t whole = n / kTreeLanes * kTreeLanes;
+  HWY_ALIGN double lanes[kTreeLanes];
+  for (std::int64_t lane = 0; lane < kTreeLanes; lane += step) {
+    auto sum = hn::Zero(d);
+    for (std::int64_t i = lane; i < whole; i += kTreeLanes) sum = hn::Add(sum, Square(x + i));
+    hn::Store(sum, d, lanes + lane);
+  }
+  for (std::int64_t i = whole; i < n; ++i) {
+    const double v = to_float(x[i]);
+    lanes[i - whole] += v * v;
+  }
+  return sum_lanes(lanes);
+}
+
+// Four whole blocks side by side: the additions of one block depend on each other, those of four do not.
+template <class T>
+void FourBlockSums(const T* x, double* out) {
+  const D64 d;
+  const std::int64_t step = static_cast<std::int64_t>(hn::Lanes(d));
+  HWY_ALIGN double lanes[kBlocksAtOnce][kTreeLanes];
+  for (std::int64_t lane = 0; lane < kTreeLanes; lane += step) {
+    auto sum0 = hn::Zero(d), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+    for (std::int64_t i = lane; i < kTreeBlock; i += kTreeLanes) {
+      sum0 = hn::Add(sum0, Square(x + i));
+      sum1 = hn::Add(sum1, Square(x + i + kTreeBlock));
+      sum2 = hn::Add(sum2, Square(x + i + 2 * kTreeBlock));
+      sum3 = hn::Add(sum3, Square(x + i + 3 * kTreeBlock));
+    }
+    hn::Store(sum0, d, lanes[0] + lane);
+    hn::Store(sum1, d, lanes[1] + lane);
+    hn::Store(sum2, d, lanes[2] + lane);
+    hn::Store(sum3, d, lanes[3] + lane);
+  }
+  for (std::int64_t b = 0; b < kBlocksAtOnce; ++b) out[b] = sum_lanes(lanes[b]);
+}
+
+// The sums of the blocks that begin in [0, n).
+template <class T>
+void BlockSums(const T* x, std::int64_t n, double* out) {
+  std::int64_t i = 0;
+  for (; i + kBlocksAtOnce * kTreeBlock <= n; i += kBlocksAtOnce * kTreeBlock)
+    FourBlockSums(x + i, out + i / kTreeBlock);
+  for (; i < n; i += kTreeBlock) out[i / kTreeBlock] = BlockSum(x + i, std::min(n - i, kTreeBlock));
+}
+
+void BlockSumsF32(const float* x, std::int64_t n, double* out) { BlockSums(x, n, out); }
+void BlockSumsBf16(const bf16* x, std::int64_t n, double* out) { BlockSums(x, n, out); }
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace qt::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace qt::cpu {
+namespace {
+
+HWY_EXPORT(BlockSumsF32);
+HWY_EXPORT(BlockSumsBf16);
+
+// PyTorch's clip_grad_norm_ adds it to the norm.
+constexpr double kClipEpsilon = 1e-6;
+
+}  // namespace
+
+void run(const SumSquares& op, Context& ctx) {
+  const std::int64_t n = op.x.elems();
+  const std::int64_t blocks = (n + kTreeBlock - 1) / kTreeBlock;
+  double* const partial = reinterpret_cast<double*>(op.scratch.data);
+  parallel_ranges(ctx, n, 4 * kBlocksAtOnce * kTreeBlock, [&](std::int64_t begin, std::int64_t end, int) {
+    double* const out = partial + begin / kTreeBlock;
+    if (op.x.dtype == DType::bf16) {
+      HWY_DYNAMIC_DISPATCH(BlockSumsBf16)(op.x.as<bf16>() + begin, end - begin, out);
+    } else {
+      HWY_DYNAMIC_DISPATCH(BlockSumsF32)(op.x.as<float>() + begin, end - begin, out);
+    }
+  });
+  double total = 0;
+  for (std::int64_t b = 0; b < blocks; ++b) total += partial[b];
+  *op.out.as<double>() = total;
+}
+
+// The same tree over nll itself. A loss chunk has a few thousand rows: not worth waking a thread.
+void run(const SumLoss& op, Context&) {
+  const std::int64_t n = op.nll.dim(0);
+  const float* const nll = op.nll.as<float>();
+  const std::int32_t* const targets = op.targets.as<std::int32_t>();
+  double total = 0;
+  std::int64_t counted = 0;
+  for (std::int64_t block = 0; block < n; block += kTreeBlock) {
+    const std::int64_t end = std::min(n, block + kTreeBlock);
+    double lanes[kTreeLanes] = {};
+    for (std::int64_t i = block; i < end; ++i) {
+      lanes[(i - block) % kTreeLanes] += static_cast<double>(nll[i]);
+      counted += targets[i] >= 0 ? 1 : 0;
+    }
+    total += sum_lanes(lanes);
+  }
+  double* const totals = op.totals.as<double>();
+  totals[0] += total;
+  totals[1] += static_cast<double>(counted);
+}
+
+// Without a single target there is no loss to speak of: loss, norm and factor are 0, and the step is skipped.
+void run(const PrepareStep& op, Context&) {
+  const double sumsq = *op.grad_sumsq.as<double>();
+  const double loss_sum = op.totals.as<double>()[0], targets = op.totals.as<double>()[1];
+  const double rescale =
+      targets > 0 ? op.gradient_tokens / targets : 0.0;  // they were divided by gradient_tokens
+  const double loss = targets > 0 ? loss_sum / targets : loss_sum * 0.0;
+  const double norm = std::sqrt(sumsq) * rescale;
+  const bool finite =
+      std::isfinite(loss) && std::isfinite(static_cast<float>(norm));  // the update is f32 arithmetic
+  double factor = rescale;
+  if (op.max_norm > 0) factor *= std::min(1.0, op.max_norm / (norm + kClipEpsilon));
+
+  float* const params = op.params.as<float>();
+  std::fill_n(params, kStepParamFloats, 0.0f);
+  params[0] = finite ? static_cast<float>(factor) : 0.0f;
+  params[1] = finite && targets > 0 ? 0.0f : 1.0f;
+  params[2] = static_cast<float>(norm);
+  for (int g = 0; g < kParamGroups; ++g) {
+    const AdamHyper& h = op.hyper[static_cast<std::size_t>(g)];
+    float* const out = params + 4 + 8 * g;
+    out[0] = h.s;
+    out[1] = h.ceps;
+    out[2] = h.decay;
+    out[3] = h.beta1;
+    out[4] = h.one_minus_beta1;
+    out[5] = h.beta2;
+    out[6] = h.one_minus_beta2;
+  }
+  double* const stats = op.stats.as<double>();
+  stats[0] = loss;
+  stats[1] = norm;
+  stats[2] = finite ? 0.0 : 1.0;
+  stats[3] = targets;
+}
+
+}  // namespace qt::cpu
+#endif  // HWY_ONCE

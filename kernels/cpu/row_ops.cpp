@@ -1,0 +1,83 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/row_ops.cpp"
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include "hwy/highway.h"
+#include "kernels/cpu/row_ops.h"
+#include "kernels/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace qt::cpu {
+namespace HWY_NAMESPACE {
+
+void WidenRows(const bf16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
+               std::int64_t to_pitch) {
+  const F32Tag d;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const bf16* src = from + row * from_pitch;
+    float* dst = to + row * to_pitch;
+    ForVectors(
+        d, 0, cols, [&](std::int64_t i) HWY_ATTR { StoreF32(d, LoadF32(d, src + i), dst + i); },
+        [&](std::int64_t i, std::size_t n)
+            HWY_ATTR { StoreF32Partial(d, LoadF32Partial(d, src + i, n), dst + i, n); });
+  }
+}
+
+template <class T, bool kAccumulate>
+void StoreSumTyped(const PieceSum& s) {
+  const F32Tag d;
+  for (std::int64_t row = 0; row < s.rows; ++row) {
+    const float* src = s.pieces + row * s.pitch;
+    T* dst = reinterpret_cast<T*>(s.to) + row * s.to_pitch;
+    const auto result = [&](auto load_piece, auto load_old) HWY_ATTR {
+      F32Vec sum = load_piece(src);
+      for (std::int64_t p = 1; p < s.piece_count; ++p)
+        sum = hn::Add(sum, load_piece(src + p * s.piece_stride));
+      if constexpr (kAccumulate) sum = hn::Add(load_old(), sum);
+      return sum;
+    };
+    ForVectors(
+        d, 0, s.cols,
+        [&](std::int64_t i) HWY_ATTR {
+          StoreF32(d,
+                   result([&](const float* piece) HWY_ATTR { return LoadF32(d, piece + i); },
+                          [&]() HWY_ATTR { return LoadF32(d, dst + i); }),
+                   dst + i);
+        },
+        [&](std::int64_t i, std::size_t n) HWY_ATTR {
+          StoreF32Partial(d,
+                          result([&](const float* piece) HWY_ATTR { return LoadF32Partial(d, piece + i, n); },
+                                 [&]() HWY_ATTR { return LoadF32Partial(d, dst + i, n); }),
+                          dst + i, n);
+        });
+  }
+}
+
+template <class T>
+void StoreSumOf(const PieceSum& s) {
+  s.accumulate ? StoreSumTyped<T, true>(s) : StoreSumTyped<T, false>(s);
+}
+
+void StoreSum(const PieceSum& s) { s.to_dtype == DType::f32 ? StoreSumOf<float>(s) : StoreSumOf<bf16>(s); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace qt::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+namespace qt::cpu {
+
+HWY_EXPORT(WidenRows);
+HWY_EXPORT(StoreSum);
+
+void widen_rows(const bf16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
+                std::int64_t to_pitch) {
+  HWY_DYNAMIC_DISPATCH(WidenRows)(from, from_pitch, rows, cols, to, to_pitch);
+}
+
+void store_sum(const PieceSum& sum) { HWY_DYNAMIC_DISPATCH(StoreSum)(sum); }
+
+}  // namespace qt::cpu
+
+#endif  // HWY_ONCE

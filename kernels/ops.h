@@ -1,0 +1,379 @@
+// The ops: one struct each, the whole contract between model or optimizer and a backend.
+//
+// Legend: N tokens of the micro-batch (B rows of T), C width, H query heads, G key/value heads, D head width,
+// F MLP width, V vocabulary, M tokens of a loss chunk. "f" stands for f32 | bf16, the same in all fields marked so.
+// check() throws ShapeError or DTypeError naming the op and the field; Backend::run calls it once.
+// cost() counts what the op itself does. Unless said otherwise outputs may not alias inputs, views are dense, and
+// the same inputs give the same bits on every run and with every number of threads.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "quant/adam_math.h"
+#include "quant/packed.h"
+#include "src/core/param.h"
+#include "src/core/rng.h"
+#include "src/core/tensor.h"
+
+namespace qt {
+
+// model_flops: nanochat's convention (6 per weight and token over forward and backward, full-square attention, no recompute),
+// what published MFU is quoted in. executed_flops: what the kernels do (causal tiles, the seven GEMMs of the
+// two-kernel attention backward). Both count a multiply-add as two.
+struct Cost {
+  double model_flops = 0;
+  double executed_flops = 0;
+  double read_bytes = 0;
+  double written_bytes = 0;
+};
+
+// ---- elementwise -------------------------------------------------------------------------------------
+
+struct Fill {
+  static constexpr const char* kName = "fill";
+  TensorView x;  // out any shape and dtype; dense
+  double value = 0;
+  void check() const;
+  Cost cost() const;
+};
+
+struct Cast {
+  static constexpr const char* kName = "cast";
+  TensorView x;  // in  [n] f32 | bf16
+  TensorView y;  // out [n] f32 | bf16; rounds to nearest even
+  void check() const;
+  Cost cost() const;
+};
+
+// y = a + b, one rounding.
+struct Add {
+  static constexpr const char* kName = "add";
+  TensorView a;  // in  any shape, f
+  TensorView b;  // in  same
+  TensorView y;  // out same; may be a or b
+  void check() const;
+  Cost cost() const;
+};
+
+// x[i] = constant + stddev * normal(rng, i). Draw i depends on (rng, i) alone. Backends agree to one f32 ulp
+// (the tail of the inverse distribution needs a logarithm).
+struct InitNormal {
+  static constexpr const char* kName = "init_normal";
+  TensorView x;  // out [n] f32
+  float stddev = 0;
+  float constant = 0;
+  RngStream rng;
+  std::int64_t first_element = 0;  // x[0] is element `first_element` of the tensor: slabs draw what the whole would
+  void check() const;
+  Cost cost() const;
+};
+
+// y = max(x, 0)^2, one rounding.
+struct Relu2Fwd {
+  static constexpr const char* kName = "relu2_fwd";
+  TensorView x;  // in  [N, F] f
+  TensorView y;  // out [N, F] f
+  void check() const;
+  Cost cost() const;
+};
+
+// dx = 2 max(x, 0) dy.
+struct Relu2Bwd {
+  static constexpr const char* kName = "relu2_bwd";
+  TensorView x;   // in  [N, F] f, the input of the forward op
+  TensorView dy;  // in  [N, F] f
+  TensorView dx;  // out [N, F] f; may be dy
+  void check() const;
+  Cost cost() const;
+};
+
+// ---- embedding ----------------------------------------------------------------------------------------
+
+struct EmbeddingFwd {
+  static constexpr const char* kName = "embedding_fwd";
+  TensorView ids;    // in  [N] i32, every id in [0, V)
+  TensorView table;  // in  [V, C] f
+  TensorView y;      // out [N, C] f
+  void check() const;
+  Cost cost() const;
+};
+
+// dtable[ids[n]] += dy[n]. Rows of the same id are summed in f32 in token order, then added once.
+struct EmbeddingBwd {
+  static constexpr const char* kName = "embedding_bwd";
+  TensorView ids;      // in     [N] i32
+  TensorView dy;       // in     [N, C] f32 | bf16
+  TensorView dtable;   // in/out [V, C] f32 | bf16 (the gradient's dtype)
+  TensorView scratch;  // u8 [scratch_bytes(op)]
+  void check() const;
+  Cost cost() const;
+};
+
+// ---- norm and rope ------------------------------------------------------------------------------------
+
+// y = x * rstd, rstd = 1 / sqrt(mean(x^2) + eps) per row: RMSNorm without a weight. Mean in f32.
+struct RmsNormFwd {
+  static constexpr const char* kName = "rmsnorm_fwd";
+  TensorView x;     // in  [N, C] f
+  TensorView y;     // out [N, C] f; may be x
+  TensorView rstd;  // out [N] f32
+  float eps = 0;
+  void check() const;
+  Cost cost() const;
+};
+
+// dx (+)= rstd * (dy - y * mean(dy * y)). Takes the output y, so the input need not outlive the forward pass.
+struct RmsNormBwd {
+  static constexpr const char* kName = "rmsnorm_bwd";
+  TensorView y;     // in  [N, C] f
+  TensorView rstd;  // in  [N] f32
+  TensorView dy;    // in  [N, C] f
+  TensorView dx;    // out, or in/out when accumulate: [N, C] f; may be dy when not accumulating
+  bool accumulate = false;
+  void check() const;
+  Cost cost() const;
+};
+
+// cos and sin of position * base^(-2i/D): angle and functions in f32 (angles as f32(t) * f32(inv_freq), inv_freq in
+// double rounded to f32), then rounded to the dtype.
+struct RopeTable {
+  static constexpr const char* kName = "rope_table";
+  TensorView cos;  // out [T, D/2] f
+  TensorView sin;  // out [T, D/2] f
+  float base = 10000.0f;
+  void check() const;
+  Cost cost() const;
+};
+
+// Rotation by -theta in half-split layout (nanochat's convention), then RMSNorm over the head (QK-norm):
+//   r[i] = x[i] cos + x[i + D/2] sin,  r[i + D/2] = -x[i] sin + x[i + D/2] cos,  y = r * rstd(r)
+// Computed in f32, rounded once. Token n stands at position first_position + n % T.
+struct RopeNormFwd {
+  static constexpr const char* kName = "rope_norm_fwd";
+  TensorView x;     // in  [N, H, D] f
+  TensorView y;     // out [N, H, D] f; may be x
+  TensorView rstd;  // out [N, H] f32
+  TensorView cos;   // in  [P, D/2] f, P > every position
+  TensorView sin;   // in  [P, D/2] f
+  std::int64_t T = 0;
+  std::int64_t first_position = 0;
+  float eps = 0;
+  void check() const;
+  Cost cost() const;
+};
+
+// The gradient of RopeNormFwd from its output: dr = rstd (dy - y mean(dy y)), then the rotation by +theta.
+struct RopeNormBwd {
+  static constexpr const char* kName = "rope_norm_bwd";
+  TensorView y;     // in  [N, H, D] f
+  TensorView rstd;  // in  [N, H] f32
+  TensorView dy;    // in  [N, H, D] f
+  TensorView dx;    // out [N, H, D] f; may be dy
+  TensorView cos;   // in  [P, D/2] f
+  TensorView sin;   // in  [P, D/2] f
+  std::int64_t T = 0;
+  void check() const;
+  Cost cost() const;
+};
+
+// ---- attention ----------------------------------------------------------------------------------------
+
+// Causal softmax(scale * q k^T) v with grouped key/value heads: query head h reads key head h / (H / G).
+// Tq <= Tk: query i stands at position i + Tk - Tq and sees keys 0 .. that position (decoding reads a cache).
+// Streaming softmax, f32 accumulation; probabilities are rounded to the dtype before they meet v.
+struct AttentionFwd {
+  static constexpr const char* kName = "attention_fwd";
+  TensorView q;        // in  [B, Tq, H, D] f
+  TensorView k;        // in  [B, Tk, G, D] f
+  TensorView v;        // in  [B, Tk, G, D] f
+  TensorView y;        // out [B, Tq, H, D] f
+  TensorView lse;      // out [B, H, Tq] f32: log of the sum of exp(scale * score), saved for backward
+  TensorView scratch;  // u8 [scratch_bytes(op)]
+  float scale = 1;
+  void check() const;
+  Cost cost() const;
+};
+
+// Two passes, no atomics: dq by query tiles; dk and dv by key tiles, query heads of a group in ascending order.
+struct AttentionBwd {
+  static constexpr const char* kName = "attention_bwd";
+  TensorView q;        // in  [B, T, H, D] f
+  TensorView k;        // in  [B, T, G, D] f
+  TensorView v;        // in  [B, T, G, D] f
+  TensorView y;        // in  [B, T, H, D] f
+  TensorView lse;      // in  [B, H, T] f32
+  TensorView dy;       // in  [B, T, H, D] f
+  TensorView dq;       // out [B, T, H, D] f
+  TensorView dk;       // out [B, T, G, D] f
+  TensorView dv;       // out [B, T, G, D] f
+  TensorView scratch;  // u8 [scratch_bytes(op)]; holds delta = rowsum(dy * y) and more
+  float scale = 1;
+  void check() const;
+  Cost cost() const;
+};
+
+// ---- matrix products ----------------------------------------------------------------------------------
+
+// nt: c[M,N] = a[M,K] b[N,K]^T (forward, b a weight)      nn: c[M,K] = a[M,N] b[N,K] (dx = dy W)
+// tn: c[N,K] = a[M,N]^T b[M,K] (dW = dy^T x)
+enum class GemmLayout : std::uint8_t { nt, nn, tn };
+
+// f32 accumulation, one rounding into c. With accumulate the f32 sum is added to the widened c, then rounded.
+struct Matmul {
+  static constexpr const char* kName = "matmul";
+  TensorView a;        // in  f; rows may be pitched
+  TensorView b;        // in  f; rows may be pitched
+  TensorView c;        // out or in/out, f32 | bf16 (f32 c with bf16 operands allowed); rows may be pitched
+  TensorView scratch;  // u8 [scratch_bytes(op)], undefined when that is 0
+  GemmLayout layout = GemmLayout::nt;
+  bool accumulate = false;
+  void check() const;
+  Cost cost() const;
+};
+
+// The same products with the weight packed: nt and nn only, both from the same bytes. Every backend and route sees
+// the canonical weight round_to_bf16(codebook * absmax), widened when x is f32.
+struct PackedMatmul {
+  static constexpr const char* kName = "packed_matmul";
+  TensorView x;        // in  f: [M, K] for nt, [M, N] for nn
+  PackedView w;        // in  [N, K] packed
+  TensorView y;        // out f: [M, N] for nt, [M, K] for nn
+  TensorView scratch;  // u8 [scratch_bytes(op)], undefined when that is 0
+  GemmLayout layout = GemmLayout::nt;
+  void check() const;
+  Cost cost() const;
+};
+
+// ---- loss ---------------------------------------------------------------------------------------------
+
+// z = softcap * tanh(logits / softcap); nll = logsumexp(z) - z[target]; the gradient replaces the logits in place:
+// dlogits = grad_scale * (softmax(z) - onehot) * (1 - (z / softcap)^2), zero rows where target is -1.
+// The cap bounds z, so no pass for the row maximum is needed. softcap 0: no cap (then the maximum is subtracted).
+struct SoftcapCrossEntropy {
+  static constexpr const char* kName = "softcap_cross_entropy";
+  TensorView logits;   // in (destroyed when dlogits is defined) [M, V] f32, dense
+  TensorView targets;  // in  [M] i32 in [0, V) or -1 (ignored)
+  TensorView nll;      // out [M] f32, 0 where ignored
+  TensorView dlogits;  // out [M, V] f32 | bf16 over the same bytes: row r starts where row r of logits starts (so a bf16
+                       // view is pitched by 2 V); undefined: loss only, logits stay as they are
+  float softcap = 15;
+  float grad_scale = 1;
+  void check() const;
+  Cost cost() const;
+};
+
+// The view to pass as dlogits for f32 logits [M, V] and compute dtype f.
+TensorView dlogits_view(const TensorView& logits, DType dtype);
+
+// x = softcap * tanh(x / softcap) in place: logits for sampling.
+struct Softcap {
+  static constexpr const char* kName = "softcap";
+  TensorView x;  // in/out [n] f32
+  float softcap = 15;
+  void check() const;
+  Cost cost() const;
+};
+
+// totals[0] += sum(nll), totals[1] += number of targets >= 0; in double, in index order by a fixed tree.
+struct SumLoss {
+  static constexpr const char* kName = "sum_loss";
+  TensorView nll;      // in     [M] f32
+  TensorView targets;  // in     [M] i32
+  TensorView totals;   // in/out [2] f64
+  void check() const;
+  Cost cost() const;
+};
+
+// ---- optimizer ----------------------------------------------------------------------------------------
+
+// out[0] = sum of squares, in double by a fixed tree over blocks of 4096 elements.
+struct SumSquares {
+  static constexpr const char* kName = "sum_squares";
+  TensorView x;        // in  [n] f32 | bf16
+  TensorView out;      // out [1] f64
+  TensorView scratch;  // u8 [scratch_bytes(op)]
+  void check() const;
+  Cost cost() const;
+};
+
+// What one optimizer step needs, in device memory: computed and consumed there.
+//   [0] factor on every gradient (normalisation by tokens times clipping)  [1] 1 when the step must be skipped  [2] norm
+//   [4 + 8 g ...] AdamHyper of parameter group g
+inline constexpr int kStepParamFloats = 4 + 8 * kParamGroups;
+// What the host reads back, one call per step: loss (nats per token), gradient norm before clipping, 1 when norm or loss
+// is not finite, number of targets.
+inline constexpr int kStepStatDoubles = 4;
+
+struct PrepareStep {
+  static constexpr const char* kName = "prepare_step";
+  TensorView grad_sumsq;  // in  [1] f64
+  TensorView totals;      // in  [2] f64, of SumLoss over the accumulation window
+  TensorView params;      // out [kStepParamFloats] f32
+  TensorView stats;       // out [kStepStatDoubles] f64
+  std::array<AdamHyper, kParamGroups> hyper{};
+  double max_norm = 0;          // 0: no clipping. Factor min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_
+  double gradient_tokens = 1;   // the number the gradients were divided by (1 / grad_scale of the loss)
+  void check() const;
+  Cost cost() const;
+};
+
+// AdamW with f32 moments, arithmetic of quant/adam_math.h. Nothing is written when params[1] is set.
+struct AdamW {
+  static constexpr const char* kName = "adamw";
+  TensorView master;  // in/out [n] f32
+  TensorView grad;    // in     [n] f32 | bf16
+  TensorView m;       // in/out [n] f32
+  TensorView v;       // in/out [n] f32
+  TensorView params;  // in     [kStepParamFloats] f32
+  ParamGroup group = ParamGroup::matrix;
+  void check() const;
+  Cost cost() const;
+};
+
+// AdamW with 8-bit block moments (block 256, quant/q8.h). n may end in a partial block.
+struct AdamW8 {
+  static constexpr const char* kName = "adamw8";
+  TensorView master;    // in/out [n] f32
+  TensorView grad;      // in     [n] f32 | bf16
+  TensorView m_codes;   // in/out [n] u8
+  TensorView v_codes;   // in/out [n] u8
+  TensorView m_absmax;  // in/out [ceil(n / 256)] f32
+  TensorView v_absmax;  // in/out [ceil(n / 256)] f32
+  TensorView params;    // in     [kStepParamFloats] f32
+  ParamGroup group = ParamGroup::matrix;
+  void check() const;
+  Cost cost() const;
+};
+
+// ---- quantisation -------------------------------------------------------------------------------------
+
+// Packs elements [first, first + n) of a matrix. first must be a multiple of the block size, and n too unless the range
+// ends the matrix. A non-finite input leaves 1 + its flat index in bad_index (the smallest one wins; 0: none so far); the
+// host turns it into an error that names the tensor.
+struct Quantise {
+  static constexpr const char* kName = "quantise";
+  TensorView src;        // in  [n] f32
+  PackedView w;          // out elements [first, first + n)
+  std::int64_t first = 0;
+  TensorView bad_index;  // in/out [1] f64
+  void check() const;
+  Cost cost() const;
+};
+
+struct Dequantise {
+  static constexpr const char* kName = "dequantise";
+  PackedView w;          // in
+  std::int64_t first = 0;
+  TensorView dst;        // out [n] f32 | bf16: the canonical weight
+  void check() const;
+  Cost cost() const;
+};
+
+}  // namespace qt
+
+// Every op once: the backends' overrides, the null backend's counters and the tests' coverage check take their list from here.
+#define QT_FOR_EACH_OP(X)                                                                                              \
+  X(Fill) X(Cast) X(Add) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(EmbeddingFwd) X(EmbeddingBwd) X(RmsNormFwd)           \
+  X(RmsNormBwd) X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd) X(Matmul) X(PackedMatmul)    \
+  X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares) X(PrepareStep) X(AdamW) X(AdamW8) X(Quantise) X(Dequantise)

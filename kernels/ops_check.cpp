@@ -1,0 +1,340 @@
+// check() of every op: ranks, shapes, dtypes, density, where the memory lies, and which views may share
+// bytes. Sizes of scratch depend on the target and are checked by the backend that consumes it.
+#include <cstdint>
+#include <initializer_list>
+
+#include "kernels/op_checker.h"
+#include "kernels/ops.h"
+#include "quant/q8.h"
+
+namespace qt {
+
+namespace {
+
+constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
+
+}  // namespace
+
+// ---- elementwise -------------------------------------------------------------------------------------
+
+void Fill::check() const {
+  Checker(kName).any_shape(
+      {"x", x}, {DType::f32, DType::bf16, DType::f16, DType::f64, DType::u8, DType::i32, DType::i64});
+}
+
+void Cast::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1}, kFloats);
+  c.dense({"y", y}, {x.dim(0)}, kFloats);
+  c.separate({{"y", y}}, {{"x", x}});
+}
+
+void Add::check() const {
+  const Checker c(kName);
+  c.any_shape({"a", a}, kFloats);
+  c.any_shape({"b", b}, {a.dtype});
+  c.any_shape({"y", y}, {a.dtype});
+  c.same_shape({"b", b}, {"a", a});
+  c.same_shape({"y", y}, {"a", a});
+  c.separate({{"y", y}}, {{"a", a}, {"b", b}}, {"a", "b"});
+}
+
+void InitNormal::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1}, {DType::f32});
+  c.at_least(first_element, 0, "first_element");
+}
+
+void Relu2Fwd::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1, -1}, kFloats);
+  c.dense({"y", y}, {x.dim(0), x.dim(1)}, {x.dtype});
+  c.separate({{"y", y}}, {{"x", x}});
+}
+
+void Relu2Bwd::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1, -1}, kFloats);
+  c.dense({"dy", dy}, {x.dim(0), x.dim(1)}, {x.dtype});
+  c.dense({"dx", dx}, {x.dim(0), x.dim(1)}, {x.dtype});
+  c.separate({{"dx", dx}}, {{"dy", dy}, {"x", x}}, {"dy"});
+}
+
+// ---- embedding ----------------------------------------------------------------------------------------
+
+void EmbeddingFwd::check() const {
+  const Checker c(kName);
+  c.dense({"ids", ids}, {-1}, {DType::i32});
+  c.dense({"table", table}, {-1, -1}, kFloats);
+  c.dense({"y", y}, {ids.dim(0), table.dim(1)}, {table.dtype});
+  c.separate({{"y", y}}, {{"ids", ids}, {"table", table}});
+}
+
+void EmbeddingBwd::check() const {
+  const Checker c(kName);
+  c.dense({"ids", ids}, {-1}, {DType::i32});
+  c.dense({"dy", dy}, {ids.dim(0), -1}, kFloats);
+  c.dense({"dtable", dtable}, {-1, dy.dim(1)}, kFloats);
+  c.scratch(scratch);
+  c.separate({{"dtable", dtable}, {"scratch", scratch}}, {{"ids", ids}, {"dy", dy}});
+}
+
+// ---- norm and rope ------------------------------------------------------------------------------------
+
+void RmsNormFwd::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1, -1}, kFloats);
+  c.at_least(x.dim(1), 1, "the width of x");
+  c.dense({"y", y}, {x.dim(0), x.dim(1)}, {x.dtype});
+  c.dense({"rstd", rstd}, {x.dim(0)}, {DType::f32});
+  c.separate({{"y", y}, {"rstd", rstd}}, {{"x", x}}, {"x"});
+}
+
+void RmsNormBwd::check() const {
+  const Checker c(kName);
+  c.dense({"y", y}, {-1, -1}, kFloats);
+  c.at_least(y.dim(1), 1, "the width of y");
+  c.dense({"rstd", rstd}, {y.dim(0)}, {DType::f32});
+  c.dense({"dy", dy}, {y.dim(0), y.dim(1)}, {y.dtype});
+  c.dense({"dx", dx}, {y.dim(0), y.dim(1)}, {y.dtype});
+  const std::initializer_list<Field> inputs = {{"dy", dy}, {"y", y}, {"rstd", rstd}};
+  if (accumulate) {
+    c.separate({{"dx", dx}}, inputs);
+  } else {
+    c.separate({{"dx", dx}}, inputs, {"dy"});
+  }
+}
+
+void RopeTable::check() const {
+  const Checker c(kName);
+  c.dense({"cos", cos}, {-1, -1}, kFloats);
+  c.dense({"sin", sin}, {cos.dim(0), cos.dim(1)}, {cos.dtype});
+  c.require(base > 0, "base must be positive");
+  c.separate({{"cos", cos}, {"sin", sin}}, {});
+}
+
+namespace {
+
+// What the two directions share: heads of even width, tokens in whole rows, a table that reaches the last
+// position.
+void check_rope(const Checker& c, const Field& y, const TensorView& rstd, const TensorView& cos,
+                const TensorView& sin, std::int64_t T, std::int64_t positions) {
+  c.dense(y, {-1, -1, -1}, kFloats);
+  const std::int64_t N = y.view.dim(0), D = y.view.dim(2);
+  c.require(D >= 2 && D % 2 == 0, "the head width must be even");
+  c.dense({"rstd", rstd}, {N, y.view.dim(1)}, {DType::f32});
+  c.dense({"cos", cos}, {-1, D / 2}, {y.view.dtype});
+  c.dense({"sin", sin}, {cos.dim(0), D / 2}, {y.view.dtype});
+  c.at_least(T, 1, "T");
+  c.require(N % T == 0, "the tokens must be whole rows of T");
+  c.at_least(cos.dim(0), positions, "the number of positions in the table");
+}
+
+}  // namespace
+
+void RopeNormFwd::check() const {
+  const Checker c(kName);
+  c.at_least(first_position, 0, "first_position");
+  check_rope(c, {"x", x}, rstd, cos, sin, T, first_position + T);
+  c.dense({"y", y}, {x.dim(0), x.dim(1), x.dim(2)}, {x.dtype});
+  c.separate({{"y", y}, {"rstd", rstd}}, {{"x", x}, {"cos", cos}, {"sin", sin}}, {"x"});
+}
+
+void RopeNormBwd::check() const {
+  const Checker c(kName);
+  check_rope(c, {"y", y}, rstd, cos, sin, T, T);
+  c.dense({"dy", dy}, {y.dim(0), y.dim(1), y.dim(2)}, {y.dtype});
+  c.dense({"dx", dx}, {y.dim(0), y.dim(1), y.dim(2)}, {y.dtype});
+  c.separate({{"dx", dx}}, {{"dy", dy}, {"y", y}, {"rstd", rstd}, {"cos", cos}, {"sin", sin}}, {"dy"});
+}
+
+// ---- attention ----------------------------------------------------------------------------------------
+
+namespace {
+
+void check_qkv(const Checker& c, const TensorView& q, const TensorView& k, const TensorView& v) {
+  c.dense({"q", q}, {-1, -1, -1, -1}, kFloats);
+  const std::int64_t H = q.dim(2), D = q.dim(3);
+  c.dense({"k", k}, {q.dim(0), -1, -1, D}, {q.dtype});
+  c.dense({"v", v}, {q.dim(0), k.dim(1), k.dim(2), D}, {q.dtype});
+  c.at_least(D, 1, "the head width");
+  c.at_least(k.dim(2), 1, "the number of key heads");
+  c.require(H % k.dim(2) == 0, "the query heads must be a multiple of the key heads");
+}
+
+}  // namespace
+
+void AttentionFwd::check() const {
+  const Checker c(kName);
+  check_qkv(c, q, k, v);
+  const std::int64_t B = q.dim(0), Tq = q.dim(1), H = q.dim(2), D = q.dim(3);
+  c.at_least(k.dim(1), Tq, "the number of keys (no query may come before the first key)");
+  c.dense({"y", y}, {B, Tq, H, D}, {q.dtype});
+  c.dense({"lse", lse}, {B, H, Tq}, {DType::f32});
+  c.scratch(scratch);
+  c.separate({{"y", y}, {"lse", lse}, {"scratch", scratch}}, {{"q", q}, {"k", k}, {"v", v}});
+}
+
+void AttentionBwd::check() const {
+  const Checker c(kName);
+  check_qkv(c, q, k, v);
+  const std::int64_t B = q.dim(0), T = q.dim(1), H = q.dim(2), G = k.dim(2), D = q.dim(3);
+  c.require(k.dim(1) == T, "the backward pass needs as many keys as queries");
+  c.dense({"y", y}, {B, T, H, D}, {q.dtype});
+  c.dense({"lse", lse}, {B, H, T}, {DType::f32});
+  c.dense({"dy", dy}, {B, T, H, D}, {q.dtype});
+  c.dense({"dq", dq}, {B, T, H, D}, {q.dtype});
+  c.dense({"dk", dk}, {B, T, G, D}, {q.dtype});
+  c.dense({"dv", dv}, {B, T, G, D}, {q.dtype});
+  c.scratch(scratch);
+  c.separate({{"dq", dq}, {"dk", dk}, {"dv", dv}, {"scratch", scratch}},
+             {{"q", q}, {"k", k}, {"v", v}, {"y", y}, {"lse", lse}, {"dy", dy}});
+}
+
+// ---- matrix products ----------------------------------------------------------------------------------
+
+void Matmul::check() const {
+  const Checker checker(kName);
+  checker.pitched({"a", a}, {-1, -1}, kFloats);
+  switch (layout) {
+    case GemmLayout::nt: checker.pitched({"b", b}, {-1, a.dim(1)}, {a.dtype}); break;
+    case GemmLayout::nn: checker.pitched({"b", b}, {a.dim(1), -1}, {a.dtype}); break;
+    case GemmLayout::tn: checker.pitched({"b", b}, {a.dim(0), -1}, {a.dtype}); break;
+  }
+  const std::int64_t rows = layout == GemmLayout::tn ? a.dim(1) : a.dim(0);
+  const std::int64_t cols = layout == GemmLayout::nt ? b.dim(0) : b.dim(1);
+  checker.pitched({"c", c}, {rows, cols}, {DType::f32, a.dtype});  // never narrower than the operands
+  checker.scratch(scratch);
+  checker.separate({{"c", c}, {"scratch", scratch}}, {{"a", a}, {"b", b}});
+}
+
+void PackedMatmul::check() const {
+  const Checker c(kName);
+  c.packed(w);
+  c.require(layout != GemmLayout::tn, "a packed operand has no tn layout: dW is a plain product");
+  const bool nt = layout == GemmLayout::nt;
+  c.dense({"x", x}, {-1, nt ? w.K : w.N}, kFloats);
+  c.dense({"y", y}, {x.dim(0), nt ? w.N : w.K}, {x.dtype});
+  c.scratch(scratch);
+  c.separate({{"y", y}, {"scratch", scratch}}, {{"x", x}, {"w.codes", w.codes}, {"w.absmax", w.absmax}});
+}
+
+// ---- loss ---------------------------------------------------------------------------------------------
+
+TensorView dlogits_view(const TensorView& logits, DType dtype) {
+  check_shape(logits, {-1, -1}, "dlogits_view", "logits");
+  check_dtype(logits, {DType::f32}, "dlogits_view", "logits");
+  TensorView view(logits.data, dtype, {logits.dim(0), logits.dim(1)}, logits.space);
+  view.pitch = logits.pitch * dtype_bytes(DType::f32) / dtype_bytes(dtype);
+  check_dtype(view, kFloats, "dlogits_view", "dtype");
+  return view;
+}
+
+void SoftcapCrossEntropy::check() const {
+  const Checker c(kName);
+  c.dense({"logits", logits}, {-1, -1}, {DType::f32});
+  c.at_least(logits.dim(1), 1, "the vocabulary");
+  c.dense({"targets", targets}, {logits.dim(0)}, {DType::i32});
+  c.dense({"nll", nll}, {logits.dim(0)}, {DType::f32});
+  c.require(softcap >= 0, "softcap must not be negative");
+  c.separate({{"nll", nll}}, {{"logits", logits}, {"targets", targets}});
+  if (!dlogits.defined()) return;
+  c.pitched({"dlogits", dlogits}, {logits.dim(0), logits.dim(1)}, kFloats);
+  const TensorView want = dlogits_view(logits, dlogits.dtype);
+  c.require(dlogits.data == want.data && (dlogits.dim(0) <= 1 || dlogits.pitch == want.pitch),
+            "dlogits must lie row by row over logits (dlogits_view makes that view)");
+  c.separate({{"dlogits", dlogits}}, {{"targets", targets}});
+}
+
+void Softcap::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1}, {DType::f32});
+  c.require(softcap > 0, "softcap must be positive");
+}
+
+void SumLoss::check() const {
+  const Checker c(kName);
+  c.dense({"nll", nll}, {-1}, {DType::f32});
+  c.dense({"targets", targets}, {nll.dim(0)}, {DType::i32});
+  c.dense({"totals", totals}, {2}, {DType::f64});
+  c.separate({{"totals", totals}}, {{"nll", nll}, {"targets", targets}});
+}
+
+// ---- optimizer ----------------------------------------------------------------------------------------
+
+void SumSquares::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1}, kFloats);
+  c.dense({"out", out}, {1}, {DType::f64});
+  c.scratch(scratch);
+  c.separate({{"out", out}, {"scratch", scratch}}, {{"x", x}});
+}
+
+void PrepareStep::check() const {
+  const Checker c(kName);
+  c.dense({"grad_sumsq", grad_sumsq}, {1}, {DType::f64});
+  c.dense({"totals", totals}, {2}, {DType::f64});
+  c.dense({"params", params}, {kStepParamFloats}, {DType::f32});
+  c.dense({"stats", stats}, {kStepStatDoubles}, {DType::f64});
+  c.require(max_norm >= 0, "max_norm must not be negative");
+  c.require(gradient_tokens > 0, "gradient_tokens must be positive");
+  c.separate({{"params", params}, {"stats", stats}}, {{"grad_sumsq", grad_sumsq}, {"totals", totals}});
+}
+
+void AdamW::check() const {
+  const Checker c(kName);
+  c.dense({"master", master}, {-1}, {DType::f32});
+  const std::int64_t n = master.dim(0);
+  c.dense({"grad", grad}, {n}, kFloats);
+  c.dense({"m", m}, {n}, {DType::f32});
+  c.dense({"v", v}, {n}, {DType::f32});
+  c.dense({"params", params}, {kStepParamFloats}, {DType::f32});
+  c.require(static_cast<int>(group) < kParamGroups, "unknown parameter group");
+  c.separate({{"master", master}, {"m", m}, {"v", v}}, {{"grad", grad}, {"params", params}});
+}
+
+void AdamW8::check() const {
+  const Checker c(kName);
+  c.dense({"master", master}, {-1}, {DType::f32});
+  const std::int64_t n = master.dim(0), blocks = q8_scale_count(n);
+  c.dense({"grad", grad}, {n}, kFloats);
+  c.dense({"m_codes", m_codes}, {n}, {DType::u8});
+  c.dense({"v_codes", v_codes}, {n}, {DType::u8});
+  c.dense({"m_absmax", m_absmax}, {blocks}, {DType::f32});
+  c.dense({"v_absmax", v_absmax}, {blocks}, {DType::f32});
+  c.dense({"params", params}, {kStepParamFloats}, {DType::f32});
+  c.require(static_cast<int>(group) < kParamGroups, "unknown parameter group");
+  c.separate({{"master", master},
+              {"m_codes", m_codes},
+              {"v_codes", v_codes},
+              {"m_absmax", m_absmax},
+              {"v_absmax", v_absmax}},
+             {{"grad", grad}, {"params", params}});
+}
+
+// ---- quantisation -------------------------------------------------------------------------------------
+
+void Quantise::check() const {
+  const Checker c(kName);
+  c.packed(w);
+  c.dense({"src", src}, {-1}, {DType::f32});
+  c.dense({"bad_index", bad_index}, {1}, {DType::f64});
+  const std::int64_t n = src.dim(0), block = format_info(w.format).block_elems;
+  c.at_least(first, 0, "first");
+  c.at_least(w.elems() - first, n, "the number of elements left from first");
+  c.require(first % block == 0, "first must be a multiple of the format's block");
+  c.require(n % block == 0 || first + n == w.elems(),
+            "a range that does not end the matrix must be whole blocks");
+  c.separate({{"w.codes", w.codes}, {"w.absmax", w.absmax}, {"bad_index", bad_index}}, {{"src", src}});
+}
+
+void Dequantise::check() const {
+  const Checker c(kName);
+  c.packed(w);
+  c.dense({"dst", dst}, {-1}, kFloats);
+  c.at_least(first, 0, "first");
+  c.at_least(w.elems() - first, dst.dim(0), "the number of elements left from first");
+  c.separate({{"dst", dst}}, {{"w.codes", w.codes}, {"w.absmax", w.absmax}});
+}
+
+}  // namespace qt

@@ -1,0 +1,69 @@
+// Scratch formulas, per op and target. The cuda formulas are the sizes its kernels are designed to; the cuda
+// backend consumes them, and a build without it plans with them.
+#include "kernels/scratch.h"
+
+#include <algorithm>
+
+#include "kernels/gemm_grid.h"
+#include "src/core/units.h"
+
+namespace qt {
+
+namespace {
+
+// Digit histograms and block offsets of the radix sort that a card runs. The sort library states its need at
+// run time only; this is an upper bound with room for the largest card.
+constexpr std::int64_t kRadixSortTempBytes = 1 * kMiB;
+
+// A slice of a packed matrix, expanded for the dense library: large enough to hide the launches, small enough
+// to stay in reach of the second-level cache.
+constexpr std::int64_t kExpandedSliceBytes = 32 * kMiB;
+constexpr std::int64_t kSliceRowStep = 64;  // rows of the device layout's super-tiles: a slice never cuts one
+
+constexpr std::int64_t kFusedBelowTokens = 2048;  // fewer: the expansion is not worth its traffic
+
+constexpr std::int64_t kSumBlockElems = 4096;
+
+bool on_cpu(const Target& target) { return target.kind == DeviceKind::cpu; }
+
+}  // namespace
+
+std::int64_t scratch_bytes(const EmbeddingBwd& op, const Target& target) {
+  const std::int64_t N = op.ids.dim(0);
+  // (id, token) in 8 bytes to sort in place, then the first position of each distinct id and the end.
+  if (on_cpu(target)) return N * 8 + (N + 1) * 4;
+  // Keys and values of the radix sort, double-buffered.
+  return 4 * N * 4 + kRadixSortTempBytes;
+}
+
+std::int64_t scratch_bytes(const AttentionFwd&, const Target&) { return 0; }
+
+std::int64_t scratch_bytes(const AttentionBwd& op, const Target&) {
+  return op.q.dim(0) * op.q.dim(2) * op.q.dim(1) * 4;  // delta [B, H, T] f32
+}
+
+std::int64_t scratch_bytes(const Matmul& op, const Target& target) {
+  if (!on_cpu(target)) return 0;  // the library's workspace is the Target's
+  const GemmShape shape = gemm_shape(op);
+  return cpu_gemm_grid(shape, op.layout).scratch_bytes(shape);
+}
+
+GemmRoute packed_route(const PackedMatmul& op, const Target& target) {
+  if (on_cpu(target)) return GemmRoute::fused;
+  if (target.gemm != GemmRoute::automatic) return target.gemm;
+  return op.x.dim(0) < kFusedBelowTokens ? GemmRoute::fused : GemmRoute::scratch;
+}
+
+std::int64_t scratch_bytes(const PackedMatmul& op, const Target& target) {
+  if (packed_route(op, target) == GemmRoute::fused) return 0;
+  const std::int64_t row_bytes = op.w.K * dtype_bytes(op.x.dtype);
+  const std::int64_t slice_rows =
+      std::max(kSliceRowStep, kExpandedSliceBytes / row_bytes / kSliceRowStep * kSliceRowStep);
+  return std::min(op.w.N, slice_rows) * row_bytes;
+}
+
+std::int64_t scratch_bytes(const SumSquares& op, const Target&) {
+  return (op.x.elems() + kSumBlockElems - 1) / kSumBlockElems * 8;  // one f64 per block
+}
+
+}  // namespace qt

@@ -1,0 +1,22 @@
+// Scratch an op needs on a target, in bytes: pure functions, no device, no toolkit. The caller allocates that much and
+// passes it in the op's `scratch` field; ops never allocate. 0 means: leave the field undefined.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+#include "kernels/target.h"
+
+namespace qt {
+
+std::int64_t scratch_bytes(const EmbeddingBwd& op, const Target& target);
+std::int64_t scratch_bytes(const AttentionFwd& op, const Target& target);
+std::int64_t scratch_bytes(const AttentionBwd& op, const Target& target);
+std::int64_t scratch_bytes(const Matmul& op, const Target& target);
+std::int64_t scratch_bytes(const PackedMatmul& op, const Target& target);
+std::int64_t scratch_bytes(const SumSquares& op, const Target& target);
+
+// The route a packed product takes on a target: what scratch_bytes and the implementations both ask.
+GemmRoute packed_route(const PackedMatmul& op, const Target& target);
+
+}  // namespace qt
