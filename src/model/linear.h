@@ -1,0 +1,55 @@
+// Linear: y = x W^T. The only class that knows a weight may be packed.
+//
+// Legend: M tokens, K input features, N output features.
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/scratch.h"
+#include "quant/packed.h"
+#include "src/core/param.h"
+#include "src/memory/arena.h"
+
+namespace qt {
+
+// Where a step's work goes: ops to the backend, bytes from the step arena.
+struct StepContext {
+  Backend& backend;
+  Arena& step;
+};
+
+// Runs an op after planning the scratch it asks for; the scratch is given back at once.
+template <class Op>
+void run_with_scratch(StepContext& ctx, Op op) {
+  Buffer scratch;
+  if (const std::int64_t bytes = scratch_bytes(op, ctx.backend.target()); bytes > 0) {
+    scratch = ctx.step.alloc(Op::kName, MemoryTag::scratch, DType::u8, {bytes});
+    op.scratch = scratch;
+  }
+  ctx.backend.run(op);
+}
+
+class Linear {
+ public:
+  // The param must outlive the Linear and keep its address.
+  Linear(const Param& param, FormatId format) : param_(&param), format_(format) {}
+
+  const Param& param() const { return *param_; }
+
+  // y [M, N] = x [M, K] W^T.
+  void forward(StepContext& ctx, const TensorView& x_MK, const TensorView& y_MN) const;
+  // dx [M, K] = dy [M, N] W.
+  void backward_input(StepContext& ctx, const TensorView& dy_MN, const TensorView& dx_MK) const;
+  // grad [N, K] += dy^T x.
+  void backward_weight(StepContext& ctx, const TensorView& dy_MN, const TensorView& x_MK) const;
+
+  // For callers that plan their scratch once: what forward() would need for any number of rows up to M.
+  std::int64_t forward_scratch_bytes(const Target& target, DType dtype, std::int64_t M) const;
+  // forward() with scratch from the caller.
+  void forward_in(Backend& backend, const TensorView& x_MK, const TensorView& y_MN, const TensorView& scratch) const;
+
+ private:
+  const Param* param_;
+  FormatId format_;
+};
+
+}  // namespace qt
