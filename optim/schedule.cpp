@@ -1,0 +1,31 @@
+#include "optim/schedule.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "src/core/error.h"
+
+namespace qt {
+
+ScheduleKind schedule_from_name(std::string_view name) {
+  if (name == "warmdown") return ScheduleKind::warmdown;
+  if (name == "cosine") return ScheduleKind::cosine;
+  throw ConfigError(fmt::format("unknown schedule '{}'", name), "use --schedule warmdown or --schedule cosine");
+}
+
+double Schedule::multiplier(std::int64_t step) const {
+  if (step < warmup_steps) return static_cast<double>(step + 1) / static_cast<double>(warmup_steps);
+  if (kind == ScheduleKind::cosine) {
+    const double span = static_cast<double>(std::max<std::int64_t>(steps - warmup_steps, 1));
+    const double progress = std::min(1.0, static_cast<double>(step - warmup_steps) / span);
+    return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
+  }
+  // round(0.2 N) steps of decay; step N - w still runs at the full rate, as in nanochat.
+  const std::int64_t decay = std::llround(warmdown_fraction * static_cast<double>(steps));
+  if (decay == 0 || step <= steps - decay) return 1.0;
+  const double progress = std::max(0.0, static_cast<double>(steps - step) / static_cast<double>(decay));
+  return progress + (1.0 - progress) * final_fraction;
+}
+
+}  // namespace qt

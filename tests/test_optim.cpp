@@ -1,0 +1,556 @@
+// Optimizer: updates against the scalar arithmetic of quant/adam_math.h; paged and resident state bit for
+// bit; what a bad gradient or a bad weight does.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "optim/optimizer.h"
+#include "quant/q8.h"
+#include "src/core/rng.h"
+
+namespace qt {
+namespace {
+
+// --- a small optimizer with everything around it ----------------------------------------------------------
+
+struct RigOptions {
+  std::string name = "adamw8";
+  bool paged = true;
+  FormatId weights = FormatId::nf4;
+  DType gradient = DType::f32;
+  OptimizerControl control = OptimizerControl::none;
+  double max_norm = 1.0;
+  double weight_decay = 0.1;
+  std::int64_t max_slab_bytes = 256 * 1024;
+  int threads = 1;
+};
+
+constexpr double kPeakLr[kParamGroups] = {1e-3, 2e-3, 3e-3, 4e-3};
+constexpr double kGradientTokens = 64;
+
+ParamList small_params() {
+  ParamList params;
+  const auto add = [&](const char* name, ParamGroup group, std::int64_t N, std::int64_t K, ParamInit init) {
+    Param p;
+    p.name = name;
+    p.group = group;
+    p.N = N;
+    p.K = K;
+    p.init = init;
+    p.rng_stream = params.size();
+    params.push_back(std::move(p));
+  };
+  add("embedding", ParamGroup::embedding, 37, 24, {.stddev = 1.0f});
+  add("small", ParamGroup::matrix, 40, 73, {.stddev = 0.1f});     // 2,920: no multiple of a block of anything
+  add("large", ParamGroup::matrix, 512, 301, {.stddev = 0.05f});  // four slabs of 8-bit state, eight of f32
+  add("zero", ParamGroup::matrix, 3, 7, {});
+  add("norm", ParamGroup::norm, 1, 33, {.constant = 1.0f});
+  add("head", ParamGroup::head, 37, 24, {});
+  return params;
+}
+
+// Places params and optimizer in the given arenas, as model and engine do.
+struct Placed {
+  Placed(Backend& be, Arena& state, Arena& host, const RigOptions& s) {
+    const PhaseScope state_phase(state, "state"), host_phase(host, "state");
+    params = small_params();
+    std::int64_t elems = 0;
+    for (Param& p : params) {
+      p.packed = p.group == ParamGroup::matrix && s.weights != FormatId::none;
+      if (p.packed) {
+        p.codes =
+            state.keep(p.name + ".codes", MemoryTag::weights, DType::u8, {code_bytes(s.weights, p.elems())});
+        p.absmax = state.keep(p.name + ".absmax", MemoryTag::weights, DType::f32,
+                              {scale_count(s.weights, p.elems())});
+      } else {
+        p.compute = state.keep(p.name, MemoryTag::weights, DType::bf16, {p.N, p.K});
+      }
+      elems += (p.elems() + 255) / 256 * 256;
+    }
+    totals = state.keep("totals", MemoryTag::inputs, DType::f64, {2});
+    gradients = state.keep("gradients", MemoryTag::gradients, s.gradient, {elems});
+    elems = 0;
+    for (Param& p : params) {
+      p.grad = gradients.flat(elems, p.elems()).reshape({p.N, p.K});
+      elems += (p.elems() + 255) / 256 * 256;
+    }
+    OptimizerOptions o;
+    o.name = s.name;
+    std::copy(std::begin(kPeakLr), std::end(kPeakLr), o.peak_lr.begin());
+    o.eps = 1e-8;
+    o.weight_decay = s.weight_decay;
+    o.max_norm = s.max_norm;
+    o.paged = s.paged;
+    o.control = s.control;
+    optimizer =
+        std::make_unique<Optimizer>(be, state, host, params, gradients, s.weights, o, s.max_slab_bytes);
+  }
+
+  ParamList params;
+  TensorView totals;  // f64 [2]: loss sum and targets
+  TensorView gradients;
+  std::unique_ptr<Optimizer> optimizer;
+};
+
+using Bytes = std::vector<std::byte>;
+using Snapshot = std::map<std::string, Bytes>;
+
+class Rig {
+ public:
+  explicit Rig(const RigOptions& s) : setup(s), backend(make_backend("cpu", cpu_target(s.threads))) {
+    const auto null = make_backend("null", cpu_target(s.threads));
+    Arena state_recorder("state", Space::device), host_recorder("host", Space::host),
+        step_recorder("step", Space::device);
+    {
+      Placed rehearsal(*null, state_recorder, host_recorder, s);
+      run_phases(rehearsal, step_recorder);
+    }
+    const auto replay = [&](Arena& recorder, std::unique_ptr<MemoryRegion>& memory) {
+      recorder.finish();
+      memory = backend->allocate(recorder.plan().space, recorder.plan().bytes);
+      return std::make_unique<Arena>(recorder.plan(), memory->base());
+    };
+    state = replay(state_recorder, state_memory);
+    host = replay(host_recorder, host_memory);
+    step_arena = replay(step_recorder, step_memory);
+    placed = std::make_unique<Placed>(*backend, *state, *host, s);
+    init(7);
+  }
+
+  Optimizer& optimizer() { return *placed->optimizer; }
+  ParamList& params() { return placed->params; }
+
+  void init(std::uint64_t seed) {
+    const PhaseScope phase(*step_arena, "init");
+    optimizer().init_weights(*step_arena, seed);
+  }
+  void encode() {
+    const PhaseScope phase(*step_arena, "init");
+    optimizer().encode_weights(*step_arena);
+  }
+  // What a backward pass leaves: gradients of every param (zeros in the gaps), loss sum and targets.
+  void set_gradients(const std::vector<float>& values, double targets = kGradientTokens) {
+    if (setup.gradient == DType::f32) {
+      backend->upload(std::as_bytes(std::span(values)), placed->gradients);
+    } else {
+      std::vector<bf16> narrow(values.size());
+      for (std::size_t i = 0; i < values.size(); ++i) narrow[i] = to_bf16(values[i]);
+      backend->upload(std::as_bytes(std::span(narrow)), placed->gradients);
+    }
+    const double totals[2] = {3.25 * targets, targets};
+    backend->upload(std::as_bytes(std::span(totals)), placed->totals);
+  }
+  StepStats measure(std::int64_t t, double lr = 1.0) {
+    const PhaseScope phase(*step_arena, "norm");
+    return optimizer().measure(*step_arena, placed->totals, lr, t, kGradientTokens);
+  }
+  void update() {
+    const PhaseScope phase(*step_arena, "optimizer_step");
+    optimizer().update(*step_arena);
+  }
+  void train(int steps, float scale = 0.01f) {
+    for (int t = 1; t <= steps; ++t) {
+      set_gradients(random_gradients(static_cast<std::uint64_t>(t), scale));
+      measure(t);
+      update();
+    }
+  }
+
+  // Of some 100 distinct magnitudes, with zeros; the gaps between params stay zero.
+  std::vector<float> random_gradients(std::uint64_t seed, float scale = 0.01f) const {
+    std::vector<float> values(static_cast<std::size_t>(placed->gradients.elems()), 0.0f);
+    const RngStream rng{.seed = seed};
+    std::int64_t first = 0;
+    for (const Param& p : placed->params) {
+      for (std::int64_t i = 0; i < p.elems(); ++i) {
+        const float u = rng_unit(rng_u32(rng, static_cast<std::uint64_t>(first + i)));
+        values[static_cast<std::size_t>(first + i)] =
+            u < 0.1f ? 0.0f : scale * (u - 0.5f) * (u - 0.5f) * (u < 0.6f ? -1.0f : 4.0f);
+      }
+      first += (p.elems() + 255) / 256 * 256;
+    }
+    return values;
+  }
+
+  template <class T>
+  std::vector<T> values(const TensorView& view) {
+    std::vector<T> out(static_cast<std::size_t>(view.elems()));
+    backend->download(view, std::as_writable_bytes(std::span(out)));
+    return out;
+  }
+  template <class T>
+  std::vector<T> state_values(const std::string& name) {
+    for (const NamedView& v : optimizer().state()) {
+      if (v.name == name) return values<T>(v.view);
+    }
+    ADD_FAILURE() << "no state named " << name;
+    return {};
+  }
+  void write_state(const std::string& name, std::size_t index, float value) {
+    for (const NamedView& v : optimizer().state()) {
+      if (v.name == name)
+        backend->upload(std::as_bytes(std::span(&value, 1)),
+                        v.view.flat(static_cast<std::int64_t>(index), 1));
+    }
+  }
+
+  // Everything that lasts: master, moments, compute copies.
+  Snapshot snapshot() {
+    Snapshot all;
+    const auto add = [&](const std::string& name, const TensorView& view) {
+      Bytes bytes(static_cast<std::size_t>(view.bytes()));
+      backend->download(view, bytes);
+      all[name] = std::move(bytes);
+    };
+    for (const NamedView& v : optimizer().state()) add(v.name, v.view);
+    for (const Param& p : params()) {
+      if (p.packed) {
+        add("codes." + p.name, p.codes);
+        add("absmax." + p.name, p.absmax);
+      } else {
+        add("compute." + p.name, p.compute);
+      }
+    }
+    return all;
+  }
+
+  RigOptions setup;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<MemoryRegion> state_memory, host_memory, step_memory;
+  std::unique_ptr<Arena> state, host, step_arena;
+  std::unique_ptr<Placed> placed;
+
+ private:
+  static void run_phases(Placed& rehearsal, Arena& step) {
+    {
+      const PhaseScope phase(step, "init");
+      rehearsal.optimizer->init_weights(step, 0);
+    }
+    {
+      const PhaseScope phase(step, "norm");
+      rehearsal.optimizer->measure(step, rehearsal.totals, 1.0, 1, kGradientTokens);
+    }
+    const PhaseScope phase(step, "optimizer_step");
+    rehearsal.optimizer->update(step);
+  }
+};
+
+// Names of what differs.
+std::string difference(const Snapshot& a, const Snapshot& b) {
+  std::string names;
+  for (const auto& [name, bytes] : a) {
+    if (!b.contains(name) || b.at(name) != bytes) names += name + " ";
+  }
+  return a.size() == b.size() ? names : names + "(different lists)";
+}
+
+// --- paging ------------------------------------------------------------------------------------------------
+
+TEST(OptimizerPaging, GivesTheBitsOfResidentStateAfterSeveralSteps) {
+  for (const char* name : {"adamw", "adamw8"}) {
+    for (const FormatId weights : {FormatId::nf4, FormatId::none}) {
+      for (const DType gradient : {DType::f32, DType::bf16}) {
+        RigOptions s{.name = name, .paged = true, .weights = weights, .gradient = gradient};
+        Rig paged(s);
+        s.paged = false;
+        s.max_slab_bytes = kMaxSlabBytes;
+        s.threads = 2;
+        Rig resident(s);
+        EXPECT_EQ(difference(paged.snapshot(), resident.snapshot()), "") << name << " after init";
+        const Snapshot before = paged.snapshot();
+        paged.train(4);
+        resident.train(4);
+        EXPECT_EQ(difference(paged.snapshot(), resident.snapshot()), "") << name;
+        EXPECT_NE(difference(paged.snapshot(), before), "") << "something must have been learned";
+        EXPECT_EQ(resident.optimizer().paged_bytes(), 0);
+        EXPECT_EQ(resident.host->plan().bytes, 0);
+      }
+    }
+  }
+}
+
+TEST(OptimizerPaging, CutsLargeTensorsAndMovesEachByteOnceEachWay) {
+  for (const char* name : {"adamw", "adamw8"}) {
+    Rig rig({.name = name});
+    std::int64_t bytes = 0;
+    for (const NamedView& v : rig.optimizer().state()) bytes += v.view.bytes();
+    EXPECT_EQ(rig.optimizer().paged_bytes(), bytes);
+    EXPECT_GE(bytes, 3 * rig.setup.max_slab_bytes) << "too small to be cut into three slabs";
+    rig.set_gradients(rig.random_gradients(1));
+    rig.measure(1);
+    rig.backend->reset_totals();
+    rig.update();
+    EXPECT_EQ(rig.backend->totals().host_to_device_bytes, static_cast<double>(bytes));
+    EXPECT_EQ(rig.backend->totals().device_to_host_bytes,
+              static_cast<double>(bytes + 8 * static_cast<std::int64_t>(rig.params().size())))
+        << "and one flag per tensor";
+    EXPECT_LE(rig.step_arena->plan().find("optimizer_step")->bytes, 2 * rig.setup.max_slab_bytes);
+    EXPECT_EQ(rig.step_arena->used_bytes(), rig.step_arena->plan().bytes);
+  }
+}
+
+TEST(OptimizerPaging, RefusesSlabsThatHoldNoBlock) { EXPECT_THROW(Rig({.max_slab_bytes = 2048}), PlanError); }
+
+// --- arithmetic --------------------------------------------------------------------------------------------
+
+TEST(OptimizerInit, StartsMomentsAtZeroWhateverTheirCode) {
+  for (const char* name : {"adamw", "adamw8"}) {
+    Rig rig({.name = name});
+    for (const Param& p : rig.params()) {
+      if (p.group == ParamGroup::matrix && rig.setup.name == "adamw8") {
+        for (const std::uint8_t code : rig.state_values<std::uint8_t>("m." + p.name))
+          ASSERT_EQ(FirstMoment::kMap[code], 0.0f) << p.name;
+        for (const std::uint8_t code : rig.state_values<std::uint8_t>("v." + p.name))
+          ASSERT_EQ(SecondMoment::kMap[code], 0.0f) << p.name;
+        for (const char* moment : {"m.", "v."}) {
+          for (const float scale : rig.state_values<float>(moment + p.name + ".absmax"))
+            ASSERT_EQ(scale, 0.0f);
+        }
+      } else {
+        for (const float m : rig.state_values<float>("m." + p.name)) ASSERT_EQ(m, 0.0f);
+        for (const float v : rig.state_values<float>("v." + p.name)) ASSERT_EQ(v, 0.0f);
+      }
+    }
+  }
+}
+
+TEST(OptimizerInit, DrawsEveryTensorFromItsOwnStreamWithItsOwnSpread) {
+  Rig rig({});
+  const auto large = rig.state_values<float>("master.large");
+  double sum = 0, squares = 0;
+  for (const float w : large) {
+    sum += w;
+    squares += static_cast<double>(w) * w;
+  }
+  const double n = static_cast<double>(large.size());
+  EXPECT_NEAR(sum / n, 0, 5 * 0.05 / std::sqrt(n));  // five standard errors
+  EXPECT_NEAR(std::sqrt(squares / n), 0.05, 5 * 0.05 / std::sqrt(2 * n));
+  for (const float w : rig.state_values<float>("master.zero")) EXPECT_EQ(w, 0.0f);
+  for (const float w : rig.state_values<float>("master.norm")) EXPECT_EQ(w, 1.0f);
+  const auto small = rig.state_values<float>("master.small");
+  EXPECT_NE(small[0] / 0.1f, large[0] / 0.05f);
+  const Snapshot seven = rig.snapshot();
+  rig.init(8);
+  EXPECT_NE(rig.state_values<float>("master.small"), small);
+  rig.train(2);
+  rig.init(7);
+  EXPECT_EQ(difference(rig.snapshot(), seven), "") << "a fresh start forgets everything";
+}
+
+// The step of every element by the scalar reference, from a snapshot of state and gradients.
+TEST(OptimizerStep, MatchesTheScalarArithmeticOfEveryGroup) {
+  Rig rig({.name = "adamw", .max_norm = 0.5});
+  constexpr double kLr = 0.25;
+  for (std::int64_t t = 1; t <= 3; ++t) {
+    const std::vector<float> grads = rig.random_gradients(static_cast<std::uint64_t>(t), 0.1f);
+    constexpr double kTargets = 48;  // fewer than nominal: the mean is over those
+    rig.set_gradients(grads, kTargets);
+    double squares = 0;
+    for (const float g : grads) squares += static_cast<double>(g) * g;
+    const double norm = std::sqrt(squares) * kGradientTokens / kTargets;
+    ASSERT_GT(norm, 0.5) << "clipping must have something to do";
+    const float factor = static_cast<float>(kGradientTokens / kTargets * (0.5 / (norm + 1e-6)));
+
+    std::map<std::string, std::vector<float>> want;
+    std::int64_t first = 0;
+    for (const Param& p : rig.params()) {
+      auto w = rig.state_values<float>("master." + p.name), m = rig.state_values<float>("m." + p.name),
+           v = rig.state_values<float>("v." + p.name);
+      const AdamHyper h = adam_hyper(kPeakLr[static_cast<int>(p.group)] * kLr, 0.8, 0.95, 1e-8, 0.1, t);
+      for (std::size_t i = 0; i < w.size(); ++i)
+        adam_update(w[i], grads[static_cast<std::size_t>(first) + i] * factor, m[i], v[i], h);
+      want["master." + p.name] = w;
+      want["m." + p.name] = m;
+      want["v." + p.name] = v;
+      first += (p.elems() + 255) / 256 * 256;
+    }
+    const StepStats stats = rig.measure(t, kLr);
+    EXPECT_NEAR(stats.norm, norm, 1e-12 * norm);
+    EXPECT_EQ(stats.loss, 3.25);
+    EXPECT_EQ(stats.tokens, kTargets);
+    EXPECT_TRUE(stats.finite);
+    rig.update();
+    for (const auto& [name, values] : want) {
+      const auto got = rig.state_values<float>(name);
+      // The norm's last bit may differ between a plain and a blocked sum, and with it the factor's.
+      for (std::size_t i = 0; i < values.size(); ++i)
+        ASSERT_NEAR(got[i], values[i], 1e-6f * std::abs(values[i]) + 1e-12f) << name << "[" << i << "]";
+    }
+  }
+}
+
+TEST(OptimizerStep, LeavesSmallGradientsUnclippedAndZeroMeansNever) {
+  const auto first_moment = [](double max_norm, float scale) {
+    Rig rig({.name = "adamw", .max_norm = max_norm});
+    rig.set_gradients(rig.random_gradients(3, scale));
+    rig.measure(1);
+    rig.update();
+    return rig.state_values<float>("m.large");
+  };
+  EXPECT_EQ(first_moment(1e6, 0.1f), first_moment(0, 0.1f));
+  EXPECT_NE(first_moment(0.5, 0.1f), first_moment(0, 0.1f));
+}
+
+TEST(OptimizerStep, RenewsTheComputeCopiesFromTheMaster) {
+  for (const FormatId weights : {FormatId::nf4, FormatId::none}) {
+    Rig rig({.weights = weights});
+    rig.train(2);
+    for (const Param& p : rig.params()) {
+      const auto master = rig.state_values<float>("master." + p.name);
+      if (p.packed) {
+        std::vector<std::uint8_t> codes(static_cast<std::size_t>(code_bytes(weights, p.elems())));
+        std::vector<float> absmax(static_cast<std::size_t>(scale_count(weights, p.elems())));
+        Nf4::quantise(std::span<const float>(master), codes.data(), absmax.data());
+        EXPECT_EQ(rig.values<std::uint8_t>(p.codes), codes) << p.name;
+        EXPECT_EQ(rig.values<float>(p.absmax), absmax) << p.name;
+      } else {
+        const auto compute = rig.values<bf16>(p.compute);
+        for (std::size_t i = 0; i < master.size(); ++i)
+          ASSERT_EQ(compute[i].bits, to_bf16(master[i]).bits) << p.name;
+      }
+    }
+  }
+}
+
+TEST(OptimizerStep, KeepsEightBitMomentsOfMatricesOnly) {
+  Rig rig({});
+  for (const NamedView& v : rig.optimizer().state()) {
+    const bool moment = v.name.starts_with("m.") || v.name.starts_with("v.");
+    const bool matrix = v.name.find("small") != std::string::npos ||
+                        v.name.find("large") != std::string::npos || v.name.find("zero") != std::string::npos;
+    EXPECT_EQ(v.view.dtype == DType::u8, moment && matrix && !v.name.ends_with(".absmax")) << v.name;
+  }
+}
+
+TEST(OptimizerStep, EncodesMastersThatWereWrittenFromOutside) {
+  Rig rig({});
+  rig.train(1);
+  const Snapshot before = rig.snapshot();
+  rig.write_state("master.large", 100000, 123.0f);
+  rig.write_state("master.head", 5, -2.0f);
+  rig.encode();
+  EXPECT_EQ(difference(rig.snapshot(), before),
+            "absmax.large codes.large compute.head master.head master.large ");
+}
+
+// --- what is not finite
+// --------------------------------------------------------------------------------------
+
+TEST(BadGradients, LeaveEveryBitOfWeightsAndStateAlone) {
+  constexpr float kInf = std::numeric_limits<float>::infinity(),
+                  kNaN = std::numeric_limits<float>::quiet_NaN();
+  for (const char* name : {"adamw", "adamw8"}) {
+    Rig rig({.name = name});
+    rig.train(2);
+    const Snapshot before = rig.snapshot();
+    for (const float bad : {kInf, -kInf, kNaN, 3e38f}) {
+      std::vector<float> grads = rig.random_gradients(9);
+      grads[5000] = bad;
+      if (bad == 3e38f) std::fill(grads.begin(), grads.end(), bad);  // each finite, their norm not
+      rig.set_gradients(grads);
+      EXPECT_FALSE(rig.measure(3).finite) << bad;
+      rig.update();
+      EXPECT_EQ(difference(before, rig.snapshot()), "") << name << " " << bad;
+    }
+    // The loss alone counts too.
+    rig.set_gradients(rig.random_gradients(9), std::numeric_limits<double>::infinity());
+    EXPECT_FALSE(rig.measure(3).finite);
+    rig.update();
+    EXPECT_EQ(difference(before, rig.snapshot()), "");
+    // And without anything bad the same calls do change them.
+    rig.train(1);
+    EXPECT_NE(difference(before, rig.snapshot()), "");
+  }
+}
+
+TEST(BadWeights, StopTheRunAndNameTensorAndElement) {
+  for (const std::size_t index : {std::size_t{0}, std::size_t{99999}, std::size_t{512 * 301 - 1}}) {
+    Rig rig({});
+    rig.train(1);
+    rig.write_state("master.large", index, std::numeric_limits<float>::quiet_NaN());
+    rig.set_gradients(rig.random_gradients(2));
+    rig.measure(2);
+    try {
+      rig.update();
+      FAIL() << "a NaN went into the codes";
+    } catch (const DivergedError& e) {
+      EXPECT_EQ(e.code(), ExitCode::diverged);
+      const std::string text = e.what();
+      EXPECT_NE(text.find("'large'"), std::string::npos) << text;
+      EXPECT_NE(text.find(fmt::format("element {}:", index)), std::string::npos) << text;
+    }
+    EXPECT_THROW(rig.encode(), DivergedError) << "it is still there";
+    rig.write_state("master.large", index, 0.0f);
+    EXPECT_NO_THROW(rig.encode());
+  }
+}
+
+TEST(BadOptions, OfTheOptimizerAreRefused) {
+  const auto with_betas = [](double beta1, double beta2) {
+    const auto null = make_backend("null", cpu_target(1));
+    Arena state("state", Space::device), host("host", Space::host);
+    const PhaseScope state_phase(state, "state"), host_phase(host, "state");
+    ParamList none;
+    const TensorView gradients = state.keep("gradients", MemoryTag::gradients, DType::f32, {0});
+    OptimizerOptions o;
+    o.beta1 = beta1;
+    o.beta2 = beta2;
+    Optimizer(*null, state, host, none, gradients, FormatId::none, o);
+  };
+  EXPECT_NO_THROW(with_betas(0, 0.999));
+  EXPECT_THROW(with_betas(1, 0.95), ConfigError);
+  EXPECT_THROW(with_betas(0.9, 1), ConfigError);
+  EXPECT_THROW(with_betas(-0.1, 0.95), ConfigError);
+  EXPECT_THROW(with_betas(std::nan(""), 0.95), ConfigError);
+}
+
+// --- controls
+// ------------------------------------------------------------------------------------------------
+
+TEST(Controls, FrozenMatricesLearnNothingAndTheRestDoes) {
+  Rig rig({.control = OptimizerControl::frozen_matrices});
+  const Snapshot before = rig.snapshot();
+  rig.train(3);
+  const Snapshot after = rig.snapshot();
+  for (const auto& [name, bytes] : before) {
+    const bool matrix = name.find("small") != std::string::npos || name.find("large") != std::string::npos ||
+                        name.find("zero") != std::string::npos;
+    EXPECT_EQ(after.at(name) == bytes, matrix) << name;
+  }
+}
+
+TEST(Controls, WithoutAMasterAStepStartsFromTheCodes) {
+  RigOptions s{.name = "adamw", .weight_decay = 0};
+  Rig with(s);
+  s.control = OptimizerControl::no_master;
+  Rig without(s);
+  const auto start = without.state_values<float>("master.large");
+  std::vector<float> decoded(start.size());
+  const Param& large = without.params()[2];
+  const auto codes = without.values<std::uint8_t>(large.codes);
+  const auto absmax = without.values<float>(large.absmax);
+  Nf4::dequantise(codes.data(), absmax.data(), 0, std::span(decoded));
+  ASSERT_NE(decoded, start);
+
+  // With nothing to learn from, Adam moves nothing: what is left is the way through the codes.
+  const std::vector<float> zeros(static_cast<std::size_t>(with.placed->gradients.elems()), 0.0f);
+  for (Rig* rig : {&with, &without}) {
+    rig->set_gradients(zeros);
+    rig->measure(1);
+    rig->update();
+  }
+  EXPECT_EQ(with.state_values<float>("master.large"), start);
+  EXPECT_EQ(without.state_values<float>("master.large"), decoded);
+  EXPECT_EQ(without.state_values<float>("master.embedding"), with.state_values<float>("master.embedding"))
+      << "only packed weights lose theirs";
+}
+
+}  // namespace
+}  // namespace qt
