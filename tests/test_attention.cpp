@@ -1,0 +1,155 @@
+// Proofs of attention, forward and backward, and the figures of its cost. Legend: B rows, Tq queries and Tk
+// keys of a row, H query heads, G key heads, D head width.
+#include <cmath>
+#include <span>
+
+#include "tests/oracle/attention.h"
+#include "tests/support/proofs.h"
+
+namespace qt::test {
+namespace {
+
+using oracle::AttentionShape;
+using std::size_t;
+
+struct Sizes {
+  std::int64_t B, Tq, Tk, H, G, D;
+  std::string text() const { return fmt::format("B={} Tq={} Tk={} H={} G={} D={}", B, Tq, Tk, H, G, D); }
+};
+
+// Single tokens, lengths just beyond tiles of 64 and 128, all group sizes, head widths off every vector
+// width, and decoding, with fewer queries than keys.
+const std::vector<Sizes> kForwardSizes = {
+    {1, 1, 1, 1, 1, 2},      {2, 7, 7, 4, 2, 16},    {1, 65, 65, 4, 1, 48}, {2, 1, 5, 4, 2, 16},
+    {1, 1, 131, 2, 1, 64},   {2, 3, 70, 4, 1, 24},   {1, 66, 130, 2, 2, 8}, {2, 17, 17, 2, 2, 64},
+    {1, 130, 130, 2, 1, 32}, {1, 33, 33, 2, 1, 128}, {1, 9, 9, 4, 4, 6}};
+
+AttentionShape oracle_shape(const Case& t, const Sizes& s, double scale) {
+  const auto size = [](std::int64_t n) { return static_cast<size_t>(n); };
+  return {.B = size(s.B),
+          .Tq = size(s.Tq),
+          .Tk = size(s.Tk),
+          .H = size(s.H),
+          .G = size(s.G),
+          .D = size(s.D),
+          .scale = t.is("scale is dropped") ? 1.0 : scale,
+          .dtype = t.dtype(),
+          .mask_off_by_one = t.is("the mask is off by one"),
+          .heads_interleaved = t.is("query head h reads key head h modulo G"),
+          .queries_at_start = t.is("queries stand at the start of the keys")};
+}
+
+std::vector<Tracked> tracked(std::span<const double> x) { return {x.begin(), x.end()}; }
+
+std::vector<double> rounded(std::span<const Tracked> x, DType dtype) {
+  std::vector<double> y;
+  for (const Tracked& v : x) y.push_back(oracle::round_to(v.value, dtype));
+  return y;
+}
+
+// A scale that is no power of two, exact as the f32 that the op takes.
+float scale_of(const Sizes& s) { return static_cast<float>(1 / std::sqrt(static_cast<double>(s.D) + 1)); }
+
+void attention_fwd(Case& t) {
+  for (const Sizes& s : kForwardSizes) {
+    // Peaked rows as trained heads have them: scores up to about 20, which a softmax without its maximum
+    // would not bear in the other direction either.
+    for (const double sharpness : {1.0, 5.0}) {
+      if (!t.next(fmt::format("{} sharpness={}", s.text(), sharpness))) return;
+      const auto q = t.normal(static_cast<size_t>(s.B * s.Tq * s.H * s.D), sharpness);
+      const auto k = t.normal(static_cast<size_t>(s.B * s.Tk * s.G * s.D)), v = t.normal(k.size());
+      AttentionFwd op{.q = t.in(q, {s.B, s.Tq, s.H, s.D}),
+                      .k = t.in(k, {s.B, s.Tk, s.G, s.D}),
+                      .v = t.in(v, {s.B, s.Tk, s.G, s.D}),
+                      .y = t.out({s.B, s.Tq, s.H, s.D}),
+                      .lse = t.out({s.B, s.H, s.Tq}, DType::f32),
+                      .scale = scale_of(s)};
+      op.scratch = t.scratch_for(op);
+      t.run(op);
+      const auto want = oracle::attention<Tracked>(oracle_shape(t, s, static_cast<double>(op.scale)),
+                                                   tracked(q), tracked(k), tracked(v));
+      t.expect("y", op.y, want.y);
+      t.expect("lse", op.lse, want.lse);
+    }
+  }
+}
+
+void attention_bwd(Case& t) {
+  for (const Sizes& s : kForwardSizes) {
+    if (s.Tq != s.Tk) continue;
+    if (!t.next(s.text())) return;
+    const auto q = t.normal(static_cast<size_t>(s.B * s.Tq * s.H * s.D), 2), dy = t.normal(q.size());
+    const auto k = t.normal(static_cast<size_t>(s.B * s.Tk * s.G * s.D)), v = t.normal(k.size());
+    const float scale = scale_of(s);
+    AttentionShape right = oracle_shape(t, s, static_cast<double>(scale));
+    right.mask_off_by_one = right.heads_interleaved = false;
+    right.scale = static_cast<double>(scale);
+    const auto forward = oracle::attention<Tracked>(right, tracked(q), tracked(k), tracked(v));
+    const auto y = rounded(forward.y, t.dtype()), lse = rounded(forward.lse, DType::f32);
+
+    AttentionBwd op{.q = t.in(q, {s.B, s.Tq, s.H, s.D}),
+                    .k = t.in(k, {s.B, s.Tk, s.G, s.D}),
+                    .v = t.in(v, {s.B, s.Tk, s.G, s.D}),
+                    .y = t.in(y, {s.B, s.Tq, s.H, s.D}),
+                    .lse = t.in(lse, {s.B, s.H, s.Tq}, DType::f32),
+                    .dy = t.in(dy, {s.B, s.Tq, s.H, s.D}),
+                    .dq = t.out({s.B, s.Tq, s.H, s.D}),
+                    .dk = t.out({s.B, s.Tk, s.G, s.D}),
+                    .dv = t.out({s.B, s.Tk, s.G, s.D}),
+                    .scale = scale};
+    op.scratch = t.scratch_for(op);
+    t.run(op);
+
+    const auto want = oracle::attention_backward<Tracked>(
+        oracle_shape(t, s, static_cast<double>(scale)), tracked(q), tracked(k), tracked(v), tracked(y),
+        tracked(lse), tracked(dy), !t.is("delta is dropped"), !t.is("ds is not scaled"));
+    t.expect("dq", op.dq, want.dq);
+    t.expect("dk", op.dk, want.dk);
+    t.expect("dv", op.dv, want.dv);
+  }
+}
+
+const Proves kForward({"attention_fwd",
+                       kBothFloats,
+                       {"scale is dropped", "the mask is off by one",
+                        "query head h reads key head h modulo G", "queries stand at the start of the keys"},
+                       attention_fwd});
+const Proves kBackward({"attention_bwd",
+                        kBothFloats,
+                        {"scale is dropped", "the mask is off by one",
+                         "query head h reads key head h modulo G", "delta is dropped", "ds is not scaled"},
+                        attention_bwd});
+
+// ---- figures ----
+
+TensorView shape_only(Shape shape) { return TensorView(reinterpret_cast<void*>(4096), DType::bf16, shape); }
+
+// nanochat: 12 H D T per token and layer over forward and backward, the full square.
+TEST(AttentionCost, ModelFlopsAreTwelveTimesHeadsWidthAndLengthPerToken) {
+  const std::int64_t B = 2, T = 128, H = 6, D = 64, G = 3;
+  const TensorView q = shape_only({B, T, H, D}), k = shape_only({B, T, G, D});
+  const Cost forward = AttentionFwd{.q = q, .k = k, .v = k, .y = q}.cost();
+  const Cost backward =
+      AttentionBwd{.q = q, .k = k, .v = k, .y = q, .dy = q, .dq = q, .dk = k, .dv = k}.cost();
+  const double tokens = static_cast<double>(B * T);
+  EXPECT_EQ(forward.model_flops + backward.model_flops, 12.0 * static_cast<double>(H * D * T) * tokens);
+}
+
+// Two products forward, seven backward, over the pairs that the mask leaves.
+TEST(AttentionCost, ExecutedFlopsCountNineProductsOverVisiblePairs) {
+  const std::int64_t B = 2, T = 10, H = 6, D = 64;
+  const TensorView q = shape_only({B, T, H, D});
+  const double pairs = 55;  // 10 + 9 + ... + 1
+  const double product = 2.0 * pairs * static_cast<double>(B * H * D);
+  EXPECT_EQ((AttentionFwd{.q = q, .k = q, .v = q, .y = q}.cost().executed_flops), 2 * product);
+  EXPECT_EQ((AttentionBwd{.q = q, .k = q, .v = q, .y = q, .dy = q, .dq = q, .dk = q, .dv = q}
+                 .cost()
+                 .executed_flops),
+            7 * product);
+  // One query behind nine keys of a cache sees all ten.
+  EXPECT_EQ((AttentionFwd{.q = shape_only({B, 1, H, D}), .k = q, .v = q, .y = q}.cost().executed_flops),
+            2.0 * 2 * 10 * static_cast<double>(B * H * D));
+}
+
+}  // namespace
+}  // namespace qt::test

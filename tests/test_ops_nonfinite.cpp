@@ -1,0 +1,120 @@
+// A run that diverges must be seen: a NaN or Inf that enters an op leaves it again, down to the flag that
+// skips the step.
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+#include "tests/support/proofs.h"
+
+namespace qt::test {
+namespace {
+
+using std::size_t;
+
+constexpr double kNaN = NAN;
+
+class NonFinite : public ::testing::TestWithParam<DType> {
+ protected:
+  NonFinite() : t(computing_backends().front(), GetParam()) { t.next("non-finite input"); }
+
+  // n numbers of which one is broken.
+  std::vector<double> broken(size_t n, size_t at, double value = kNaN) {
+    auto x = t.normal(n);
+    x[at] = value;
+    return x;
+  }
+  // Which elements of a view are not finite.
+  std::vector<size_t> lost(const TensorView& view) {
+    std::vector<size_t> at;
+    const auto x = t.values(view);
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (!std::isfinite(x[i])) at.push_back(i);
+    }
+    return at;
+  }
+
+  Case t;
+};
+
+TEST_P(NonFinite, ValuesPassElementwiseOps) {
+  for (const size_t at : {size_t{2}, size_t{36}}) {  // inside a vector, and behind the last whole one
+    const std::vector<size_t> there = {at};
+    // Makes the op from (broken, sound, output).
+    const auto expect_lost = [&](auto&& make) {
+      t.next(fmt::format("element {}", at));
+      const TensorView x = t.in(broken(37, at), {1, 37}), one = t.in(std::vector<double>(37, 1), {1, 37}),
+                       y = t.out({1, 37});
+      t.run(make(x, one, y));
+      EXPECT_EQ(lost(y), there);
+    };
+    expect_lost([](auto x, auto, auto y) { return Relu2Fwd{.x = x, .y = y}; });
+    expect_lost([](auto x, auto one, auto y) { return Relu2Bwd{.x = x, .dy = one, .dx = y}; });
+    expect_lost([](auto x, auto one, auto y) { return Relu2Bwd{.x = one, .dy = x, .dx = y}; });
+    expect_lost([](auto x, auto one, auto y) { return Add{.a = one, .b = x, .y = y}; });
+  }
+}
+
+TEST_P(NonFinite, ValuesSpoilTheirRowOfANormAndNoOther) {
+  const TensorView y = t.out({3, 5}), rstd = t.out({3}, DType::f32);
+  t.run(RmsNormFwd{.x = t.in(broken(15, 7), {3, 5}), .y = y, .rstd = rstd, .eps = 1e-6f});
+  EXPECT_EQ(lost(y), (std::vector<size_t>{5, 6, 7, 8, 9}));
+  EXPECT_EQ(lost(rstd), std::vector<size_t>{1});
+}
+
+TEST_P(NonFinite, ValuesSpoilTheirRowOfAProductAndNoOther) {
+  const TensorView c = t.out({3, 4});
+  Matmul op{.a = t.in(broken(15, 7), {3, 5}), .b = t.in(t.normal(20), {4, 5}), .c = c};
+  op.scratch = t.scratch_for(op);
+  t.run(op);
+  EXPECT_EQ(lost(c), (std::vector<size_t>{4, 5, 6, 7}));
+}
+
+TEST_P(NonFinite, ScoresAndValuesSpoilTheQueriesThatSeeThem) {
+  for (const bool in_keys : {true, false}) {
+    t.next(in_keys ? "broken key" : "broken value");
+    const TensorView good = t.in(t.normal(8), {1, 4, 1, 2}),
+                     bad = t.in(broken(8, 4), {1, 4, 1, 2});  // of token 2
+    AttentionFwd op{.q = t.in(t.normal(8), {1, 4, 1, 2}),
+                    .k = in_keys ? bad : good,
+                    .v = in_keys ? good : bad,
+                    .y = t.out({1, 4, 1, 2}),
+                    .lse = t.out({1, 1, 4}, DType::f32)};
+    op.scratch = t.scratch_for(op);
+    t.run(op);
+    // At least those: a hidden value may meet a probability of 0, and their product is no number either.
+    const auto at = lost(op.y);
+    const auto want = in_keys ? std::vector<size_t>{4, 5, 6, 7} : std::vector<size_t>{4, 6};
+    EXPECT_TRUE(std::includes(at.begin(), at.end(), want.begin(), want.end()))
+        << (in_keys ? "broken key" : "broken value");
+  }
+}
+
+TEST_P(NonFinite, LogitsSpoilTheLossOfTheirRow) {
+  for (const double cap : {15.0, 0.0, 100.0}) {
+    t.next(fmt::format("cap={}", cap));
+    const TensorView logits = t.inout(broken(3 * 37, 40), {3, 37}, DType::f32);
+    SoftcapCrossEntropy op{.logits = logits,
+                           .targets = t.in(std::vector<std::int32_t>{1, 9, 3}, {3}),
+                           .nll = t.out({3}, DType::f32),
+                           .dlogits = dlogits_view(logits, t.dtype()),
+                           .softcap = static_cast<float>(cap)};
+    t.run(op);
+    EXPECT_EQ(lost(op.nll), std::vector<size_t>{1}) << "cap " << cap;
+  }
+}
+
+TEST_P(NonFinite, GradientsReachTheNorm) {
+  for (const double value : {kNaN, static_cast<double>(INFINITY)}) {
+    t.next(fmt::format("{}", value));
+    SumSquares op{.x = t.in(broken(5000, 4999, value), {5000}), .out = t.out({1}, DType::f64)};
+    op.scratch = t.scratch_for(op);
+    t.run(op);
+    EXPECT_FALSE(std::isfinite(t.values(op.out)[0]));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Floats, NonFinite, ::testing::ValuesIn(kBothFloats),
+                         [](const auto& subject) { return std::string(dtype_name(subject.param)); });
+
+}  // namespace
+}  // namespace qt::test

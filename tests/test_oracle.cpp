@@ -1,0 +1,188 @@
+// The oracles themselves: closed forms of gradients against complex step, and the error model against plain
+// f32 code.
+#include <cmath>
+#include <random>
+#include <span>
+
+#include <gtest/gtest.h>
+
+#include "tests/oracle/attention.h"
+#include "tests/oracle/gradient.h"
+#include "tests/oracle/loss.h"
+#include "tests/oracle/matmul.h"
+#include "tests/oracle/norm.h"
+
+namespace qt::oracle {
+namespace {
+
+constexpr double kClosedForm =
+    1e-12;  // relative to the largest element: what double leaves after a few hundred operations
+
+std::vector<double> normal(std::size_t n, unsigned seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> draw;
+  std::vector<double> x(n);
+  for (double& v : x) v = draw(random);
+  return x;
+}
+
+std::vector<Complex> constants(std::span<const double> x) { return {x.begin(), x.end()}; }
+
+// Largest difference over largest magnitude.
+double distance(std::span<const double> a, std::span<const double> b) {
+  EXPECT_EQ(a.size(), b.size());
+  double top = 0, off = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    top = std::max(top, std::abs(b[i]));
+    off = std::max(off, std::abs(a[i] - b[i]));
+  }
+  EXPECT_GT(top, 0);
+  return off / top;
+}
+
+TEST(ClosedForm, OfRmsNormBackwardIsTheDerivativeOfForward) {
+  const std::size_t C = 13;
+  const auto x = normal(3 * C, 1), dy = normal(3 * C, 2);
+  const double eps = 0.01;
+  const auto exact = complex_step(x, [&](const std::vector<Complex>& z) {
+    return weighted_sum(rmsnorm<Complex>(z, C, eps, DType::f32).y, dy);
+  });
+  const auto forward = rmsnorm<double>(x, C, eps, DType::f32);
+  EXPECT_LT(distance(rmsnorm_backward<double>(forward.y, forward.rstd, dy, C), exact), kClosedForm);
+}
+
+TEST(ClosedForm, OfRopeAndNormBackwardIsTheDerivativeOfForward) {
+  const std::size_t H = 2, D = 6, T = 4, N = 2 * T;
+  const auto x = normal(N * H * D, 3), dy = normal(N * H * D, 4);
+  std::vector<double> cos, sin;
+  for (std::size_t i = 0; i < (T + 1) * D / 2; ++i)
+    cos.push_back(std::cos(0.3 * static_cast<double>(i))),
+        sin.push_back(std::sin(0.3 * static_cast<double>(i)));
+  const auto exact = complex_step(x, [&](const std::vector<Complex>& z) {
+    return weighted_sum(rmsnorm<Complex>(rotate<Complex>(z, H, D, T, 0, cos, sin), D, 0.01, DType::f32).y,
+                        dy);
+  });
+  const auto forward = rmsnorm<double>(rotate<double>(x, H, D, T, 0, cos, sin), D, 0.01, DType::f32);
+  const auto dr = rmsnorm_backward<double>(forward.y, forward.rstd, dy, D);
+  EXPECT_LT(distance(rotate<double>(dr, H, D, T, 0, cos, sin, {.direction = 1}), exact), kClosedForm);
+}
+
+TEST(ClosedForm, OfReluSquaredIsItsDerivative) {
+  const auto x = normal(50, 5), dy = normal(50, 6);  // none of them at the kink
+  const auto exact = complex_step(x, [&](const std::vector<Complex>& z) {
+    std::vector<Complex> y;
+    for (const Complex& v : z) y.push_back(relu2(v));
+    return weighted_sum(y, dy);
+  });
+  std::vector<double> dx;
+  for (std::size_t i = 0; i < x.size(); ++i) dx.push_back(relu2_backward(x[i], dy[i]));
+  EXPECT_LT(distance(dx, exact), kClosedForm);
+}
+
+TEST(ClosedForm, OfTheEmbeddingIsItsDerivative) {
+  const std::vector<std::int32_t> ids = {2, 0, 2, 3, 2};
+  const std::size_t C = 3, V = 5;
+  const auto table = normal(V * C, 7), dy = normal(ids.size() * C, 8);
+  const auto exact = complex_step(
+      table, [&](const std::vector<Complex>& z) { return weighted_sum(embedding<Complex>(ids, z, C), dy); });
+  EXPECT_LT(distance(embedding_backward<double>(ids, dy, std::vector<double>(V * C, 0), C), exact),
+            kClosedForm);
+}
+
+TEST(ClosedForm, OfMatrixProductsAreTheirDerivatives) {
+  const std::size_t M = 4, N = 3, K = 5;
+  const auto x = normal(M * K, 9), w = normal(N * K, 10), dy = normal(M * N, 11);
+  const auto exact_dx = complex_step(x, [&](const std::vector<Complex>& z) {
+    return weighted_sum(matmul<Complex>(GemmLayout::nt, z, constants(w), M, N, K), dy);
+  });
+  EXPECT_LT(distance(matmul<double>(GemmLayout::nn, dy, w, M, K, N), exact_dx), kClosedForm);
+  const auto exact_dw = complex_step(w, [&](const std::vector<Complex>& z) {
+    return weighted_sum(matmul<Complex>(GemmLayout::nt, constants(x), z, M, N, K), dy);
+  });
+  EXPECT_LT(distance(matmul<double>(GemmLayout::tn, dy, x, N, K, M), exact_dw), kClosedForm);
+}
+
+TEST(ClosedForm, OfAttentionBackwardIsTheDerivativeOfForward) {
+  for (const std::size_t G : {1, 2, 4}) {
+    const AttentionShape s{.B = 2, .Tq = 5, .Tk = 5, .H = 4, .G = G, .D = 3, .scale = 0.7};
+    const std::size_t nq = s.B * s.Tq * s.H * s.D, nk = s.B * s.Tk * G * s.D;
+    const auto q = normal(nq, 12), k = normal(nk, 13), v = normal(nk, 14), dy = normal(nq, 15);
+    const auto forward = attention<double>(s, q, k, v);
+    const auto got = attention_backward<double>(s, q, k, v, forward.y, forward.lse, dy);
+    const auto loss = [&](std::span<const Complex> a, std::span<const Complex> b,
+                          std::span<const Complex> c) {
+      return weighted_sum(attention<Complex>(s, a, b, c).y, dy);
+    };
+    const auto q_C = constants(q), k_C = constants(k), v_C = constants(v);
+    EXPECT_LT(
+        distance(got.dq, complex_step(q, [&](const std::vector<Complex>& z) { return loss(z, k_C, v_C); })),
+        kClosedForm);
+    EXPECT_LT(
+        distance(got.dk, complex_step(k, [&](const std::vector<Complex>& z) { return loss(q_C, z, v_C); })),
+        kClosedForm);
+    EXPECT_LT(
+        distance(got.dv, complex_step(v, [&](const std::vector<Complex>& z) { return loss(q_C, k_C, z); })),
+        kClosedForm);
+  }
+}
+
+TEST(ClosedForm, OfTheLossGradientIsTheDerivativeOfTheLoss) {
+  for (const double cap : {15.0, 0.0, 2.0}) {
+    const auto logits = normal(11, 16);
+    const int target = 4;
+    const auto exact = complex_step(logits, [&](const std::vector<Complex>& z) {
+      return 0.3 * cross_entropy<Complex>(z, target, cap).nll;
+    });
+    const auto row = cross_entropy<double>(logits, target, cap);
+    EXPECT_LT(distance(cross_entropy_gradient(row, target, cap, 0.3), exact), kClosedForm);
+    const auto wrong = cross_entropy_gradient(row, target, cap, 0.3, {.cap_has_slope = false});
+    if (cap != 0) {
+      EXPECT_GT(distance(wrong, exact), 1e-4);  // complex step would have told
+    }
+  }
+}
+
+TEST(ErrorModel, CoversPlainF32ArithmeticAndIsNotMuchWider) {
+  // A sum of products in the plainest order, whose error the bound must cover for every draw; over many draws
+  // the worst comes near it, as far as random signs let it.
+  double worst = 0;
+  for (unsigned seed = 0; seed < 2000; ++seed) {
+    const auto a = normal(3, 100 + seed), b = normal(3, 5000 + seed);
+    float sum = 0;
+    Sum<Tracked> bound;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      const float x = static_cast<float>(a[i]), y = static_cast<float>(b[i]);
+      sum += x * y;
+      bound.add(Tracked(static_cast<double>(x)) * Tracked(static_cast<double>(y)));
+    }
+    worst = std::max(worst, std::abs(static_cast<double>(sum) - bound.value().value) / bound.value().error);
+  }
+  EXPECT_LE(worst, 1);
+  EXPECT_GT(worst, 0.2);
+}
+
+TEST(ErrorModel, TrackedAndDoubleSeeTheSameValue) {
+  const AttentionShape s{.B = 1, .Tq = 4, .Tk = 6, .H = 2, .G = 1, .D = 4, .scale = 0.5};
+  const auto q = normal(32, 20), k = normal(24, 21), v = normal(24, 22);
+  const auto plain = attention<double>(s, q, k, v);
+  const std::vector<Tracked> q_T(q.begin(), q.end()), k_T(k.begin(), k.end()), v_T(v.begin(), v.end());
+  const auto tracked = attention<Tracked>(s, q_T, k_T, v_T);
+  for (std::size_t i = 0; i < plain.y.size(); ++i) {
+    EXPECT_NEAR(tracked.y[i].value, plain.y[i], 1e-14);
+    EXPECT_GT(tracked.y[i].error, 0);
+  }
+}
+
+TEST(ErrorModel, RoundingByArithmeticEqualsRoundingByBits) {
+  std::mt19937 random(1);
+  for (int i = 0; i < 200'000; ++i) {
+    const auto bits = static_cast<std::uint32_t>(random());
+    const float x = std::bit_cast<float>(bits);
+    if (std::isnan(x)) continue;
+    ASSERT_EQ(round_to(static_cast<double>(x), DType::bf16), static_cast<double>(to_float(to_bf16(x))))
+        << std::hex << bits;
+  }
+}
+
+}  // namespace
+}  // namespace qt::oracle
