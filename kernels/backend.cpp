@@ -41,7 +41,8 @@ void Backend::copy(const TensorView& from, const TensorView& to, Stream stream) 
   } else if (from.space == Space::device && to.space == Space::host) {
     totals_.device_to_host_bytes += static_cast<double>(from.bytes());
   }
-  do_copy(from, to, stream);
+  const auto bytes = static_cast<double>(from.bytes());
+  observed("copy", Cost{.read_bytes = bytes, .written_bytes = bytes}, [&] { do_copy(from, to, stream); });
 }
 
 void Backend::upload(std::span<const std::byte> from, const TensorView& to) {

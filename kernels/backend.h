@@ -1,13 +1,17 @@
 // Backend: memory of two kinds, streams, events, and running ops in order.
 //
-// run() is not virtual: it checks once, counts once, then calls the implementation, which may rely on the contract.
-// Nobody outside a backend dereferences a view; bytes cross by copy(), upload(), download() and read_scalars().
+// run() is not virtual: it checks once, counts once, then calls the implementation, which may rely on the
+// contract. Nobody outside a backend dereferences a view; bytes cross by copy(), upload(), download() and
+// read_scalars().
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kernels/ops.h"
@@ -31,7 +35,8 @@ class MemoryRegion {
   Space space() const { return space_; }
 
  protected:
-  MemoryRegion(std::byte* base, std::int64_t bytes, Space space) : base_(base), bytes_(bytes), space_(space) {}
+  MemoryRegion(std::byte* base, std::int64_t bytes, Space space)
+      : base_(base), bytes_(bytes), space_(space) {}
 
  private:
   std::byte* base_;
@@ -64,9 +69,10 @@ class Backend {
   template <class Op>
   void run(const Op& op, Stream stream = Stream::compute) {
     op.check();
-    count(op.cost());
+    const Cost cost = op.cost();
+    count(cost);
     note(Op::kName);
-    do_run(op, stream);
+    observed(Op::kName, cost, [&] { do_run(op, stream); });
   }
 
   // The memory is zero-filled. Throws FitError when the system refuses it.
@@ -87,6 +93,12 @@ class Backend {
   const BackendTotals& totals() const { return totals_; }
   void reset_totals() { totals_ = {}; }
 
+  // Called after each op, and after each copy() as "copy", with the wall time of the call: profiles of
+  // backends that have done the work when run() returns (cpu); elsewhere that is the time of the launch.
+  // Empty, the default: not measured.
+  using Observer = std::function<void(const char* op_name, const Cost& cost, double seconds)>;
+  void set_observer(Observer observer) { observer_ = std::move(observer); }
+
  protected:
   // Called before each op with its name: tracing and tests.
   virtual void note(const char* op_name) { (void)op_name; }
@@ -95,6 +107,14 @@ class Backend {
   friend class RecomputeScope;
 
   void count(const Cost& cost);
+
+  template <class Work>
+  void observed(const char* name, const Cost& cost, Work&& work) {
+    if (!observer_) return work();
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    observer_(name, cost, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
 
   virtual void do_copy(const TensorView& from, const TensorView& to, Stream stream) = 0;
   virtual void do_upload(std::span<const std::byte> from, const TensorView& to) = 0;
@@ -107,10 +127,12 @@ class Backend {
 
   Target target_;
   BackendTotals totals_;
+  Observer observer_;
   int recompute_depth_ = 0;
 };
 
-// While alive, executed work does not count as model_flops: it was done before and is done again to save memory.
+// While alive, executed work does not count as model_flops: it was done before and is done again to save
+// memory.
 class RecomputeScope {
  public:
   explicit RecomputeScope(Backend& backend) : backend_(backend) { ++backend_.recompute_depth_; }
@@ -122,7 +144,8 @@ class RecomputeScope {
   Backend& backend_;
 };
 
-// "cpu", "null" (counts for whatever target it is given), later "cuda". Throws ConfigError for an unknown name.
+// "cpu", "null" (counts for whatever target it is given), later "cuda". Throws ConfigError for an unknown
+// name.
 std::unique_ptr<Backend> make_backend(std::string_view name, const Target& target);
 
 }  // namespace qt

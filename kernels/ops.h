@@ -1,10 +1,10 @@
 // The ops: one struct each, the whole contract between model or optimizer and a backend.
 //
 // Legend: N tokens of the micro-batch (B rows of T), C width, H query heads, G key/value heads, D head width,
-// F MLP width, V vocabulary, M tokens of a loss chunk. "f" stands for f32 | bf16, the same in all fields marked so.
-// check() throws ShapeError or DTypeError naming the op and the field; Backend::run calls it once.
-// cost() counts what the op itself does. Unless said otherwise outputs may not alias inputs, views are dense, and
-// the same inputs give the same bits on every run and with every number of threads.
+// F MLP width, V vocabulary, M tokens of a loss chunk. "f" stands for f32 | bf16, the same in all fields
+// marked so. check() throws ShapeError or DTypeError naming the op and the field; Backend::run calls it once.
+// cost() counts what the op itself does. Unless said otherwise outputs may not alias inputs, views are dense,
+// and the same inputs give the same bits on every run and with every number of threads.
 #pragma once
 
 #include <array>
@@ -18,9 +18,9 @@
 
 namespace qt {
 
-// model_flops: nanochat's convention (6 per weight and token over forward and backward, full-square attention, no recompute),
-// what published MFU is quoted in. executed_flops: what the kernels do (causal tiles, the seven GEMMs of the
-// two-kernel attention backward). Both count a multiply-add as two.
+// model_flops: nanochat's convention (6 per weight and token over forward and backward, full-square
+// attention, no recompute), what published MFU is quoted in. executed_flops: what the kernels do (causal
+// tiles, the seven GEMMs of the two-kernel attention backward). Both count a multiply-add as two.
 struct Cost {
   double model_flops = 0;
   double executed_flops = 0;
@@ -64,7 +64,8 @@ struct InitNormal {
   float stddev = 0;
   float constant = 0;
   RngStream rng;
-  std::int64_t first_element = 0;  // x[0] is element `first_element` of the tensor: slabs draw what the whole would
+  std::int64_t first_element =
+      0;  // x[0] is element `first_element` of the tensor: slabs draw what the whole would
   void check() const;
   Cost cost() const;
 };
@@ -135,8 +136,8 @@ struct RmsNormBwd {
   Cost cost() const;
 };
 
-// cos and sin of position * base^(-2i/D): angle and functions in f32 (angles as f32(t) * f32(inv_freq), inv_freq in
-// double rounded to f32), then rounded to the dtype.
+// cos and sin of position * base^(-2i/D): angle and functions in f32 (angles as f32(t) * f32(inv_freq),
+// inv_freq in double rounded to f32), then rounded to the dtype.
 struct RopeTable {
   static constexpr const char* kName = "rope_table";
   TensorView cos;  // out [T, D/2] f
@@ -195,7 +196,8 @@ struct AttentionFwd {
   Cost cost() const;
 };
 
-// Two passes, no atomics: dq by query tiles; dk and dv by key tiles, query heads of a group in ascending order.
+// Two passes, no atomics: dq by query tiles; dk and dv by key tiles, query heads of a group in ascending
+// order.
 struct AttentionBwd {
   static constexpr const char* kName = "attention_bwd";
   TensorView q;        // in  [B, T, H, D] f
@@ -232,8 +234,8 @@ struct Matmul {
   Cost cost() const;
 };
 
-// The same products with the weight packed: nt and nn only, both from the same bytes. Every backend and route sees
-// the canonical weight round_to_bf16(codebook * absmax), widened when x is f32.
+// The same products with the weight packed: nt and nn only, both from the same bytes. Every backend and route
+// sees the canonical weight round_to_bf16(codebook * absmax), widened when x is f32.
 struct PackedMatmul {
   static constexpr const char* kName = "packed_matmul";
   TensorView x;        // in  f: [M, K] for nt, [M, N] for nn
@@ -247,16 +249,17 @@ struct PackedMatmul {
 
 // ---- loss ---------------------------------------------------------------------------------------------
 
-// z = softcap * tanh(logits / softcap); nll = logsumexp(z) - z[target]; the gradient replaces the logits in place:
-// dlogits = grad_scale * (softmax(z) - onehot) * (1 - (z / softcap)^2), zero rows where target is -1.
-// The cap bounds z, so no pass for the row maximum is needed. softcap 0: no cap (then the maximum is subtracted).
+// z = softcap * tanh(logits / softcap); nll = logsumexp(z) - z[target]; the gradient replaces the logits in
+// place: dlogits = grad_scale * (softmax(z) - onehot) * (1 - (z / softcap)^2), zero rows where target is -1.
+// The cap bounds z, so no pass for the row maximum is needed. softcap 0: no cap (then the maximum is
+// subtracted).
 struct SoftcapCrossEntropy {
   static constexpr const char* kName = "softcap_cross_entropy";
   TensorView logits;   // in (destroyed when dlogits is defined) [M, V] f32, dense
   TensorView targets;  // in  [M] i32 in [0, V) or -1 (ignored)
   TensorView nll;      // out [M] f32, 0 where ignored
-  TensorView dlogits;  // out [M, V] f32 | bf16 over the same bytes: row r starts where row r of logits starts (so a bf16
-                       // view is pitched by 2 V); undefined: loss only, logits stay as they are
+  TensorView dlogits;  // out [M, V] f32 | bf16 over the same bytes: row r starts where row r of logits starts
+                       // (so a bf16 view is pitched by 2 V); undefined: loss only, logits stay as they are
   float softcap = 15;
   float grad_scale = 1;
   void check() const;
@@ -298,11 +301,11 @@ struct SumSquares {
 };
 
 // What one optimizer step needs, in device memory: computed and consumed there.
-//   [0] factor on every gradient (normalisation by tokens times clipping)  [1] 1 when the step must be skipped  [2] norm
-//   [4 + 8 g ...] AdamHyper of parameter group g
+//   [0] factor on every gradient (normalisation by tokens times clipping)  [1] 1 when the step must be
+//   skipped  [2] norm [4 + 8 g ...] AdamHyper of parameter group g
 inline constexpr int kStepParamFloats = 4 + 8 * kParamGroups;
-// What the host reads back, one call per step: loss (nats per token), gradient norm before clipping, 1 when norm or loss
-// is not finite, number of targets.
+// What the host reads back, one call per step: loss (nats per token), gradient norm before clipping, 1 when
+// norm or loss is not finite, number of targets.
 inline constexpr int kStepStatDoubles = 4;
 
 struct PrepareStep {
@@ -312,8 +315,9 @@ struct PrepareStep {
   TensorView params;      // out [kStepParamFloats] f32
   TensorView stats;       // out [kStepStatDoubles] f64
   std::array<AdamHyper, kParamGroups> hyper{};
-  double max_norm = 0;          // 0: no clipping. Factor min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_
-  double gradient_tokens = 1;   // the number the gradients were divided by (1 / grad_scale of the loss)
+  double max_norm =
+      0;  // 0: no clipping. Factor min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_
+  double gradient_tokens = 1;  // the number the gradients were divided by (1 / grad_scale of the loss)
   void check() const;
   Cost cost() const;
 };
@@ -348,13 +352,13 @@ struct AdamW8 {
 
 // ---- quantisation -------------------------------------------------------------------------------------
 
-// Packs elements [first, first + n) of a matrix. first must be a multiple of the block size, and n too unless the range
-// ends the matrix. A non-finite input leaves 1 + its flat index in bad_index (the smallest one wins; 0: none so far); the
-// host turns it into an error that names the tensor.
+// Packs elements [first, first + n) of a matrix. first must be a multiple of the block size, and n too unless
+// the range ends the matrix. A non-finite input leaves 1 + its flat index in bad_index (the smallest one
+// wins; 0: none so far); the host turns it into an error that names the tensor.
 struct Quantise {
   static constexpr const char* kName = "quantise";
-  TensorView src;        // in  [n] f32
-  PackedView w;          // out elements [first, first + n)
+  TensorView src;  // in  [n] f32
+  PackedView w;    // out elements [first, first + n)
   std::int64_t first = 0;
   TensorView bad_index;  // in/out [1] f64
   void check() const;
@@ -363,17 +367,21 @@ struct Quantise {
 
 struct Dequantise {
   static constexpr const char* kName = "dequantise";
-  PackedView w;          // in
+  PackedView w;  // in
   std::int64_t first = 0;
-  TensorView dst;        // out [n] f32 | bf16: the canonical weight
+  TensorView dst;  // out [n] f32 | bf16: the canonical weight
   void check() const;
   Cost cost() const;
 };
 
 }  // namespace qt
 
-// Every op once: the backends' overrides, the null backend's counters and the tests' coverage check take their list from here.
-#define QT_FOR_EACH_OP(X)                                                                                              \
-  X(Fill) X(Cast) X(Add) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(EmbeddingFwd) X(EmbeddingBwd) X(RmsNormFwd)           \
-  X(RmsNormBwd) X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd) X(Matmul) X(PackedMatmul)    \
-  X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares) X(PrepareStep) X(AdamW) X(AdamW8) X(Quantise) X(Dequantise)
+// Every op once: the backends' overrides, the null backend's counters and the tests' coverage check take
+// their list from here.
+#define QT_FOR_EACH_OP(X)                                                                                  \
+  X(Fill)                                                                                                  \
+  X(Cast)                                                                                                  \
+  X(Add) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(EmbeddingFwd) X(EmbeddingBwd) X(RmsNormFwd) X(RmsNormBwd) \
+      X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd) X(Matmul) X(PackedMatmul) \
+          X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares) X(PrepareStep) X(AdamW) X(AdamW8)     \
+              X(Quantise) X(Dequantise)

@@ -1,5 +1,5 @@
-// Scratch an op needs on a target, in bytes: pure functions, no device, no toolkit. The caller allocates that much and
-// passes it in the op's `scratch` field; ops never allocate. 0 means: leave the field undefined.
+// Scratch an op needs on a target, in bytes: pure functions, no device, no toolkit. The caller allocates that
+// much and passes it in the op's `scratch` field; ops never allocate. 0 means: leave the field undefined.
 #pragma once
 
 #include <cstdint>

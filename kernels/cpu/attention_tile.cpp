@@ -2,15 +2,17 @@
 // Exponentials: hwy/contrib/math, within 1 ulp.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/attention_tile.cpp"
-#include "hwy/foreach_target.h"
-// After foreach_target.h.
+#include "kernels/cpu/attention_tile.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "hwy/contrib/math/math-inl.h"
-#include "hwy/highway.h"
-#include "kernels/cpu/attention_tile.h"
+#include <hwy/foreach_target.h>
+// After foreach_target.h.
+#include <hwy/contrib/math/math-inl.h>
+#include <hwy/highway.h>
+
 #include "kernels/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -20,6 +22,10 @@ namespace HWY_NAMESPACE {
 // At most 16 lanes: the padding of a tile's rows holds one vector.
 using TileTag = hn::CappedTag<float, 16>;
 using TileVec = hn::Vec<TileTag>;
+
+// The library's Exp turns NaN into 0 where the mask registers are used: a run that has diverged would look
+// healthy.
+HWY_INLINE TileVec ExpOf(TileVec x) { return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(TileTag(), x)); }
 
 // Keys of the tile that row `row` sees.
 HWY_INLINE std::int64_t VisibleKeys(const ScoreTile& t, std::int64_t row) {
@@ -59,7 +65,7 @@ void SoftmaxTileTyped(const ScoreTile& t, const SoftmaxState& state) {
     const TileVec shift = hn::Set(d, new_max);
     TileVec sum = hn::Zero(d);
     for (std::int64_t i = 0; i < visible; i += lanes) {
-      const TileVec p = hn::Exp(d, hn::Sub(hn::LoadU(d, scores + i), shift));  // exp(-inf) is 0: hidden keys
+      const TileVec p = ExpOf(hn::Sub(hn::LoadU(d, scores + i), shift));  // exp(-inf) is 0: hidden keys
       sum = hn::Add(sum, p);
       StoreF32(d, p, probs + i);
     }
@@ -94,7 +100,7 @@ void GradTileTyped(const ScoreTile& t, const GradRows& rows) {
     const TileVec lse = hn::Set(d, rows.lse[row]), delta = hn::Set(d, rows.delta[row]);
     const std::int64_t visible = VisibleKeys(t, row);
     for (std::int64_t i = 0; i < visible; i += lanes) {
-      const TileVec p = hn::Exp(d, hn::MulSub(hn::LoadU(d, scores + i), scale, lse));
+      const TileVec p = ExpOf(hn::MulSub(hn::LoadU(d, scores + i), scale, lse));
       StoreF32(d, p, probs + i);
       StoreF32(d, hn::Mul(p, hn::Sub(hn::LoadU(d, dprobs + i), delta)), dscores + i);
     }

@@ -38,8 +38,10 @@ class MappedRegion final : public MemoryRegion {
 std::unique_ptr<MemoryRegion> map_memory(Space space, std::int64_t bytes) {
   QT_CHECK(bytes >= 0, ShapeError, "allocate: {} bytes", bytes);
   const bool large = bytes >= 2 * kHugePageBytes;
-  // A page without access on either side: an op that leaves the region faults instead of damaging a neighbour.
-  const std::int64_t usable_bytes = (std::max<std::int64_t>(bytes, 1) + kPageBytes - 1) / kPageBytes * kPageBytes;
+  // A page without access on either side: an op that leaves the region faults instead of damaging a
+  // neighbour.
+  const std::int64_t usable_bytes =
+      (std::max<std::int64_t>(bytes, 1) + kPageBytes - 1) / kPageBytes * kPageBytes;
   const auto mapping_bytes =
       static_cast<std::size_t>(usable_bytes + 2 * kPageBytes + (large ? kHugePageBytes : 0));
   void* mapping = mmap(nullptr, mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

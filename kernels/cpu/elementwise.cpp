@@ -3,9 +3,10 @@
 // ranges are cut.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/elementwise.cpp"
-#include "hwy/foreach_target.h"
+#include <hwy/foreach_target.h>
 // After foreach_target.h.
-#include "hwy/highway.h"
+#include <hwy/highway.h>
+
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/simd-inl.h"
 

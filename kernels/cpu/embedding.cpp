@@ -2,11 +2,12 @@
 // row of the gradient has one writer and one order of summation, whatever the number of threads.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/embedding.cpp"
-#include "hwy/foreach_target.h"
+#include <hwy/foreach_target.h>
 // After foreach_target.h.
 #include <algorithm>
 
-#include "hwy/highway.h"
+#include <hwy/highway.h>
+
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/simd-inl.h"
 

@@ -3,12 +3,13 @@
 // bytes; then sixteen elements take two shuffles. Other formats use their reference.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/expand.cpp"
-#include "hwy/foreach_target.h"
-// After foreach_target.h.
+#include "kernels/cpu/expand.h"
+
 #include <algorithm>
 
-#include "hwy/highway.h"
-#include "kernels/cpu/expand.h"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
 #include "kernels/cpu/simd-inl.h"
 
 #ifndef QTRAIN_KERNELS_CPU_EXPAND_ONCE_

@@ -1,3 +1,7 @@
+// oneDNN matmul primitives, one cache per thread. oneDNN is built with OpenMP: every thread that comes here
+// is told to stay alone (worker_init), so that a product is computed by one thread, in one order. Products
+// are f32 at their end and rounding is left to the callers, so that there is one rounding and one place for
+// it.
 #include "kernels/cpu/gemm_tile.h"
 
 #include <array>

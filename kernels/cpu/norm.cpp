@@ -2,11 +2,12 @@
 // four vectors side by side, added in a fixed order; the row alone decides the result.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/norm.cpp"
-#include "hwy/foreach_target.h"
+#include <hwy/foreach_target.h>
 // After foreach_target.h.
 #include <cmath>
 
-#include "hwy/highway.h"
+#include <hwy/highway.h>
+
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/simd-inl.h"
 

@@ -2,11 +2,12 @@
 // never stored between the two. The cosines and sines of a token stay in cache while its heads pass by.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rope.cpp"
-#include "hwy/foreach_target.h"
+#include <hwy/foreach_target.h>
 // After foreach_target.h.
 #include <cmath>
 
-#include "hwy/highway.h"
+#include <hwy/highway.h>
+
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/simd-inl.h"
 

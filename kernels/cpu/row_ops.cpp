@@ -1,9 +1,12 @@
+// Rows of any length and alignment; vectors through simd-inl.h, the last elements of a row without touching
+// what lies beyond them.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/row_ops.cpp"
-#include "hwy/foreach_target.h"
-// After foreach_target.h.
-#include "hwy/highway.h"
 #include "kernels/cpu/row_ops.h"
+
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
 #include "kernels/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -15,7 +15,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "hwy/highway.h"
+#include <hwy/highway.h>
+
 #include "src/core/half.h"
 
 HWY_BEFORE_NAMESPACE();
