@@ -17,7 +17,8 @@ static_assert(SecondMoment::kZeroCode == 0);
 
 const std::vector<OptimizerInfo>& optimizer_table() {
   static const std::vector<OptimizerInfo> kTable = {
-      {"adamw8", true, "AdamW with 8-bit block moments for the matrices: 6.03 bytes of state and master per parameter"},
+      {"adamw8", true,
+       "AdamW with 8-bit block moments for the matrices: 6.03 bytes of state and master per parameter"},
       {"adamw", false, "AdamW with f32 moments: 12 bytes of state and master per parameter"},
   };
   return kTable;
@@ -28,15 +29,23 @@ const OptimizerInfo& optimizer_by_name(std::string_view name) {
     if (info.name == name) return info;
   }
   std::string names;
-  for (const OptimizerInfo& info : optimizer_table()) names += fmt::format("{}{}", names.empty() ? "" : ", ", info.name);
+  for (const OptimizerInfo& info : optimizer_table())
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", info.name);
   throw ConfigError(fmt::format("unknown optimizer '{}'", name), "use --optim with one of: " + names);
 }
 
-Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params, const TensorView& gradients, FormatId weights,
-                     OptimizerOptions options, std::int64_t max_slab_bytes)
-    : backend_(backend), pager_(backend, max_slab_bytes), params_(params), gradients_(gradients), weights_(weights), options_(std::move(options)) {
+Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params,
+                     const TensorView& gradients, FormatId weights, OptimizerOptions options,
+                     std::int64_t max_slab_bytes)
+    : backend_(backend),
+      pager_(backend, max_slab_bytes),
+      params_(params),
+      gradients_(gradients),
+      weights_(weights),
+      options_(std::move(options)) {
   const OptimizerInfo& info = optimizer_by_name(options_.name);
-  for (const auto& [option, beta] : {std::pair{"--beta1", options_.beta1}, std::pair{"--beta2", options_.beta2}}) {
+  for (const auto& [option, beta] :
+       {std::pair{"--beta1", options_.beta1}, std::pair{"--beta2", options_.beta2}}) {
     QT_CHECK(beta >= 0 && beta < 1, ConfigError, "{} must be at least 0 and below 1, got {}", option, beta);
   }
   Arena& home = options_.paged ? host : state;
@@ -60,7 +69,8 @@ Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& par
   grad_sumsq_ = state.keep("grad_sumsq", MemoryTag::inputs, DType::f64, {1});
   step_params_ = state.keep("step_params", MemoryTag::inputs, DType::f32, {kStepParamFloats});
   stats_ = state.keep("step_stats", MemoryTag::inputs, DType::f64, {kStepStatDoubles});
-  bad_index_ = state.keep("bad_index", MemoryTag::inputs, DType::f64, {static_cast<std::int64_t>(params_.size())});
+  bad_index_ =
+      state.keep("bad_index", MemoryTag::inputs, DType::f64, {static_cast<std::int64_t>(params_.size())});
   cut_slabs(max_slab_bytes);
 }
 
@@ -82,9 +92,11 @@ Slab Optimizer::slab_of(std::size_t param, std::int64_t first, std::int64_t elem
 void Optimizer::cut_slabs(std::int64_t max_slab_bytes) {
   for (std::size_t i = 0; i < params_.size(); ++i) {
     const std::int64_t n = params_[i].elems();
-    // The largest multiple of the state block whose parts, each padded to the request alignment, stay within a slab.
+    // The largest multiple of the state block whose parts, each padded to the request alignment, stay within
+    // a slab.
     const std::int64_t block_bytes = states_[i].eight_bit ? 6 * kStateBlock + 8 : 12 * kStateBlock;
-    const std::int64_t most = (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
+    const std::int64_t most =
+        (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
     QT_CHECK(most > 0, PlanError, "slabs of {} bytes cannot hold a block of optimizer state", max_slab_bytes);
     for (std::int64_t first = 0; first < n; first += most) {
       const std::int64_t elems = std::min(most, n - first);
@@ -100,7 +112,9 @@ void Optimizer::encode_slab(const SlabOrigin& origin, const TensorView& master) 
     backend_.run(Cast{.x = master, .y = p.compute.flat(origin.first, origin.elems)});
     return;
   }
-  backend_.run(Quantise{.src = master, .w = packed_view(p, weights_), .first = origin.first,
+  backend_.run(Quantise{.src = master,
+                        .w = packed_view(p, weights_),
+                        .first = origin.first,
                         .bad_index = bad_index_.flat(static_cast<std::int64_t>(origin.param), 1)});
 }
 
@@ -108,7 +122,8 @@ void Optimizer::check_finite() {
   const std::vector<double> bad = backend_.read_scalars(bad_index_);
   for (std::size_t i = 0; i < bad.size(); ++i) {
     if (bad[i] == 0) continue;
-    throw DivergedError(fmt::format("weight '{}', element {}: not a finite number", params_[i].name, static_cast<std::int64_t>(bad[i]) - 1),
+    throw DivergedError(fmt::format("weight '{}', element {}: not a finite number", params_[i].name,
+                                    static_cast<std::int64_t>(bad[i]) - 1),
                         "lower the learning rates, or check the file the weights came from");
   }
 }
@@ -118,9 +133,12 @@ void Optimizer::init_weights(Arena& step, std::uint64_t seed) {
   pager_.stream(step, slabs_, [&](std::size_t i, std::span<const TensorView> parts) {
     const SlabOrigin& origin = origins_[i];
     const Param& p = params_[origin.param];
-    backend_.run(InitNormal{.x = parts[0], .stddev = p.init.stddev, .constant = p.init.constant,
-                            .rng = RngStream{.seed = seed, .purpose = RngPurpose::init, .stream = p.rng_stream},
-                            .first_element = origin.first});
+    backend_.run(
+        InitNormal{.x = parts[0],
+                   .stddev = p.init.stddev,
+                   .constant = p.init.constant,
+                   .rng = RngStream{.seed = seed, .purpose = RngPurpose::init, .stream = p.rng_stream},
+                   .first_element = origin.first});
     for (std::size_t part = 1; part < parts.size(); ++part) {
       // Code 0 of the signed map is its most negative value, not zero.
       const bool signed_codes = part == 1 && states_[origin.param].eight_bit;
@@ -133,11 +151,14 @@ void Optimizer::init_weights(Arena& step, std::uint64_t seed) {
 
 void Optimizer::encode_weights(Arena& step) {
   backend_.run(Fill{.x = bad_index_, .value = 0});
-  pager_.stream(step, slabs_, [&](std::size_t i, std::span<const TensorView> parts) { encode_slab(origins_[i], parts[0]); });
+  pager_.stream(step, slabs_, [&](std::size_t i, std::span<const TensorView> parts) {
+    encode_slab(origins_[i], parts[0]);
+  });
   check_finite();
 }
 
-StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_multiplier, std::int64_t t, double gradient_tokens) {
+StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_multiplier, std::int64_t t,
+                             double gradient_tokens) {
   {
     SumSquares op{.x = gradients_, .out = grad_sumsq_, .scratch = {}};
     Buffer scratch;
@@ -147,11 +168,16 @@ StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_mu
     }
     backend_.run(op);
   }
-  PrepareStep prepare{.grad_sumsq = grad_sumsq_, .totals = totals, .params = step_params_, .stats = stats_, .hyper = {},
-                      .max_norm = options_.max_norm, .gradient_tokens = gradient_tokens};
+  PrepareStep prepare{.grad_sumsq = grad_sumsq_,
+                      .totals = totals,
+                      .params = step_params_,
+                      .stats = stats_,
+                      .hyper = {},
+                      .max_norm = options_.max_norm,
+                      .gradient_tokens = gradient_tokens};
   for (std::size_t g = 0; g < kParamGroups; ++g) {
-    prepare.hyper[g] = adam_hyper(options_.peak_lr[g] * lr_multiplier, options_.beta1, options_.beta2, options_.eps,
-                                  options_.weight_decay, t);
+    prepare.hyper[g] = adam_hyper(options_.peak_lr[g] * lr_multiplier, options_.beta1, options_.beta2,
+                                  options_.eps, options_.weight_decay, t);
   }
   backend_.run(prepare);
   const std::vector<double> stats = backend_.read_scalars(stats_);
@@ -162,10 +188,21 @@ void Optimizer::update_slab(const SlabOrigin& origin, std::span<const TensorView
   const Param& p = params_[origin.param];
   const TensorView grad = p.grad.flat(origin.first, origin.elems);
   if (states_[origin.param].eight_bit) {
-    backend_.run(AdamW8{.master = parts[0], .grad = grad, .m_codes = parts[1], .v_codes = parts[2], .m_absmax = parts[3],
-                        .v_absmax = parts[4], .params = step_params_, .group = p.group});
+    backend_.run(AdamW8{.master = parts[0],
+                        .grad = grad,
+                        .m_codes = parts[1],
+                        .v_codes = parts[2],
+                        .m_absmax = parts[3],
+                        .v_absmax = parts[4],
+                        .params = step_params_,
+                        .group = p.group});
   } else {
-    backend_.run(AdamW{.master = parts[0], .grad = grad, .m = parts[1], .v = parts[2], .params = step_params_, .group = p.group});
+    backend_.run(AdamW{.master = parts[0],
+                       .grad = grad,
+                       .m = parts[1],
+                       .v = parts[2],
+                       .params = step_params_,
+                       .group = p.group});
   }
 }
 

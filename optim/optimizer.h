@@ -1,8 +1,10 @@
-// Optimizer: updates Params. Owns the f32 master and the moments, resident or paged; writes the compute copies.
+// Optimizer: updates Params. Owns the f32 master and the moments, resident or paged; writes the compute
+// copies.
 //
-// One step is two phases of the step arena. "norm" reads all gradients once and leaves the step's constants in device memory;
-// "optimizer_step" then streams master and moments through the device, updates, and re-encodes the compute copy in the
-// same pass. A non-finite norm ends the step after the first phase: nothing has been written.
+// One step is two phases of the step arena. "norm" reads all gradients once and leaves the step's constants
+// in device memory; "optimizer_step" then streams master and moments through the device, updates, and
+// re-encodes the compute copy in the same pass. A non-finite norm ends the step after the first phase:
+// nothing has been written.
 #pragma once
 
 #include <array>
@@ -53,17 +55,21 @@ struct StepStats {
   double loss = 0;  // nats per scored token over the window
   double norm = 0;  // global gradient norm before clipping
   bool finite = true;
-  double tokens = 0;
+  double tokens = 0;  // scored ones
+
+  // Whether update() changes anything: a window without a scored token has no gradient and counts as no
+  // update.
+  bool applied() const { return finite && tokens > 0; }
 };
 
 class Optimizer {
  public:
-  // Places its memory: master and moments in `host` when paged, else in `state`; scalars in `state`. `params` must
-  // outlive the optimizer and have their compute copies and gradients placed. `gradients` is the whole region.
-  // max_slab_bytes bounds what is paged at once; the result does not depend on it. ConfigError for an unknown name or a
-  // beta outside [0, 1).
-  Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params, const TensorView& gradients, FormatId weights,
-            OptimizerOptions options, std::int64_t max_slab_bytes = kMaxSlabBytes);
+  // Places its memory: master and moments in `host` when paged, else in `state`; scalars in `state`. `params`
+  // must outlive the optimizer and have their compute copies and gradients placed. `gradients` is the whole
+  // region. max_slab_bytes bounds what is paged at once; the result does not depend on it. ConfigError for an
+  // unknown name or a beta outside [0, 1).
+  Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params, const TensorView& gradients,
+            FormatId weights, OptimizerOptions options, std::int64_t max_slab_bytes = kMaxSlabBytes);
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
@@ -74,12 +80,13 @@ class Optimizer {
   // Masters were written from outside: encode all compute copies again.
   void encode_weights(Arena& step);
 
-  // Phase "norm" (the caller opens it): norm, clipping factor and this step's constants. totals: f64 [2], the window's sum of
-  // losses and its number of targets. t counts applied steps from 1; gradient_tokens is what each token's gradient was
-  // divided by.
-  StepStats measure(Arena& step, const TensorView& totals, double lr_multiplier, std::int64_t t, double gradient_tokens);
-  // Phase "optimizer_step" (the caller opens it). Throws DivergedError naming tensor and index when a weight that is
-  // encoded is not finite; one that is not packed shows in the next loss.
+  // Phase "norm" (the caller opens it): norm, clipping factor and this step's constants. totals: f64 [2], the
+  // window's sum of losses and its number of targets. t counts applied steps from 1; gradient_tokens is what
+  // each token's gradient was divided by.
+  StepStats measure(Arena& step, const TensorView& totals, double lr_multiplier, std::int64_t t,
+                    double gradient_tokens);
+  // Phase "optimizer_step" (the caller opens it). Throws DivergedError naming tensor and index when a weight
+  // that is encoded is not finite; one that is not packed shows in the next loss.
   void update(Arena& step);
 
   // Bytes that travel each way in one update when paged.

@@ -54,8 +54,9 @@ FormatId format_from_name(std::string_view name) {
     names[i] = kFormats[i].name;
   }
   const std::string_view similar = similar_name(name, names);
-  throw ConfigError(fmt::format("there is no weight format '{}'; known formats: {}", name, fmt::join(names, ", ")),
-                    similar.empty() ? std::string() : fmt::format("did you mean '{}'?", similar));
+  throw ConfigError(
+      fmt::format("there is no weight format '{}'; known formats: {}", name, fmt::join(names, ", ")),
+      similar.empty() ? std::string() : fmt::format("did you mean '{}'?", similar));
 }
 
 std::int64_t code_bytes(FormatId id, std::int64_t elems) {

@@ -39,30 +39,30 @@ class Error : public std::runtime_error {
 };
 
 // One class per kind, so that tests and callers can name what they expect.
-#define QT_ERROR_KIND(Name, exit_code)                      \
-  class Name : public Error {                               \
-   public:                                                  \
+#define QT_ERROR_KIND(Name, exit_code)                            \
+  class Name : public Error {                                     \
+   public:                                                        \
     explicit Name(const std::string& what, std::string hint = {}) \
-        : Error(exit_code, what, std::move(hint)) {}        \
+        : Error(exit_code, what, std::move(hint)) {}              \
   }
 
-QT_ERROR_KIND(ConfigError, ExitCode::usage);      // the user can mend it
-QT_ERROR_KIND(FitError, ExitCode::no_fit);        // carries the plan's verdict
-QT_ERROR_KIND(DataError, ExitCode::bad_data);     // names file, field and offset
+QT_ERROR_KIND(ConfigError, ExitCode::usage);   // the user can mend it
+QT_ERROR_KIND(FitError, ExitCode::no_fit);     // carries the plan's verdict
+QT_ERROR_KIND(DataError, ExitCode::bad_data);  // names file, field and offset
 QT_ERROR_KIND(DivergedError, ExitCode::diverged);
 QT_ERROR_KIND(DeviceError, ExitCode::device);
-QT_ERROR_KIND(DiskError, ExitCode::disk);         // names path, operation and errno text
+QT_ERROR_KIND(DiskError, ExitCode::disk);  // names path, operation and errno text
 QT_ERROR_KIND(StopRequested, ExitCode::stopped);
-QT_ERROR_KIND(ShapeError, ExitCode::internal);    // an op was given operands that do not fit together
+QT_ERROR_KIND(ShapeError, ExitCode::internal);  // an op was given operands that do not fit together
 QT_ERROR_KIND(DTypeError, ExitCode::internal);
-QT_ERROR_KIND(PlanError, ExitCode::internal);     // a replay left its recording
+QT_ERROR_KIND(PlanError, ExitCode::internal);  // a replay left its recording
 #undef QT_ERROR_KIND
 
 }  // namespace qt
 
 // Throws Kind with a formatted message when `cond` is false. Always evaluated: checks are cheap next to
 // the work they guard.
-#define QT_CHECK(cond, Kind, ...)                 \
-  do {                                            \
+#define QT_CHECK(cond, Kind, ...)                      \
+  do {                                                 \
     if (!(cond)) throw Kind(fmt::format(__VA_ARGS__)); \
   } while (false)

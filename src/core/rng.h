@@ -11,7 +11,13 @@
 namespace qt {
 
 // What a draw is for. Part of the key: two purposes never share a draw.
-enum class RngPurpose : std::uint32_t { init = 1, data_order = 2, sample = 3, stochastic_rounding = 4, dropout = 5 };
+enum class RngPurpose : std::uint32_t {
+  init = 1,
+  data_order = 2,
+  sample = 3,
+  stochastic_rounding = 4,
+  dropout = 5
+};
 
 struct RngStream {
   std::uint64_t seed = 0;
@@ -19,7 +25,8 @@ struct RngStream {
   std::uint64_t stream = 0;  // tensor number at init, step while training
 };
 
-inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
+                                               std::array<std::uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * counter[0];
     const std::uint64_t p1 = std::uint64_t{0xCD9E8D57u} * counter[2];
@@ -33,16 +40,19 @@ inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> coun
 
 // Four 32-bit draws for block `index` (elements 4*index .. 4*index + 3) of a stream.
 inline std::array<std::uint32_t, 4> rng_block(const RngStream& s, std::uint64_t index) {
-  return philox4x32({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
-                     static_cast<std::uint32_t>(s.stream), static_cast<std::uint32_t>(s.stream >> 32)},
-                    {static_cast<std::uint32_t>(s.seed) ^ (static_cast<std::uint32_t>(s.purpose) * 0x85EBCA6Bu),
-                     static_cast<std::uint32_t>(s.seed >> 32)});
+  return philox4x32(
+      {static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
+       static_cast<std::uint32_t>(s.stream), static_cast<std::uint32_t>(s.stream >> 32)},
+      {static_cast<std::uint32_t>(s.seed) ^ (static_cast<std::uint32_t>(s.purpose) * 0x85EBCA6Bu),
+       static_cast<std::uint32_t>(s.seed >> 32)});
 }
 
-inline std::uint32_t rng_u32(const RngStream& s, std::uint64_t element) { return rng_block(s, element / 4)[element % 4]; }
+inline std::uint32_t rng_u32(const RngStream& s, std::uint64_t element) {
+  return rng_block(s, element / 4)[element % 4];
+}
 
-// Uniform in (0, 1): 23 bits, centred, never 0 or 1. One bit more and the half would need a 25th: the largest draw
-// would round to 1, whose normal quantile is infinite.
+// Uniform in (0, 1): 23 bits, centred, never 0 or 1. One bit more and the half would need a 25th: the largest
+// draw would round to 1, whose normal quantile is infinite.
 inline float rng_unit(std::uint32_t bits) { return (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f; }
 
 }  // namespace qt

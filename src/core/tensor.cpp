@@ -10,8 +10,9 @@ struct DTypeName {
   DType type;
   std::string_view name;
 };
-constexpr DTypeName kDTypeNames[] = {{DType::f32, "f32"}, {DType::bf16, "bf16"}, {DType::f16, "fp16"}, {DType::f64, "f64"},
-                                     {DType::u8, "u8"},   {DType::i32, "i32"},   {DType::i64, "i64"}};
+constexpr DTypeName kDTypeNames[] = {{DType::f32, "f32"}, {DType::bf16, "bf16"}, {DType::f16, "fp16"},
+                                     {DType::f64, "f64"}, {DType::u8, "u8"},     {DType::i32, "i32"},
+                                     {DType::i64, "i64"}};
 
 std::string shape_text(const std::int64_t* begin, const std::int64_t* end) {
   return fmt::format("[{}]", fmt::join(begin, end, ", "));
@@ -34,8 +35,12 @@ DType dtype_from_name(std::string_view name) {
 }
 
 TensorView::TensorView(void* memory, DType type, std::initializer_list<std::int64_t> shape, Space where)
-    : data(static_cast<std::byte*>(memory)), dtype(type), space(where), rank(static_cast<std::int8_t>(shape.size())) {
-  QT_CHECK(shape.size() >= 1 && shape.size() <= 4, ShapeError, "a view has 1 to 4 dimensions, not {}", shape.size());
+    : data(static_cast<std::byte*>(memory)),
+      dtype(type),
+      space(where),
+      rank(static_cast<std::int8_t>(shape.size())) {
+  QT_CHECK(shape.size() >= 1 && shape.size() <= 4, ShapeError, "a view has 1 to 4 dimensions, not {}",
+           shape.size());
   std::copy(shape.begin(), shape.end(), sizes.begin());
   pitch = row_elems();
 }
@@ -45,7 +50,8 @@ std::string TensorView::shape() const {
 }
 
 TensorView TensorView::rows(std::int64_t first, std::int64_t count) const {
-  QT_CHECK(first >= 0 && count >= 0 && first + count <= sizes[0], ShapeError, "rows {}..{} of {}", first, first + count, shape());
+  QT_CHECK(first >= 0 && count >= 0 && first + count <= sizes[0], ShapeError, "rows {}..{} of {}", first,
+           first + count, shape());
   TensorView v = *this;
   v.data += first * pitch * dtype_bytes(dtype);
   v.sizes[0] = count;
@@ -59,22 +65,25 @@ TensorView TensorView::reshape(std::initializer_list<std::int64_t> shape_wanted)
 }
 
 TensorView TensorView::flat(std::int64_t first, std::int64_t count) const {
-  QT_CHECK(dense() && first >= 0 && count >= 0 && first + count <= elems(), ShapeError, "elements {}..{} of {}", first, first + count, shape());
+  QT_CHECK(dense() && first >= 0 && count >= 0 && first + count <= elems(), ShapeError,
+           "elements {}..{} of {}", first, first + count, shape());
   return TensorView(data + first * dtype_bytes(dtype), dtype, {count}, space);
 }
 
-void check_shape(const TensorView& v, std::initializer_list<std::int64_t> want, std::string_view op, std::string_view field) {
+void check_shape(const TensorView& v, std::initializer_list<std::int64_t> want, std::string_view op,
+                 std::string_view field) {
   bool ok = v.defined() && v.rank == static_cast<int>(want.size());
   int i = 0;
   for (const std::int64_t size : want) {
     ok = ok && (size < 0 || v.dim(i) == size);
     ++i;
   }
-  QT_CHECK(ok, ShapeError, "{}: {} must be {} (-1: any), got {}", op, field, shape_text(want.begin(), want.end()),
-           v.defined() ? v.shape() : "an undefined view");
+  QT_CHECK(ok, ShapeError, "{}: {} must be {} (-1: any), got {}", op, field,
+           shape_text(want.begin(), want.end()), v.defined() ? v.shape() : "an undefined view");
 }
 
-void check_dtype(const TensorView& v, std::initializer_list<DType> allowed, std::string_view op, std::string_view field) {
+void check_dtype(const TensorView& v, std::initializer_list<DType> allowed, std::string_view op,
+                 std::string_view field) {
   if (std::find(allowed.begin(), allowed.end(), v.dtype) != allowed.end()) return;
   std::string names;
   for (const DType t : allowed) names += fmt::format("{}{}", names.empty() ? "" : ", ", dtype_name(t));

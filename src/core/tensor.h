@@ -36,19 +36,33 @@ DType dtype_from_name(std::string_view name);
 template <class T>
 constexpr DType dtype_of();
 template <>
-constexpr DType dtype_of<float>() { return DType::f32; }
+constexpr DType dtype_of<float>() {
+  return DType::f32;
+}
 template <>
-constexpr DType dtype_of<bf16>() { return DType::bf16; }
+constexpr DType dtype_of<bf16>() {
+  return DType::bf16;
+}
 template <>
-constexpr DType dtype_of<f16>() { return DType::f16; }
+constexpr DType dtype_of<f16>() {
+  return DType::f16;
+}
 template <>
-constexpr DType dtype_of<double>() { return DType::f64; }
+constexpr DType dtype_of<double>() {
+  return DType::f64;
+}
 template <>
-constexpr DType dtype_of<std::uint8_t>() { return DType::u8; }
+constexpr DType dtype_of<std::uint8_t>() {
+  return DType::u8;
+}
 template <>
-constexpr DType dtype_of<std::int32_t>() { return DType::i32; }
+constexpr DType dtype_of<std::int32_t>() {
+  return DType::i32;
+}
 template <>
-constexpr DType dtype_of<std::int64_t>() { return DType::i64; }
+constexpr DType dtype_of<std::int64_t>() {
+  return DType::i64;
+}
 
 // Where memory lives. On the cpu backend both kinds are ordinary memory, in two arenas, so that paging is
 // real copies with the same accounting as on a card.
@@ -65,7 +79,8 @@ struct TensorView {
   std::int64_t pitch = 1;
 
   TensorView() = default;
-  TensorView(void* memory, DType type, std::initializer_list<std::int64_t> shape, Space where = Space::device);
+  TensorView(void* memory, DType type, std::initializer_list<std::int64_t> shape,
+             Space where = Space::device);
 
   bool defined() const { return data != nullptr; }
   std::int64_t dim(int i) const { return sizes[static_cast<std::size_t>(i)]; }
@@ -77,7 +92,8 @@ struct TensorView {
 
   template <class T>
   T* as() const {
-    QT_CHECK(dtype == dtype_of<T>(), DTypeError, "a {} view was read as {}", dtype_name(dtype), dtype_name(dtype_of<T>()));
+    QT_CHECK(dtype == dtype_of<T>(), DTypeError, "a {} view was read as {}", dtype_name(dtype),
+             dtype_name(dtype_of<T>()));
     return reinterpret_cast<T*>(data);
   }
 
@@ -91,7 +107,9 @@ struct TensorView {
 };
 
 // Throws ShapeError naming the op and field unless the view has this shape. -1 matches any size.
-void check_shape(const TensorView& v, std::initializer_list<std::int64_t> want, std::string_view op, std::string_view field);
-void check_dtype(const TensorView& v, std::initializer_list<DType> allowed, std::string_view op, std::string_view field);
+void check_shape(const TensorView& v, std::initializer_list<std::int64_t> want, std::string_view op,
+                 std::string_view field);
+void check_dtype(const TensorView& v, std::initializer_list<DType> allowed, std::string_view op,
+                 std::string_view field);
 
 }  // namespace qt

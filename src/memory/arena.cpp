@@ -9,8 +9,8 @@ namespace qt {
 
 namespace {
 
-// Far above anything mapped: an accidental access faults. Every recorder gets 16 TiB of its own, so that ops' alias checks
-// see what they will see at run time.
+// Far above anything mapped: an accidental access faults. Every recorder gets 16 TiB of its own, so that ops'
+// alias checks see what they will see at run time.
 std::uintptr_t next_fake_base() {
   static std::atomic<std::uintptr_t> recorders{0};
   return (std::uintptr_t{1} << 56) + (recorders.fetch_add(1) << 44);
@@ -50,14 +50,18 @@ Arena::Arena(ArenaPlan plan, std::byte* base) : plan_(std::move(plan)), base_(ba
 }
 
 std::string Arena::position_text() const {
-  return fmt::format("arena '{}', phase '{}', event {}", plan_.name, phase_ != nullptr ? phase_->name : "none", next_event_);
+  return fmt::format("arena '{}', phase '{}', event {}", plan_.name,
+                     phase_ != nullptr ? phase_->name : "none", next_event_);
 }
 
 void Arena::begin(std::string_view phase) {
-  QT_CHECK(phase_ == nullptr, PlanError, "arena '{}': phase '{}' begins inside phase '{}'", plan_.name, phase, phase_->name);
-  const auto it = std::find_if(plan_.phases.begin(), plan_.phases.end(), [&](const PhasePlan& p) { return p.name == phase; });
+  QT_CHECK(phase_ == nullptr, PlanError, "arena '{}': phase '{}' begins inside phase '{}'", plan_.name, phase,
+           phase_->name);
+  const auto it = std::find_if(plan_.phases.begin(), plan_.phases.end(),
+                               [&](const PhasePlan& p) { return p.name == phase; });
   checking_ = it != plan_.phases.end();
-  QT_CHECK(checking_ || recording(), PlanError, "arena '{}': phase '{}' was never rehearsed", plan_.name, phase);
+  QT_CHECK(checking_ || recording(), PlanError, "arena '{}': phase '{}' was never rehearsed", plan_.name,
+           phase);
   if (checking_) {
     phase_ = &*it;
   } else {
@@ -79,7 +83,8 @@ void Arena::end() {
     }
   } else if (violation.empty() && next_event_ != phase_->events.size()) {
     const PlanEvent& event = phase_->events[next_event_];
-    violation = fmt::format("{}: the phase ends where the recording {} '{}'", position_text(), event.is_alloc ? "requests" : "releases",
+    violation = fmt::format("{}: the phase ends where the recording {} '{}'", position_text(),
+                            event.is_alloc ? "requests" : "releases",
                             phase_->requests[static_cast<std::size_t>(event.request)].name);
   }
   leave();
@@ -98,18 +103,21 @@ void Arena::leave() noexcept {
   violation_.clear();
 }
 
-Buffer Arena::alloc(std::string_view name, MemoryTag tag, DType dtype, std::initializer_list<std::int64_t> shape) {
-  QT_CHECK(phase_ != nullptr, PlanError, "arena '{}': '{}' was requested outside any phase", plan_.name, name);
+Buffer Arena::alloc(std::string_view name, MemoryTag tag, DType dtype,
+                    std::initializer_list<std::int64_t> shape) {
+  QT_CHECK(phase_ != nullptr, PlanError, "arena '{}': '{}' was requested outside any phase", plan_.name,
+           name);
   QT_CHECK(violation_.empty(), PlanError, "{}", violation_);
   const std::int64_t bytes = shape_bytes(dtype, shape);
   std::int32_t index = 0;
   if (checking_) {
-    QT_CHECK(next_event_ < phase_->events.size(), PlanError, "{}: '{}' ({} bytes) was never recorded", position_text(), name, bytes);
+    QT_CHECK(next_event_ < phase_->events.size(), PlanError, "{}: '{}' ({} bytes) was never recorded",
+             position_text(), name, bytes);
     const PlanEvent event = phase_->events[next_event_];
     const Request& planned = phase_->requests[static_cast<std::size_t>(event.request)];
     QT_CHECK(event.is_alloc && planned.name == name && planned.bytes == bytes, PlanError,
-             "{}: '{}' ({} bytes) was requested where the recording {} '{}' ({} bytes)", position_text(), name, bytes,
-             event.is_alloc ? "requests" : "releases", planned.name, planned.bytes);
+             "{}: '{}' ({} bytes) was requested where the recording {} '{}' ({} bytes)", position_text(),
+             name, bytes, event.is_alloc ? "requests" : "releases", planned.name, planned.bytes);
     index = event.request;
     ++next_event_;
   } else {
@@ -142,7 +150,8 @@ Buffer Arena::alloc(std::string_view name, MemoryTag tag, DType dtype, std::init
   return buffer;
 }
 
-TensorView Arena::keep(std::string_view name, MemoryTag tag, DType dtype, std::initializer_list<std::int64_t> shape) {
+TensorView Arena::keep(std::string_view name, MemoryTag tag, DType dtype,
+                       std::initializer_list<std::int64_t> shape) {
   Buffer buffer = alloc(name, tag, dtype, shape);
   buffer.arena_ = nullptr;  // never released: the request lives to the end of the phase
   return buffer.view_;
@@ -152,7 +161,8 @@ void Arena::release(std::int32_t request, std::uint64_t epoch) noexcept {
   if (phase_ == nullptr || epoch != epoch_ || !violation_.empty()) return;
   try {
     if (!checking_) {
-      phase_->requests[static_cast<std::size_t>(request)].died = static_cast<std::int32_t>(phase_->events.size());
+      phase_->requests[static_cast<std::size_t>(request)].died =
+          static_cast<std::int32_t>(phase_->events.size());
       phase_->events.push_back(PlanEvent{.is_alloc = false, .request = request});
       return;
     }
@@ -176,7 +186,8 @@ void Arena::release(std::int32_t request, std::uint64_t epoch) noexcept {
 }
 
 void Arena::finish() {
-  QT_CHECK(recording() && phase_ == nullptr, PlanError, "arena '{}': only a complete recording can be packed", plan_.name);
+  QT_CHECK(recording() && phase_ == nullptr, PlanError, "arena '{}': only a complete recording can be packed",
+           plan_.name);
   plan_.bytes = 0;
   for (PhasePlan& phase : plan_.phases) {
     pack(phase);
@@ -184,7 +195,8 @@ void Arena::finish() {
   }
 }
 
-PhaseScope::PhaseScope(Arena& arena, std::string_view phase) : arena_(arena), exceptions_(std::uncaught_exceptions()) {
+PhaseScope::PhaseScope(Arena& arena, std::string_view phase)
+    : arena_(arena), exceptions_(std::uncaught_exceptions()) {
   arena_.begin(phase);
 }
 

@@ -1,10 +1,10 @@
 // Arena: records what a run asks for, then replays it at planned offsets. Anything unplanned is refused.
 //
-// A recorder hands out views of addresses that do not exist (nobody outside a backend dereferences a view) and notes
-// name, bytes and lifetime. finish() packs every phase. A replaying arena owns no memory either: it maps the same
-// sequence of requests onto one region at the planned offsets, and throws PlanError naming both requests as soon as the
-// sequence differs. The arena for weights, gradients and moments is the same class with a single phase in which
-// nothing dies.
+// A recorder hands out views of addresses that do not exist (nobody outside a backend dereferences a view)
+// and notes name, bytes and lifetime. finish() packs every phase. A replaying arena owns no memory either: it
+// maps the same sequence of requests onto one region at the planned offsets, and throws PlanError naming both
+// requests as soon as the sequence differs. The arena for weights, gradients and moments is the same class
+// with a single phase in which nothing dies.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,9 @@ class Buffer {
   ~Buffer() { release(); }
 
   const TensorView& view() const { return view_; }
-  operator const TensorView&() const { return view_; }  // NOLINT(google-explicit-constructor): reads like the view it is
+  operator const TensorView&() const {
+    return view_;
+  }  // NOLINT(google-explicit-constructor): reads like the view it is
   const TensorView* operator->() const { return &view_; }
   void release();
 
@@ -61,7 +63,8 @@ class Arena {
   // Throws PlanError outside a phase, or when a replay leaves its recording.
   Buffer alloc(std::string_view name, MemoryTag tag, DType dtype, std::initializer_list<std::int64_t> shape);
   // For arenas in which nothing dies: the buffer's bytes stay until the arena goes.
-  TensorView keep(std::string_view name, MemoryTag tag, DType dtype, std::initializer_list<std::int64_t> shape);
+  TensorView keep(std::string_view name, MemoryTag tag, DType dtype,
+                  std::initializer_list<std::int64_t> shape);
 
   // Packs every phase of a recording.
   void finish();
@@ -78,13 +81,13 @@ class Arena {
   ArenaPlan plan_;
   std::byte* base_ = nullptr;
   PhasePlan* phase_ = nullptr;
-  bool checking_ = false;   // the phase has a recording to follow
+  bool checking_ = false;  // the phase has a recording to follow
   std::size_t next_event_ = 0;
   std::uint64_t epoch_ = 0;
   std::uintptr_t fake_base_ = 0;
   std::int64_t fake_offset_ = 0;
   std::int64_t used_bytes_ = 0;
-  std::string violation_;   // set by release(), which must not throw; reported at the next call
+  std::string violation_;  // set by release(), which must not throw; reported at the next call
 };
 
 // A phase for the lifetime of a scope; abandons it when an exception passes through.

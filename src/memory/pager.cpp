@@ -20,7 +20,8 @@ std::array<TensorView, kMaxSlabParts> slot_views(const Slab& slab, const TensorV
       views[static_cast<std::size_t>(i)] = part;
       continue;
     }
-    views[static_cast<std::size_t>(i)] = TensorView(slot.data + offset, part.dtype, {part.elems()}, Space::device);
+    views[static_cast<std::size_t>(i)] =
+        TensorView(slot.data + offset, part.dtype, {part.elems()}, Space::device);
     offset += padded(part.bytes());
   }
   return views;
@@ -41,7 +42,8 @@ void Pager::stream(Arena& step, std::span<const Slab> slabs,
                    const std::function<void(std::size_t, std::span<const TensorView>)>& use) {
   std::int64_t slot_bytes = 0;
   for (const Slab& slab : slabs) slot_bytes = std::max(slot_bytes, slab.host_bytes());
-  QT_CHECK(slot_bytes <= max_slab_bytes_, PlanError, "a slab of {} bytes is above the limit of {}", slot_bytes, max_slab_bytes_);
+  QT_CHECK(slot_bytes <= max_slab_bytes_, PlanError, "a slab of {} bytes is above the limit of {}",
+           slot_bytes, max_slab_bytes_);
 
   std::array<Buffer, 2> slots;
   if (slot_bytes > 0) {
@@ -62,7 +64,8 @@ void Pager::stream(Arena& step, std::span<const Slab> slabs,
     if (has_drained[s]) backend_.wait(Stream::copy_in, drained[s]);
     for (int p = 0; p < slab.count; ++p) {
       const TensorView& part = slab.parts[static_cast<std::size_t>(p)];
-      if (part.space == Space::host) backend_.copy(part, views[s][static_cast<std::size_t>(p)], Stream::copy_in);
+      if (part.space == Space::host)
+        backend_.copy(part, views[s][static_cast<std::size_t>(p)], Stream::copy_in);
     }
     arrived[s] = backend_.record(Stream::copy_in);
   };
@@ -82,7 +85,8 @@ void Pager::stream(Arena& step, std::span<const Slab> slabs,
     if (slab.write_back) {
       for (int p = 0; p < slab.count; ++p) {
         const TensorView& part = slab.parts[static_cast<std::size_t>(p)];
-        if (part.space == Space::host) backend_.copy(views[s][static_cast<std::size_t>(p)], part, Stream::copy_out);
+        if (part.space == Space::host)
+          backend_.copy(views[s][static_cast<std::size_t>(p)], part, Stream::copy_out);
       }
     }
     drained[s] = backend_.record(Stream::copy_out);

@@ -1,7 +1,8 @@
 // Pager: streams host-resident slabs through device slots while the device works on the one before.
 //
-// It knows nothing of layers or optimizers: a slab is a few views that are needed together. Views that already
-// lie in device memory are handed through, so that the caller is written once for paged and resident state.
+// It knows nothing of layers or optimizers: a slab is a few views that are needed together. Views that
+// already lie in device memory are handed through, so that the caller is written once for paged and resident
+// state.
 #pragma once
 
 #include <array>
@@ -16,7 +17,8 @@
 namespace qt {
 
 inline constexpr int kMaxSlabParts = 6;
-// Large enough that a copy runs at full rate, small enough that two slots hide in the bytes of dead activations.
+// Large enough that a copy runs at full rate, small enough that two slots hide in the bytes of dead
+// activations.
 inline constexpr std::int64_t kMaxSlabBytes = 32 * 1024 * 1024;
 
 struct Slab {
@@ -32,9 +34,10 @@ class Pager {
   explicit Pager(Backend& backend, std::int64_t max_slab_bytes = kMaxSlabBytes)
       : backend_(backend), max_slab_bytes_(max_slab_bytes) {}
 
-  // Calls use(i, parts) for every slab in order, with device views of its parts; ops must run on Stream::compute.
-  // Slots (two of the largest slab's host bytes) come from `step`, inside the current phase. Slab i + 1 is copied in
-  // while slab i is used, and slab i - 1 copied out. Throws PlanError for a slab above the limit.
+  // Calls use(i, parts) for every slab in order, with device views of its parts; ops must run on
+  // Stream::compute. Slots (two of the largest slab's host bytes) come from `step`, inside the current phase.
+  // Slab i + 1 is copied in while slab i is used, and slab i - 1 copied out. Throws PlanError for a slab
+  // above the limit.
   void stream(Arena& step, std::span<const Slab> slabs,
               const std::function<void(std::size_t index, std::span<const TensorView> parts)>& use);
 

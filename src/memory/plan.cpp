@@ -7,8 +7,9 @@ namespace qt {
 
 namespace {
 
-constexpr std::string_view kTagNames[kMemoryTags] = {"weights", "gradients", "master", "moments", "activations",
-                                                     "logits",  "scratch",   "inputs", "slots",   "cache"};
+constexpr std::string_view kTagNames[kMemoryTags] = {"weights",     "gradients", "master",  "moments",
+                                                     "activations", "logits",    "scratch", "inputs",
+                                                     "slots",       "cache"};
 
 std::int64_t aligned(std::int64_t bytes) {
   return (bytes + kRequestAlignment - 1) / kRequestAlignment * kRequestAlignment;
@@ -36,7 +37,8 @@ void find_peak(PhasePlan& phase) {
 std::string_view memory_tag_name(MemoryTag tag) { return kTagNames[static_cast<std::size_t>(tag)]; }
 
 const PhasePlan* ArenaPlan::find(std::string_view phase) const {
-  const auto it = std::find_if(phases.begin(), phases.end(), [&](const PhasePlan& p) { return p.name == phase; });
+  const auto it =
+      std::find_if(phases.begin(), phases.end(), [&](const PhasePlan& p) { return p.name == phase; });
   return it == phases.end() ? nullptr : &*it;
 }
 
@@ -61,8 +63,8 @@ void pack(PhasePlan& phase) {
     Request& r = phase.requests[i];
     const std::int64_t bytes = aligned(r.bytes);
     std::int64_t offset = 0;
-    // Walking upwards, every placed request that is alive at the same time and would overlap pushes the candidate
-    // above itself; what remains is the lowest hole that is large enough.
+    // Walking upwards, every placed request that is alive at the same time and would overlap pushes the
+    // candidate above itself; what remains is the lowest hole that is large enough.
     for (const Request* other : placed) {
       if (!alive_together(r, *other)) continue;
       if (other->offset >= offset + bytes) break;

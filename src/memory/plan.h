@@ -12,7 +12,18 @@
 namespace qt {
 
 // What a request is for: the rows of the plan that a user reads.
-enum class MemoryTag : std::uint8_t { weights, gradients, master, moments, activations, logits, scratch, inputs, slots, cache };
+enum class MemoryTag : std::uint8_t {
+  weights,
+  gradients,
+  master,
+  moments,
+  activations,
+  logits,
+  scratch,
+  inputs,
+  slots,
+  cache
+};
 inline constexpr int kMemoryTags = 10;
 std::string_view memory_tag_name(MemoryTag tag);
 
@@ -55,8 +66,8 @@ struct ArenaPlan {
   const PhasePlan* largest() const;                     // nullptr when empty
 };
 
-// Chooses offsets so that requests alive together never overlap: largest first, lowest offset that is free for the whole
-// lifetime. Deterministic. Sets bytes, live_bytes and at_peak.
+// Chooses offsets so that requests alive together never overlap: largest first, lowest offset that is free
+// for the whole lifetime. Deterministic. Sets bytes, live_bytes and at_peak.
 void pack(PhasePlan& phase);
 
 }  // namespace qt

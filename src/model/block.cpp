@@ -14,13 +14,14 @@ Block::Block(const ModelConfig& config, const Param* params, FormatId format)
       mlp_proj_(params[5], format),
       scale_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim())))) {}
 
-Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
-                                BlockActivations& act) const {
+Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::int64_t rows,
+                                const RopeTables& rope, BlockActivations& act) const {
   Backend& be = ctx.backend;
   Arena& step = ctx.step;
   const DType t = x_NC.dtype;
   const std::int64_t N = x_NC.dim(0), C = config_.n_embd, T = N / rows;
-  const std::int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim(), F = config_.mlp_width();
+  const std::int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim(),
+                     F = config_.mlp_width();
   constexpr MemoryTag kAct = MemoryTag::activations;
 
   Buffer x1_NC = step.alloc("block.mid", kAct, t, {N, C});
@@ -38,8 +39,20 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::i
 
   act.rq = step.alloc("attn.rstd_q", kAct, DType::f32, {N, H});
   act.rk = step.alloc("attn.rstd_k", kAct, DType::f32, {N, G});
-  be.run(RopeNormFwd{.x = act.q, .y = act.q, .rstd = act.rq, .cos = rope.cos, .sin = rope.sin, .T = T, .eps = config_.norm_eps});
-  be.run(RopeNormFwd{.x = act.k, .y = act.k, .rstd = act.rk, .cos = rope.cos, .sin = rope.sin, .T = T, .eps = config_.norm_eps});
+  be.run(RopeNormFwd{.x = act.q,
+                     .y = act.q,
+                     .rstd = act.rq,
+                     .cos = rope.cos,
+                     .sin = rope.sin,
+                     .T = T,
+                     .eps = config_.norm_eps});
+  be.run(RopeNormFwd{.x = act.k,
+                     .y = act.k,
+                     .rstd = act.rk,
+                     .cos = rope.cos,
+                     .sin = rope.sin,
+                     .T = T,
+                     .eps = config_.norm_eps});
 
   act.y = step.alloc("attn.y", kAct, t, {N, H, D});
   act.lse = step.alloc("attn.lse", kAct, DType::f32, {rows, H, T});
@@ -62,10 +75,11 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::i
   return x1_NC;
 }
 
-void Block::forward(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope, BlockActivations& act,
-                    const TensorView& out_NC) const {
+void Block::forward(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
+                    BlockActivations& act, const TensorView& out_NC) const {
   const Buffer x1_NC = forward_to_hidden(ctx, x_NC, rows, rope, act);
-  const Buffer r_NF = ctx.step.alloc("mlp.relu2", MemoryTag::activations, x_NC.dtype, {x_NC.dim(0), config_.mlp_width()});
+  const Buffer r_NF =
+      ctx.step.alloc("mlp.relu2", MemoryTag::activations, x_NC.dtype, {x_NC.dim(0), config_.mlp_width()});
   ctx.backend.run(Relu2Fwd{.x = act.h, .y = r_NF});
   mlp_proj_.forward(ctx, r_NF, out_NC);
   ctx.backend.run(Add{.a = x1_NC, .b = out_NC, .y = out_NC});
@@ -88,7 +102,8 @@ void Block::backward_mlp(StepContext& ctx, BlockActivations& act, const TensorVi
   const DType t = dx_NC.dtype;
   const std::int64_t N = dx_NC.dim(0), C = config_.n_embd, F = config_.mlp_width();
   {
-    // relu^2 is computed again: it is one cheap pass, and h and dh are then the only wide buffers alive together.
+    // relu^2 is computed again: it is one cheap pass, and h and dh are then the only wide buffers alive
+    // together.
     const Buffer r_NF = step.alloc("mlp.relu2", MemoryTag::activations, t, {N, F});
     ctx.backend.run(Relu2Fwd{.x = act.h, .y = r_NF});
     mlp_proj_.backward_weight(ctx, dx_NC, r_NF);
@@ -106,8 +121,8 @@ void Block::backward_mlp(StepContext& ctx, BlockActivations& act, const TensorVi
   act.rstd2.release();
 }
 
-void Block::backward_attention(StepContext& ctx, BlockActivations& act, std::int64_t rows, const RopeTables& rope,
-                               const TensorView& dx_NC) const {
+void Block::backward_attention(StepContext& ctx, BlockActivations& act, std::int64_t rows,
+                               const RopeTables& rope, const TensorView& dx_NC) const {
   Backend& be = ctx.backend;
   Arena& step = ctx.step;
   const DType t = dx_NC.dtype;
@@ -137,14 +152,17 @@ void Block::backward_attention(StepContext& ctx, BlockActivations& act, std::int
   act.y.release();
   act.lse.release();
   act.v.release();
-  be.run(RopeNormBwd{.y = act.q, .rstd = act.rq, .dy = dq, .dx = dq, .cos = rope.cos, .sin = rope.sin, .T = T});
-  be.run(RopeNormBwd{.y = act.k, .rstd = act.rk, .dy = dk, .dx = dk, .cos = rope.cos, .sin = rope.sin, .T = T});
+  be.run(
+      RopeNormBwd{.y = act.q, .rstd = act.rq, .dy = dq, .dx = dq, .cos = rope.cos, .sin = rope.sin, .T = T});
+  be.run(
+      RopeNormBwd{.y = act.k, .rstd = act.rk, .dy = dk, .dx = dk, .cos = rope.cos, .sin = rope.sin, .T = T});
   act.q.release();
   act.k.release();
   act.rq.release();
   act.rk.release();
 
-  const TensorView dq_NC = dq->reshape({N, H * D}), dk_NG = dk->reshape({N, G * D}), dv_NG = dv->reshape({N, G * D});
+  const TensorView dq_NC = dq->reshape({N, H * D}), dk_NG = dk->reshape({N, G * D}),
+                   dv_NG = dv->reshape({N, G * D});
   q_.backward_weight(ctx, dq_NC, act.a);
   k_.backward_weight(ctx, dk_NG, act.a);
   v_.backward_weight(ctx, dv_NG, act.a);

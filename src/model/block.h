@@ -15,8 +15,8 @@ struct RopeTables {
   TensorView sin;
 };
 
-// Everything backward reads. RMSNorm's gradient is taken from its output, so neither the block's input nor the residual
-// stream between the halves is here.
+// Everything backward reads. RMSNorm's gradient is taken from its output, so neither the block's input nor
+// the residual stream between the halves is here.
 struct BlockActivations {
   Buffer a;      // [N, C] normed input of the attention half
   Buffer rstd1;  // [N] f32
@@ -34,17 +34,20 @@ struct BlockActivations {
 
 class Block {
  public:
-  // `params` are the six matrices of this block in the order q, k, v, attention projection, fc, MLP projection.
+  // `params` are the six matrices of this block in the order q, k, v, attention projection, fc, MLP
+  // projection.
   Block(const ModelConfig& config, const Param* params, FormatId format);
 
   // out [N, C] = block(x [N, C]); fills `act`. rows is B, the number of sequences in x.
-  void forward(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope, BlockActivations& act,
-               const TensorView& out_NC) const;
+  void forward(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
+               BlockActivations& act, const TensorView& out_NC) const;
   // The same work up to what backward reads: without the last product and the last residual add.
-  void recompute(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope, BlockActivations& act) const;
-  // dx [N, C] holds the gradient of the output on entry and that of the input on return. Accumulates into the weights'
-  // gradients. Releases the activations as soon as they are spent.
-  void backward(StepContext& ctx, BlockActivations& act, std::int64_t rows, const RopeTables& rope, const TensorView& dx_NC) const;
+  void recompute(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
+                 BlockActivations& act) const;
+  // dx [N, C] holds the gradient of the output on entry and that of the input on return. Accumulates into the
+  // weights' gradients. Releases the activations as soon as they are spent.
+  void backward(StepContext& ctx, BlockActivations& act, std::int64_t rows, const RopeTables& rope,
+                const TensorView& dx_NC) const;
 
   const Linear& q() const { return q_; }
   const Linear& k() const { return k_; }
@@ -56,8 +59,8 @@ class Block {
 
  private:
   // Returns the residual stream between the halves.
-  Buffer forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
-                           BlockActivations& act) const;
+  Buffer forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::int64_t rows,
+                           const RopeTables& rope, BlockActivations& act) const;
   void backward_mlp(StepContext& ctx, BlockActivations& act, const TensorView& dx_NC) const;
   void backward_attention(StepContext& ctx, BlockActivations& act, std::int64_t rows, const RopeTables& rope,
                           const TensorView& dx_NC) const;

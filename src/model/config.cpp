@@ -27,14 +27,19 @@ double ModelConfig::model_flops_per_token() const {
 }
 
 void ModelConfig::validate() const {
-  QT_CHECK(n_layer >= 1 && n_embd >= 2 && n_head >= 1 && n_kv_head >= 1 && vocab_size >= 2 && seq_len >= 1, ConfigError,
-           "model '{}': every dimension must be positive (layers {}, width {}, heads {}, key/value heads {}, vocabulary {}, "
+  QT_CHECK(n_layer >= 1 && n_embd >= 2 && n_head >= 1 && n_kv_head >= 1 && vocab_size >= 2 && seq_len >= 1,
+           ConfigError,
+           "model '{}': every dimension must be positive (layers {}, width {}, heads {}, key/value heads {}, "
+           "vocabulary {}, "
            "sequence length {})",
            name, n_layer, n_embd, n_head, n_kv_head, vocab_size, seq_len);
-  QT_CHECK(n_embd % n_head == 0, ConfigError, "model '{}': width {} is not divisible by {} heads", name, n_embd, n_head);
-  QT_CHECK(head_dim() % 2 == 0, ConfigError, "model '{}': head width {} is odd; RoPE rotates halves of it", name, head_dim());
-  QT_CHECK(n_head % n_kv_head == 0, ConfigError, "model '{}': {} heads cannot share {} key/value heads evenly (--n-kv-head)", name,
-           n_head, n_kv_head);
+  QT_CHECK(n_embd % n_head == 0, ConfigError, "model '{}': width {} is not divisible by {} heads", name,
+           n_embd, n_head);
+  QT_CHECK(head_dim() % 2 == 0, ConfigError, "model '{}': head width {} is odd; RoPE rotates halves of it",
+           name, head_dim());
+  QT_CHECK(n_head % n_kv_head == 0, ConfigError,
+           "model '{}': {} heads cannot share {} key/value heads evenly (--n-kv-head)", name, n_head,
+           n_kv_head);
 }
 
 ModelConfig model_by_name(std::string_view name, const ModelOverrides& overrides) {
@@ -48,11 +53,13 @@ ModelConfig model_by_name(std::string_view name, const ModelOverrides& overrides
   }
   if (depth % 2 != 0) {
     const std::int64_t width = kAspect * depth;
-    throw ConfigError(fmt::format("model '{}' does not exist: width {} does not divide into heads of {} (odd depth)", name, width,
-                                  kHeadDim),
-                      kHint);
+    throw ConfigError(
+        fmt::format("model '{}' does not exist: width {} does not divide into heads of {} (odd depth)", name,
+                    width, kHeadDim),
+        kHint);
   }
-  if (depth < kMinDepth || depth > kMaxDepth) throw ConfigError(fmt::format("model '{}' is outside d2 .. d34", name), kHint);
+  if (depth < kMinDepth || depth > kMaxDepth)
+    throw ConfigError(fmt::format("model '{}' is outside d2 .. d34", name), kHint);
 
   ModelConfig config;
   config.name = std::string(name);
@@ -68,7 +75,8 @@ ModelConfig model_by_name(std::string_view name, const ModelOverrides& overrides
 
 std::vector<std::string> model_names() {
   std::vector<std::string> names;
-  for (std::int64_t depth = kMinDepth; depth <= kMaxDepth; depth += 2) names.push_back(fmt::format("d{}", depth));
+  for (std::int64_t depth = kMinDepth; depth <= kMaxDepth; depth += 2)
+    names.push_back(fmt::format("d{}", depth));
   return names;
 }
 

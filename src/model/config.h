@@ -8,8 +8,9 @@
 
 namespace qt {
 
-// nanochat as of October 2025 (the architecture of d32 and of Hugging Face's NanoChatForCausalLM): pre-norm blocks
-// without learned norm weights, RoPE by -theta with QK-norm after it, relu^2, softcapped logits, untied head.
+// nanochat as of October 2025 (the architecture of d32 and of Hugging Face's NanoChatForCausalLM): pre-norm
+// blocks without learned norm weights, RoPE by -theta with QK-norm after it, relu^2, softcapped logits,
+// untied head.
 struct ModelConfig {
   std::string arch = "nanochat";
   std::string name;  // "d4"; free-form for shapes that have no name

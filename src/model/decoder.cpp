@@ -6,7 +6,8 @@ namespace qt {
 
 namespace {
 
-AttentionFwd attention_op(const ModelConfig& c, DType t, std::byte* any, std::int64_t queries, std::int64_t keys) {
+AttentionFwd attention_op(const ModelConfig& c, DType t, std::byte* any, std::int64_t queries,
+                          std::int64_t keys) {
   return AttentionFwd{.q = TensorView(any, t, {1, queries, c.n_head, c.head_dim()}),
                       .k = TensorView(any, t, {1, keys, c.n_kv_head, c.head_dim()}),
                       .v = TensorView(any, t, {1, keys, c.n_kv_head, c.head_dim()}),
@@ -22,10 +23,12 @@ Decoder::Decoder(Model& model, std::int64_t max_tokens)
     : model_(model), max_tokens_(max_tokens), piece_tokens_(std::min(kPrefillTokens, max_tokens)) {
   const ModelConfig& c = model_.config();
   QT_CHECK(max_tokens >= 1 && max_tokens <= c.seq_len, ConfigError,
-           "prompt and continuation together may have 1 to {} tokens (the model's sequence length), got {}", c.seq_len, max_tokens);
+           "prompt and continuation together may have 1 to {} tokens (the model's sequence length), got {}",
+           c.seq_len, max_tokens);
   Arena& step = model_.ctx_.step;
   const DType t = model_.options().compute;
-  const std::int64_t P = piece_tokens_, C = c.n_embd, H = c.n_head, G = c.n_kv_head, D = c.head_dim(), F = c.mlp_width();
+  const std::int64_t P = piece_tokens_, C = c.n_embd, H = c.n_head, G = c.n_kv_head, D = c.head_dim(),
+                     F = c.mlp_width();
   constexpr MemoryTag kAct = MemoryTag::activations;
   for (std::int64_t l = 0; l < c.n_layer; ++l) {
     k_cache_.push_back(step.alloc("cache.k", MemoryTag::cache, t, {max_tokens_, G, D}));
@@ -50,8 +53,8 @@ Decoder::Decoder(Model& model, std::int64_t max_tokens)
       bytes = std::max(bytes, scratch_bytes(attention_op(c, t, x_->data, n, keys), target));
     }
   }
-  for (const Linear* linear : {&model_.blocks_[0].q(), &model_.blocks_[0].k(), &model_.blocks_[0].proj(), &model_.blocks_[0].fc(),
-                               &model_.blocks_[0].mlp_proj()}) {
+  for (const Linear* linear : {&model_.blocks_[0].q(), &model_.blocks_[0].k(), &model_.blocks_[0].proj(),
+                               &model_.blocks_[0].fc(), &model_.blocks_[0].mlp_proj()}) {
     bytes = std::max(bytes, linear->forward_scratch_bytes(target, t, P));
   }
   bytes = std::max(bytes, Linear(model_.params().back(), FormatId::none).forward_scratch_bytes(target, t, 1));
@@ -60,8 +63,9 @@ Decoder::Decoder(Model& model, std::int64_t max_tokens)
 
 void Decoder::feed(std::span<const std::int32_t> tokens, std::span<float> logits) {
   const ModelConfig& c = model_.config();
-  QT_CHECK(!tokens.empty() && position_ + static_cast<std::int64_t>(tokens.size()) <= max_tokens_, ConfigError,
-           "{} tokens after {} do not fit the {} planned for this text", tokens.size(), position_, max_tokens_);
+  QT_CHECK(!tokens.empty() && position_ + static_cast<std::int64_t>(tokens.size()) <= max_tokens_,
+           ConfigError, "{} tokens after {} do not fit the {} planned for this text", tokens.size(),
+           position_, max_tokens_);
   while (!tokens.empty()) {
     const std::size_t n = std::min(tokens.size(), static_cast<std::size_t>(piece_tokens_));
     feed_piece(tokens.first(n));
@@ -93,7 +97,8 @@ void Decoder::block(std::size_t index, std::int64_t n) {
   const ModelConfig& c = model_.config();
   const Block& block = model_.blocks_[index];
   const std::int64_t H = c.n_head, G = c.n_kv_head, D = c.head_dim(), keys = position_ + n;
-  const TensorView x = x_->rows(0, n), x1 = x1_->rows(0, n), a = a_->rows(0, n), h = h_->rows(0, n), r = r_->rows(0, n);
+  const TensorView x = x_->rows(0, n), x1 = x1_->rows(0, n), a = a_->rows(0, n), h = h_->rows(0, n),
+                   r = r_->rows(0, n);
   const TensorView q = q_->rows(0, n), y = y_->rows(0, n), rstd = rstd_->flat(0, n);
   const TensorView k_new = k_cache_[index]->rows(position_, n), v_new = v_cache_[index]->rows(position_, n);
   const RopeTables& rope = model_.rope_;
@@ -102,10 +107,22 @@ void Decoder::block(std::size_t index, std::int64_t n) {
   block.q().forward_in(be, a, q.reshape({n, H * D}), scratch_);
   block.k().forward_in(be, a, k_new.reshape({n, G * D}), scratch_);
   block.v().forward_in(be, a, v_new.reshape({n, G * D}), scratch_);
-  be.run(RopeNormFwd{.x = q, .y = q, .rstd = rstd_->flat(0, n * H).reshape({n, H}), .cos = rope.cos, .sin = rope.sin, .T = n,
-                     .first_position = position_, .eps = c.norm_eps});
-  be.run(RopeNormFwd{.x = k_new, .y = k_new, .rstd = rstd_->flat(0, n * G).reshape({n, G}), .cos = rope.cos, .sin = rope.sin, .T = n,
-                     .first_position = position_, .eps = c.norm_eps});
+  be.run(RopeNormFwd{.x = q,
+                     .y = q,
+                     .rstd = rstd_->flat(0, n * H).reshape({n, H}),
+                     .cos = rope.cos,
+                     .sin = rope.sin,
+                     .T = n,
+                     .first_position = position_,
+                     .eps = c.norm_eps});
+  be.run(RopeNormFwd{.x = k_new,
+                     .y = k_new,
+                     .rstd = rstd_->flat(0, n * G).reshape({n, G}),
+                     .cos = rope.cos,
+                     .sin = rope.sin,
+                     .T = n,
+                     .first_position = position_,
+                     .eps = c.norm_eps});
   be.run(AttentionFwd{.q = q.reshape({1, n, H, D}),
                       .k = k_cache_[index]->rows(0, keys).reshape({1, keys, G, D}),
                       .v = v_cache_[index]->rows(0, keys).reshape({1, keys, G, D}),

@@ -1,7 +1,7 @@
 // Decoder: next-token logits with a key/value cache, one sequence at a time.
 //
-// All its memory is requested at construction, inside one open phase of the step arena: feeding tokens then runs ops only,
-// so that any number of tokens fits the plan.
+// All its memory is requested at construction, inside one open phase of the step arena: feeding tokens then
+// runs ops only, so that any number of tokens fits the plan.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ namespace qt {
 
 class Decoder {
  public:
-  // Room for max_tokens positions, at most the model's sequence length. The phase must stay open for the decoder's life.
+  // Room for max_tokens positions, at most the model's sequence length. The phase must stay open for the
+  // decoder's life.
   Decoder(Model& model, std::int64_t max_tokens);
 
   std::int64_t position() const { return position_; }
@@ -22,8 +23,9 @@ class Decoder {
   // Forgets everything fed so far.
   void reset() { position_ = 0; }
 
-  // Appends tokens and writes the f32 logits (after the softcap) that follow the last of them to `logits` (V floats).
-  // Long prompts go through in pieces of kPrefillTokens. Throws ConfigError when they pass the capacity.
+  // Appends tokens and writes the f32 logits (after the softcap) that follow the last of them to `logits` (V
+  // floats). Long prompts go through in pieces of kPrefillTokens. Throws ConfigError when they pass the
+  // capacity.
   void feed(std::span<const std::int32_t> tokens, std::span<float> logits);
 
  private:

@@ -6,22 +6,37 @@ namespace qt {
 
 void Linear::forward(StepContext& ctx, const TensorView& x_MK, const TensorView& y_MN) const {
   if (param_->packed) {
-    run_with_scratch(ctx, PackedMatmul{.x = x_MK, .w = packed_view(*param_, format_), .y = y_MN, .scratch = {}, .layout = GemmLayout::nt});
+    run_with_scratch(ctx, PackedMatmul{.x = x_MK,
+                                       .w = packed_view(*param_, format_),
+                                       .y = y_MN,
+                                       .scratch = {},
+                                       .layout = GemmLayout::nt});
   } else {
-    run_with_scratch(ctx, Matmul{.a = x_MK, .b = param_->compute, .c = y_MN, .scratch = {}, .layout = GemmLayout::nt});
+    run_with_scratch(
+        ctx, Matmul{.a = x_MK, .b = param_->compute, .c = y_MN, .scratch = {}, .layout = GemmLayout::nt});
   }
 }
 
 void Linear::backward_input(StepContext& ctx, const TensorView& dy_MN, const TensorView& dx_MK) const {
   if (param_->packed) {
-    run_with_scratch(ctx, PackedMatmul{.x = dy_MN, .w = packed_view(*param_, format_), .y = dx_MK, .scratch = {}, .layout = GemmLayout::nn});
+    run_with_scratch(ctx, PackedMatmul{.x = dy_MN,
+                                       .w = packed_view(*param_, format_),
+                                       .y = dx_MK,
+                                       .scratch = {},
+                                       .layout = GemmLayout::nn});
   } else {
-    run_with_scratch(ctx, Matmul{.a = dy_MN, .b = param_->compute, .c = dx_MK, .scratch = {}, .layout = GemmLayout::nn});
+    run_with_scratch(
+        ctx, Matmul{.a = dy_MN, .b = param_->compute, .c = dx_MK, .scratch = {}, .layout = GemmLayout::nn});
   }
 }
 
 void Linear::backward_weight(StepContext& ctx, const TensorView& dy_MN, const TensorView& x_MK) const {
-  run_with_scratch(ctx, Matmul{.a = dy_MN, .b = x_MK, .c = param_->grad, .scratch = {}, .layout = GemmLayout::tn, .accumulate = true});
+  run_with_scratch(ctx, Matmul{.a = dy_MN,
+                               .b = x_MK,
+                               .c = param_->grad,
+                               .scratch = {},
+                               .layout = GemmLayout::tn,
+                               .accumulate = true});
 }
 
 std::int64_t Linear::forward_scratch_bytes(const Target& target, DType dtype, std::int64_t M) const {
@@ -31,17 +46,25 @@ std::int64_t Linear::forward_scratch_bytes(const Target& target, DType dtype, st
     // Shapes are all that counts here; the address is never read.
     const TensorView x(param_->packed ? param_->codes.data : param_->compute.data, dtype, {rows, param_->K});
     const TensorView y(x.data, dtype, {rows, param_->N});
-    bytes = std::max(bytes, param_->packed ? scratch_bytes(PackedMatmul{.x = x, .w = packed_view(*param_, format_), .y = y}, target)
-                                           : scratch_bytes(Matmul{.a = x, .b = param_->compute, .c = y}, target));
+    bytes = std::max(
+        bytes, param_->packed
+                   ? scratch_bytes(PackedMatmul{.x = x, .w = packed_view(*param_, format_), .y = y}, target)
+                   : scratch_bytes(Matmul{.a = x, .b = param_->compute, .c = y}, target));
   }
   return bytes;
 }
 
-void Linear::forward_in(Backend& backend, const TensorView& x_MK, const TensorView& y_MN, const TensorView& scratch) const {
+void Linear::forward_in(Backend& backend, const TensorView& x_MK, const TensorView& y_MN,
+                        const TensorView& scratch) const {
   if (param_->packed) {
-    backend.run(PackedMatmul{.x = x_MK, .w = packed_view(*param_, format_), .y = y_MN, .scratch = scratch, .layout = GemmLayout::nt});
+    backend.run(PackedMatmul{.x = x_MK,
+                             .w = packed_view(*param_, format_),
+                             .y = y_MN,
+                             .scratch = scratch,
+                             .layout = GemmLayout::nt});
   } else {
-    backend.run(Matmul{.a = x_MK, .b = param_->compute, .c = y_MN, .scratch = scratch, .layout = GemmLayout::nt});
+    backend.run(
+        Matmul{.a = x_MK, .b = param_->compute, .c = y_MN, .scratch = scratch, .layout = GemmLayout::nt});
   }
 }
 

@@ -45,7 +45,8 @@ class Linear {
   // For callers that plan their scratch once: what forward() would need for any number of rows up to M.
   std::int64_t forward_scratch_bytes(const Target& target, DType dtype, std::int64_t M) const;
   // forward() with scratch from the caller.
-  void forward_in(Backend& backend, const TensorView& x_MK, const TensorView& y_MN, const TensorView& scratch) const;
+  void forward_in(Backend& backend, const TensorView& x_MK, const TensorView& y_MN,
+                  const TensorView& scratch) const;
 
  private:
   const Param* param_;

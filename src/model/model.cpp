@@ -7,13 +7,17 @@ namespace qt {
 
 namespace {
 
-// Every gradient starts on such a boundary: optimizer slabs, quantiser blocks and 8-bit state blocks then start together.
+// Every gradient starts on such a boundary: optimizer slabs, quantiser blocks and 8-bit state blocks then
+// start together.
 constexpr std::int64_t kParamAlignment = 256;
 
-std::int64_t aligned_elems(std::int64_t elems) { return (elems + kParamAlignment - 1) / kParamAlignment * kParamAlignment; }
+std::int64_t aligned_elems(std::int64_t elems) {
+  return (elems + kParamAlignment - 1) / kParamAlignment * kParamAlignment;
+}
 
-// nanochat's inits: sigma = 1 / sqrt(fan_in) * min(1, sqrt(fan_out / fan_in)) for what feeds attention and the MLP, zero for
-// every projection back into the residual stream and for the head, N(0, 1) for the embedding.
+// nanochat's inits: sigma = 1 / sqrt(fan_in) * min(1, sqrt(fan_out / fan_in)) for what feeds attention and
+// the MLP, zero for every projection back into the residual stream and for the head, N(0, 1) for the
+// embedding.
 float linear_stddev(std::int64_t fan_out, std::int64_t fan_in) {
   const double in = static_cast<double>(fan_in), out = static_cast<double>(fan_out);
   return static_cast<float>(1.0 / std::sqrt(in) * std::min(1.0, std::sqrt(out / in)));
@@ -53,18 +57,21 @@ constexpr std::size_t kParamsPerBlock = 6;
 Model::Model(Backend& backend, Arena& state, Arena& step, ModelConfig config, ModelOptions options)
     : backend_(backend), ctx_{backend, step}, config_(std::move(config)), options_(options) {
   config_.validate();
-  QT_CHECK(options_.micro_batch_rows >= 1, ConfigError, "--micro-batch must be at least 1 row, got {}", options_.micro_batch_rows);
+  QT_CHECK(options_.micro_batch_rows >= 1, ConfigError, "--micro-batch must be at least 1 row, got {}",
+           options_.micro_batch_rows);
   QT_CHECK(options_.compute == DType::f32 || options_.compute == DType::bf16, ConfigError,
            "--dtype {} is not available for this model; use f32 or bf16", dtype_name(options_.compute));
   const std::int64_t fitting = kLogitsChunkBytes / (config_.vocab_size * dtype_bytes(DType::f32));
-  chunk_tokens_ = options_.loss_chunk_tokens > 0 ? options_.loss_chunk_tokens : std::max<std::int64_t>(fitting, 1);
+  chunk_tokens_ =
+      options_.loss_chunk_tokens > 0 ? options_.loss_chunk_tokens : std::max<std::int64_t>(fitting, 1);
   chunk_tokens_ = std::min(chunk_tokens_, batch_tokens());
 
   params_ = nanochat_params(config_);
   place(state);
   blocks_.reserve(static_cast<std::size_t>(config_.n_layer));
   for (std::int64_t i = 0; i < config_.n_layer; ++i) {
-    blocks_.emplace_back(config_, &params_[1 + static_cast<std::size_t>(i) * kParamsPerBlock], options_.weights);
+    blocks_.emplace_back(config_, &params_[1 + static_cast<std::size_t>(i) * kParamsPerBlock],
+                         options_.weights);
   }
 }
 
@@ -74,7 +81,8 @@ void Model::place(Arena& state) {
     p.packed = p.group == ParamGroup::matrix && options_.weights != FormatId::none;
     if (p.packed) {
       p.codes = state.keep(p.name, MemoryTag::weights, DType::u8, {code_bytes(options_.weights, p.elems())});
-      p.absmax = state.keep(p.name, MemoryTag::weights, DType::f32, {scale_count(options_.weights, p.elems())});
+      p.absmax =
+          state.keep(p.name, MemoryTag::weights, DType::f32, {scale_count(options_.weights, p.elems())});
     } else {
       p.compute = state.keep(p.name, MemoryTag::weights, options_.compute, {p.N, p.K});
     }
@@ -88,15 +96,19 @@ void Model::place(Arena& state) {
       first += aligned_elems(p.elems());
     }
   }
-  rope_.cos = state.keep("rope.cos", MemoryTag::weights, options_.compute, {config_.seq_len, config_.head_dim() / 2});
-  rope_.sin = state.keep("rope.sin", MemoryTag::weights, options_.compute, {config_.seq_len, config_.head_dim() / 2});
+  rope_.cos =
+      state.keep("rope.cos", MemoryTag::weights, options_.compute, {config_.seq_len, config_.head_dim() / 2});
+  rope_.sin =
+      state.keep("rope.sin", MemoryTag::weights, options_.compute, {config_.seq_len, config_.head_dim() / 2});
 }
 
-void Model::prepare() { backend_.run(RopeTable{.cos = rope_.cos, .sin = rope_.sin, .base = config_.rope_base}); }
+void Model::prepare() {
+  backend_.run(RopeTable{.cos = rope_.cos, .sin = rope_.sin, .base = config_.rope_base});
+}
 
 Buffer Model::upload_ids(const char* name, std::span<const std::int32_t> ids) {
-  QT_CHECK(static_cast<std::int64_t>(ids.size()) == batch_tokens(), ShapeError, "a micro-batch has {} tokens, got {}", batch_tokens(),
-           ids.size());
+  QT_CHECK(static_cast<std::int64_t>(ids.size()) == batch_tokens(), ShapeError,
+           "a micro-batch has {} tokens, got {}", batch_tokens(), ids.size());
   Buffer ids_N = ctx_.step.alloc(name, MemoryTag::inputs, DType::i32, {batch_tokens()});
   backend_.upload(std::as_bytes(ids), ids_N);
   return ids_N;
@@ -124,8 +136,8 @@ Buffer Model::forward_hidden(std::span<const std::int32_t> ids) {
   return x_NC;
 }
 
-void Model::loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals, float grad_scale,
-                        const TensorView& dx_NC, std::span<float> nll) {
+void Model::loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals,
+                        float grad_scale, const TensorView& dx_NC, std::span<float> nll) {
   const std::int64_t N = xf_NC.dim(0), V = config_.vocab_size;
   const Linear head(params_.back(), FormatId::none);
   const Buffer logits_MV = ctx_.step.alloc("loss.logits", MemoryTag::logits, DType::f32, {chunk_tokens_, V});
@@ -135,14 +147,19 @@ void Model::loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, co
     const TensorView x_MC = xf_NC.rows(first, M), targets_M = targets_N.rows(first, M);
     const TensorView z_MV = logits_MV->rows(0, M), loss_M = nll_M->rows(0, M);
     head.forward(ctx_, x_MC, z_MV);
-    SoftcapCrossEntropy op{.logits = z_MV, .targets = targets_M, .nll = loss_M, .dlogits = {}, .softcap = config_.logit_softcap,
+    SoftcapCrossEntropy op{.logits = z_MV,
+                           .targets = targets_M,
+                           .nll = loss_M,
+                           .dlogits = {},
+                           .softcap = config_.logit_softcap,
                            .grad_scale = grad_scale};
     if (dx_NC.defined()) op.dlogits = dlogits_view(z_MV, options_.compute);
     backend_.run(op);
     if (nll.empty()) {
       backend_.run(SumLoss{.nll = loss_M, .targets = targets_M, .totals = totals});
     } else {
-      backend_.download(loss_M, std::as_writable_bytes(nll.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(M))));
+      backend_.download(loss_M, std::as_writable_bytes(nll.subspan(static_cast<std::size_t>(first),
+                                                                   static_cast<std::size_t>(M))));
     }
     if (!dx_NC.defined()) continue;
     head.backward_weight(ctx_, op.dlogits, x_MC);
@@ -160,8 +177,9 @@ void Model::forward_backward(const HostBatch& batch, float grad_scale, const Ten
   const Buffer ids_N = upload_ids("ids", batch.ids);
   const Buffer targets_N = upload_ids("targets", batch.targets);
 
-  // x[l] is the input of block l. With checkpointing all of them live to their block's backward; without, only x[0] does
-  // (the first norm's gradient needs it), because a block's backward reads its kept activations alone.
+  // x[l] is the input of block l. With checkpointing all of them live to their block's backward; without,
+  // only x[0] does (the first norm's gradient needs it), because a block's backward reads its kept
+  // activations alone.
   std::vector<Buffer> x(L + 1);
   std::vector<BlockActivations> kept(keep_all ? L : 0);
   x[0] = step.alloc("x", MemoryTag::activations, t, {N, C});
@@ -192,7 +210,8 @@ void Model::forward_backward(const HostBatch& batch, float grad_scale, const Ten
     blocks_[l].backward(ctx_, keep_all ? kept[l] : recomputed, B, rope_, dx_NC);
   }
   backend_.run(RmsNormBwd{.y = x[0], .rstd = rstd0_N, .dy = dx_NC, .dx = dx_NC});
-  run_with_scratch(ctx_, EmbeddingBwd{.ids = ids_N, .dy = dx_NC, .dtable = params_.front().grad, .scratch = {}});
+  run_with_scratch(ctx_,
+                   EmbeddingBwd{.ids = ids_N, .dy = dx_NC, .dtable = params_.front().grad, .scratch = {}});
 }
 
 void Model::evaluate(const HostBatch& batch, const TensorView& totals, std::span<float> nll) {

@@ -1,7 +1,8 @@
-// Model: the list of parameters, the order of blocks, what is kept and what is recomputed, the chunked loss head.
+// Model: the list of parameters, the order of blocks, what is kept and what is recomputed, the chunked loss
+// head.
 //
-// It places its own persistent memory (compute copies, gradients, RoPE tables) in the state arena at construction and
-// everything else in the step arena, phase by phase. It knows no optimizer and no file.
+// It places its own persistent memory (compute copies, gradients, RoPE tables) in the state arena at
+// construction and everything else in the step arena, phase by phase. It knows no optimizer and no file.
 // Legend: B rows of T tokens, N = B T, C width, V vocabulary, M tokens of a loss chunk.
 #pragma once
 
@@ -19,13 +20,13 @@
 namespace qt {
 
 struct ModelOptions {
-  DType compute = DType::f32;            // activations and unpacked weights: f32 | bf16
-  DType gradient = DType::f32;           // accumulators: f32 | bf16
-  FormatId weights = FormatId::none;     // packed format of the block matrices
-  bool checkpoint_activations = false;   // keep only block inputs; recompute a block in its backward
-  std::int64_t micro_batch_rows = 1;     // B; evaluation uses the same shape
-  std::int64_t loss_chunk_tokens = 0;    // M; 0: as many as kLogitsChunkBytes of f32 logits hold
-  bool gradients = true;                 // false: forward only, no accumulators are placed
+  DType compute = DType::f32;           // activations and unpacked weights: f32 | bf16
+  DType gradient = DType::f32;          // accumulators: f32 | bf16
+  FormatId weights = FormatId::none;    // packed format of the block matrices
+  bool checkpoint_activations = false;  // keep only block inputs; recompute a block in its backward
+  std::int64_t micro_batch_rows = 1;    // B; evaluation uses the same shape
+  std::int64_t loss_chunk_tokens = 0;   // M; 0: as many as kLogitsChunkBytes of f32 logits hold
+  bool gradients = true;                // false: forward only, no accumulators are placed
 };
 
 // Logits of a chunk in f32: at a 65,536 vocabulary 512 tokens, wide enough for full GEMM speed.
@@ -39,8 +40,8 @@ struct HostBatch {
 
 class Model {
  public:
-  // `backend`, `state` and `step` must outlive the model. Records into or replays from both arenas; `state` must be inside
-  // its phase. Throws ConfigError for a configuration that does not work.
+  // `backend`, `state` and `step` must outlive the model. Records into or replays from both arenas; `state`
+  // must be inside its phase. Throws ConfigError for a configuration that does not work.
   Model(Backend& backend, Arena& state, Arena& step, ModelConfig config, ModelOptions options);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
@@ -49,21 +50,23 @@ class Model {
   const ModelOptions& options() const { return options_; }
   ParamList& params() { return params_; }
   const ParamList& params() const { return params_; }
-  // All gradients, rank 1 (undefined without gradients); each param's part starts on a multiple of 256 elements, gaps are zero.
+  // All gradients, rank 1 (undefined without gradients); each param's part starts on a multiple of 256
+  // elements, gaps are zero.
   const TensorView& gradients() const { return gradients_; }
   std::int64_t loss_chunk_tokens() const { return chunk_tokens_; }
 
   // Fills what is derived and never stored: the RoPE tables. Once, before the first step.
   void prepare();
 
-  // One micro-batch, forward and backward, inside an open phase of the step arena. Adds to the gradients (each token's
-  // share times grad_scale) and to totals (f64 [2]: sum of losses in nats, number of targets).
+  // One micro-batch, forward and backward, inside an open phase of the step arena. Adds to the gradients
+  // (each token's share times grad_scale) and to totals (f64 [2]: sum of losses in nats, number of targets).
   void forward_backward(const HostBatch& batch, float grad_scale, const TensorView& totals);
 
   // Forward only; adds to totals, or leaves each target's loss in `nll` (B * T floats) when that is given.
   void evaluate(const HostBatch& batch, const TensorView& totals, std::span<float> nll = {});
 
-  // Forward only; f32 logits after the softcap, [B * T, V], to the host. For parity tests: it holds all of them at once.
+  // Forward only; f32 logits after the softcap, [B * T, V], to the host. For parity tests: it holds all of
+  // them at once.
   void logits(std::span<const std::int32_t> ids, std::span<float> out);
 
  private:
@@ -74,8 +77,8 @@ class Model {
   Buffer upload_ids(const char* name, std::span<const std::int32_t> ids);
   // Embedding, first norm, blocks, last norm: the final hidden state [N, C], nothing kept.
   Buffer forward_hidden(std::span<const std::int32_t> ids);
-  void loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals, float grad_scale,
-                   const TensorView& dx_NC, std::span<float> nll);
+  void loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals,
+                   float grad_scale, const TensorView& dx_NC, std::span<float> nll);
 
   Backend& backend_;
   StepContext ctx_;
