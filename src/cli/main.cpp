@@ -1,0 +1,126 @@
+// qtrain: takes the verb, calls src/train/run.h, and turns errors into one message and an exit code.
+#include <algorithm>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "src/core/error.h"
+#include "src/core/log.h"
+#include "src/core/suggest.h"
+#include "src/train/option_table.h"
+#include "src/train/run.h"
+
+namespace {
+
+constexpr const char* kVersion = "qtrain 0.1.0";
+
+struct Verb {
+  const char* name;
+  const char* help;
+};
+constexpr Verb kVerbs[] = {
+    {"train", "train, or continue the run in --out (the default verb)"},
+    {"plan", "what the run needs on device, host and disk; --json; exit 3 when it does not fit"},
+    {"tokenize", "text to token shards: --data TEXT --cache FOLDER"},
+    {"sample", "continue --prompt with the newest checkpoint in --out"},
+    {"eval", "validation loss and bits per byte of the newest checkpoint in --out"},
+};
+
+void print_help() {
+  std::cout << kVersion << ": trains language models on one consumer GPU (this build: on the CPU)\n\n"
+            << "  qtrain [verb] [--option value ...]\n\n";
+  for (const Verb& verb : kVerbs) std::cout << fmt::format("  {:<10} {}\n", verb.name, verb.help);
+  std::cout << "\n  --config FILE     read options from an INI file; QTRAIN_<OPTION> in the environment "
+               "comes next,\n"
+               "                    the command line last\n"
+               "  --print-config    show every option, its value and where it came from\n";
+  qt::print_option_help(std::cout);
+  std::cout << "\nExit codes: 0 done, 2 usage, 3 does not fit, 4 bad data, 5 diverged, 6 device, 7 disk, 75 "
+               "stopped and resumable.\n";
+}
+
+// For errors that say all there is to say about their case: where to look next.
+const char* general_hint(qt::ExitCode code) {
+  switch (code) {
+    case qt::ExitCode::usage:
+      return "`qtrain --help` lists the options, --print-config shows the values in use and where they come "
+             "from";
+    case qt::ExitCode::no_fit: return "`qtrain plan` with the same options tells what the run needs";
+    case qt::ExitCode::bad_data:
+      return "the file is damaged or is not what it is used as: restore it from a copy, or make it again";
+    case qt::ExitCode::device: return "the same command continues from the last checkpoint";
+    case qt::ExitCode::disk:
+      return "check free space and permissions; the same command then continues from the last checkpoint";
+    default: return "please report it with the command line and the version";
+  }
+}
+
+// Removes a word from the list; true when it was there.
+bool take(std::vector<std::string>& args, const std::string& word) {
+  const auto it = std::find(args.begin(), args.end(), word);
+  if (it == args.end()) return false;
+  args.erase(it);
+  return true;
+}
+
+std::string take_verb(std::vector<std::string>& args) {
+  if (args.empty() || args.front().starts_with("-")) return "train";
+  const std::string verb = args.front();
+  args.erase(args.begin());
+  std::vector<std::string_view> names;
+  for (const Verb& v : kVerbs) names.emplace_back(v.name);
+  if (std::find(names.begin(), names.end(), verb) == names.end()) {
+    throw qt::ConfigError(fmt::format("unknown verb '{}'", verb),
+                          fmt::format("did you mean `qtrain {}`? Verbs are: {}",
+                                      qt::nearest_name(verb, names), fmt::join(names, ", ")));
+  }
+  return verb;
+}
+
+void run(std::vector<std::string> args) {
+  if (take(args, "--help") || take(args, "-h") || (args.size() == 1 && args.front() == "help"))
+    return print_help();
+  if (take(args, "--version")) {
+    std::cout << kVersion << "\n";
+    return;
+  }
+  const bool only_print = take(args, "--print-config");
+  const std::string verb = take_verb(args);
+  const bool json = verb == "plan" && take(args, "--json");
+  const qt::LoadedOptions loaded = qt::load_options(args);
+  if (only_print) return qt::print_config(std::cout, loaded);
+  if (loaded.options.quiet) qt::set_log_level(qt::LogLevel::warning);
+  if (verb == "train") return qt::run_train(loaded, std::cout);
+  if (verb == "tokenize") return qt::run_tokenize(loaded, std::cout);
+  if (verb == "sample") return qt::run_sample(loaded, std::cout);
+  if (verb == "eval") return qt::run_eval(loaded, std::cout);
+  if (!qt::run_plan(loaded, json, std::cout)) {
+    std::cout.flush();
+    throw qt::FitError("the run does not fit (see the plan)",
+                       "try --micro-batch 1, --ckpt-activations, --quant nf4 or --optim adamw8");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    run(std::vector<std::string>(argv + 1, argv + argc));
+    // A result that reached nobody is no success: `qtrain plan --json > full-disk.json`.
+    if (!std::cout.flush()) throw qt::DiskError("cannot write to standard output");
+    return static_cast<int>(qt::ExitCode::ok);
+  } catch (const qt::Error& e) {
+    std::cout.flush();
+    std::cerr << "qtrain: " << e.what() << "\n";
+    std::cerr << "        " << (e.hint().empty() ? general_hint(e.code()) : e.hint()) << "\n";
+    return static_cast<int>(e.code());
+  } catch (const std::bad_alloc&) {
+    std::cerr << "qtrain: out of host memory\n        `qtrain plan` with the same options tells what the run "
+                 "needs\n";
+    return static_cast<int>(qt::ExitCode::no_fit);
+  } catch (const std::exception& e) {
+    std::cerr << "qtrain: internal error: " << e.what()
+              << "\n        please report it with the command line and " << kVersion << "\n";
+    return static_cast<int>(qt::ExitCode::internal);
+  }
+}

@@ -1,0 +1,247 @@
+#include "src/train/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+namespace qt {
+
+namespace {
+
+void add(BackendTotals& sum, const BackendTotals& part, double times) {
+  sum.model_flops += part.model_flops * times;
+  sum.executed_flops += part.executed_flops * times;
+  sum.read_bytes += part.read_bytes * times;
+  sum.written_bytes += part.written_bytes * times;
+  sum.host_to_device_bytes += part.host_to_device_bytes * times;
+  sum.device_to_host_bytes += part.device_to_host_bytes * times;
+  sum.ops += static_cast<std::int64_t>(static_cast<double>(part.ops) * times);
+}
+
+// The likeliest token, or a draw from softmax(logits / temperature) over the top k. Double throughout; ties
+// and order are by token id, so that the result is a pure function of the logits and the uniform draw.
+std::int32_t pick_token(std::span<const float> logits, const SampleOptions& how, double uniform,
+                        std::vector<std::int32_t>& order) {
+  const auto best = std::max_element(logits.begin(), logits.end());
+  if (how.temperature <= 0) return static_cast<std::int32_t>(best - logits.begin());
+  order.resize(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::size_t kept = logits.size();
+  if (how.top_k > 0 && static_cast<std::size_t>(how.top_k) < kept) {
+    kept = static_cast<std::size_t>(how.top_k);
+    const auto likelier = [&](std::int32_t a, std::int32_t b) {
+      const float la = logits[static_cast<std::size_t>(a)], lb = logits[static_cast<std::size_t>(b)];
+      return la != lb ? la > lb : a < b;
+    };
+    std::nth_element(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(kept), order.end(), likelier);
+    std::sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(kept));
+  }
+  const auto weight = [&](std::size_t i) {
+    return std::exp(
+        (static_cast<double>(logits[static_cast<std::size_t>(order[i])]) - static_cast<double>(*best)) /
+        how.temperature);
+  };
+  double total = 0;
+  for (std::size_t i = 0; i < kept; ++i) total += weight(i);
+  double left = uniform * total;
+  for (std::size_t i = 0; i + 1 < kept; ++i) {
+    left -= weight(i);
+    if (left < 0) return order[i];
+  }
+  return order[kept - 1];
+}
+
+}  // namespace
+
+BackendTotals RunPlan::train_step(std::int64_t accumulation) const {
+  BackendTotals sum;
+  add(sum, micro_step, static_cast<double>(accumulation));
+  add(sum, optimizer_step, 1);
+  return sum;
+}
+
+Engine::~Engine() = default;
+
+Engine::Engine(std::unique_ptr<Backend> backend, EngineOptions options)
+    : options_(std::move(options)), backend_(std::move(backend)) {
+  state_ = std::make_unique<Arena>("state", Space::device);
+  host_ = std::make_unique<Arena>("host", Space::host);
+  step_ = std::make_unique<Arena>("step", Space::device);
+  build();
+}
+
+Engine::Engine(std::unique_ptr<Backend> backend, EngineOptions options, const RunPlan& plan)
+    : options_(std::move(options)), backend_(std::move(backend)) {
+  device_memory_ = backend_->allocate(Space::device, plan.device_bytes());
+  std::byte* host_base = nullptr;
+  if (plan.host.bytes > 0) {
+    host_memory_ = backend_->allocate(Space::host, plan.host.bytes);
+    host_base = host_memory_->base();
+  }
+  state_ = std::make_unique<Arena>(plan.state, device_memory_->base());
+  host_ = std::make_unique<Arena>(plan.host, host_base);
+  step_ = std::make_unique<Arena>(plan.step, device_memory_->base() + plan.state.bytes);
+  build();
+}
+
+void Engine::build() {
+  options_.memory.gradients = !options_.inference;
+  const PhaseScope state(*state_, "state");
+  const PhaseScope host(*host_, "state");
+  model_ = std::make_unique<Model>(*backend_, *state_, *step_, options_.model, options_.memory);
+  totals_ = state_->keep("totals", MemoryTag::inputs, DType::f64, {2});
+  if (!options_.inference) {
+    optimizer_ = std::make_unique<Optimizer>(*backend_, *state_, *host_, model_->params(),
+                                             model_->gradients(), options_.memory.weights, options_.optim);
+  }
+  model_->prepare();
+  if (options_.sample_tokens > 0) {
+    sample_logits_.resize(static_cast<std::size_t>(options_.model.vocab_size));
+    sample_order_.resize(sample_logits_.size());
+  }
+}
+
+RunPlan Engine::rehearse(const EngineOptions& options, const Target& target) {
+  Engine engine(make_backend("null", target), options);
+  const std::vector<std::int32_t> tokens(static_cast<std::size_t>(options.micro_batch_tokens()), 0);
+  const HostBatch batch{tokens, tokens};
+  RunPlan plan;
+  Backend& backend = *engine.backend_;
+
+  if (!options.inference) engine.rehearse_training(plan, batch);
+  backend.reset_totals();
+  engine.evaluate(batch);
+  plan.eval_step = backend.totals();
+  if (options.sample_tokens > 0) {
+    const std::vector<std::int32_t> prompt{0};
+    engine.sample(prompt, SampleOptions{.new_tokens = 1});
+  }
+  if (options.with_logits) engine.logits(tokens, {});
+  for (Arena* arena : {engine.state_.get(), engine.host_.get(), engine.step_.get()}) arena->finish();
+  plan.state = engine.state_->plan();
+  plan.host = engine.host_->plan();
+  plan.step = engine.step_->plan();
+  return plan;
+}
+
+void Engine::rehearse_training(RunPlan& plan, const HostBatch& batch) {
+  Backend& backend = *backend_;
+  init_weights(0);
+  backend.reset_totals();
+  // Two micro-batches: the first and a following one; more only repeat the second.
+  const std::int64_t accumulation =
+      std::exchange(options_.accumulation, std::min<std::int64_t>(options_.accumulation, 2));
+  const auto note_micro_step = [&](std::int64_t) {
+    plan.micro_step = backend.totals();
+    backend.reset_totals();
+  };
+  accumulate([&](std::int64_t) { return batch; }, note_micro_step);
+  options_.accumulation = accumulation;
+  backend.reset_totals();
+  measure(1.0, 1);
+  update();
+  plan.optimizer_step = backend.totals();
+}
+
+void Engine::init_weights(std::uint64_t seed) {
+  const PhaseScope phase(*step_, "init");
+  optimizer_->init_weights(*step_, seed);
+}
+
+void Engine::encode_weights() {
+  const PhaseScope phase(*step_, "init");
+  optimizer_->encode_weights(*step_);
+}
+
+void Engine::accumulate(const FetchBatch& fetch, const BetweenBatches& between) {
+  backend_->run(Fill{.x = model_->gradients(), .value = 0});
+  backend_->run(Fill{.x = totals_, .value = 0});
+  // Each token's gradient is divided by the nominal number of tokens; measure() corrects for targets that
+  // were not scored.
+  const float grad_scale = static_cast<float>(1.0 / static_cast<double>(options_.step_tokens()));
+  for (std::int64_t micro = 0; micro < options_.accumulation; ++micro) {
+    {
+      const PhaseScope phase(*step_, "micro_step");
+      model_->forward_backward(fetch(micro), grad_scale, totals_);
+    }
+    if (between) between(micro + 1);
+  }
+}
+
+StepStats Engine::measure(double lr_multiplier, std::int64_t t) {
+  const PhaseScope phase(*step_, "norm");
+  return optimizer_->measure(*step_, totals_, lr_multiplier, t, static_cast<double>(options_.step_tokens()));
+}
+
+void Engine::update() {
+  const PhaseScope phase(*step_, "optimizer_step");
+  optimizer_->update(*step_);
+}
+
+StepStats Engine::train_step(const FetchBatch& fetch, const BetweenBatches& between, double lr_multiplier,
+                             std::int64_t t) {
+  accumulate(fetch, between);
+  const StepStats stats = measure(lr_multiplier, t);
+  if (stats.finite) update();
+  return stats;
+}
+
+Engine::EvalSums Engine::evaluate(const HostBatch& batch) {
+  const PhaseScope phase(*step_, "eval_step");
+  backend_->run(Fill{.x = totals_, .value = 0});
+  model_->evaluate(batch, totals_);
+  const std::vector<double> sums = backend_->read_scalars(totals_);
+  return EvalSums{.nats = sums[0], .targets = sums[1]};
+}
+
+void Engine::evaluate_tokens(const HostBatch& batch, std::span<float> nll) {
+  const PhaseScope phase(*step_, "eval_step");
+  model_->evaluate(batch, totals_, nll);
+}
+
+std::vector<std::int32_t> Engine::sample(std::span<const std::int32_t> prompt, const SampleOptions& how,
+                                         const BetweenBatches& between) {
+  const PhaseScope phase(*step_, "sample");
+  Decoder decoder(*model_, options_.sample_tokens);
+  const std::span<float> logits(sample_logits_);
+  std::vector<std::int32_t> text;
+  const RngStream rng{.seed = how.seed, .purpose = RngPurpose::sample, .stream = how.stream};
+  decoder.feed(prompt, logits);
+  while (static_cast<std::int64_t>(text.size()) < how.new_tokens) {
+    const double uniform = rng_unit(rng_u32(rng, text.size()));
+    const std::int32_t token = pick_token(
+        how.ids > 0 ? logits.first(static_cast<std::size_t>(how.ids)) : logits, how, uniform, sample_order_);
+    text.push_back(token);
+    if (std::find(how.stop_ids.begin(), how.stop_ids.end(), token) != how.stop_ids.end()) break;
+    if (decoder.position() == decoder.capacity()) break;
+    if (static_cast<std::int64_t>(text.size()) == how.new_tokens) break;
+    decoder.feed(std::span<const std::int32_t>(&token, 1), logits);
+    if (between) between(static_cast<std::int64_t>(text.size()));
+  }
+  return text;
+}
+
+void Engine::logits(std::span<const std::int32_t> ids, std::span<float> out) {
+  const PhaseScope phase(*step_, "logits");
+  model_->logits(ids, out);
+}
+
+std::vector<NamedView> Engine::state() const {
+  return optimizer_ != nullptr ? optimizer_->state() : std::vector<NamedView>{};
+}
+
+std::vector<NamedView> Engine::weights() const {
+  std::vector<NamedView> list;
+  for (const Param& p : model_->params()) {
+    if (p.packed) {
+      list.push_back({p.name, p.codes});
+      list.push_back({p.name + ".absmax", p.absmax});
+    } else {
+      list.push_back({p.name, p.compute});
+    }
+  }
+  return list;
+}
+
+}  // namespace qt

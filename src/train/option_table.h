@@ -1,0 +1,66 @@
+// The one table of options, and reading it from defaults, a file, the environment and the command line.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "src/train/options.h"
+
+namespace qt {
+
+// How a value is written by a person.
+enum class OptionKind : std::uint8_t { text, texts, flag, count, bytes, duration, number };
+
+struct OptionSpec {
+  using Member = std::variant<std::string Options::*, std::vector<std::string> Options::*, bool Options::*,
+                              std::int64_t Options::*, std::uint64_t Options::*, double Options::*>;
+  const char* section;  // of --help and of INI files
+  const char* name;     // "vocab-size"; QTRAIN_VOCAB_SIZE in the environment
+  OptionKind kind;
+  Member member;
+  const char* help;
+};
+
+std::span<const OptionSpec> option_table();
+
+// Where a value came from.
+enum class OptionSource : std::uint8_t { default_value, file, environment, command_line };
+std::string_view option_source_name(OptionSource source);
+
+struct LoadedOptions {
+  Options options;
+  std::map<std::string, OptionSource, std::less<>> source;  // by option name; absent: default
+  std::string config_file;                                  // empty: none
+
+  bool given(std::string_view name) const { return source.contains(name); }
+};
+
+// Defaults < --config FILE < QTRAIN_* < command line. `args` are the words after the verb. Throws ConfigError
+// naming the option and its source, with the nearest known name for an unknown one. --help and --print-config
+// must have been taken out.
+LoadedOptions load_options(std::span<const std::string> args);
+
+// The value as it would be typed; lists as words between blanks, in double quotes where a word needs them.
+std::string option_text(const Options& options, const OptionSpec& spec);
+// What set_option() takes, from the text of a file, a variable or option_text(): lists are cut into words.
+std::vector<std::string> option_values(const OptionSpec& spec, std::string_view text,
+                                       std::string_view origin);
+// Sets one option from text; `origin` names the source in messages.
+void set_option(Options& options, const OptionSpec& spec, const std::vector<std::string>& values,
+                std::string_view origin);
+// nullptr when unknown. '_' and '-' are the same.
+const OptionSpec* find_option(std::string_view name);
+// The known name with the smallest edit distance.
+std::string nearest_option(std::string_view name);
+
+// One line per option: name = value, and its source.
+void print_config(std::ostream& out, const LoadedOptions& loaded);
+void print_option_help(std::ostream& out);
+
+}  // namespace qt

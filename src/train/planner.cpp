@@ -1,0 +1,399 @@
+#include "src/train/planner.h"
+
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "optim/schedule.h"
+#include "src/core/units.h"
+
+namespace qt {
+
+namespace {
+
+constexpr std::int64_t kCudaReserveBytes = 1 * kGiB;   // a display, and the driver's growth
+constexpr std::int64_t kAssumedCardBytes = 12 * kGiB;  // --device cuda without a card and without --vram
+constexpr std::int64_t kCpuBatchTokens =
+    8192;  // more tokens at once no longer make the GEMMs faster, only the arena larger
+constexpr std::int64_t kCudaBatchTokens = 32768;
+// f32 gradients are worth their bytes only while the micro-batch keeps the GEMMs busy.
+constexpr std::int64_t kF32GradientTokens = 4096;
+constexpr std::int64_t kRunFilesBytes = 64 * kMiB;  // logs, tokenizer, configuration
+constexpr std::int64_t kTokensPerParam = 20;        // the default horizon, nanochat's
+constexpr std::int64_t kTokenBytes = 2;             // of a shard
+// What a day of saves writes at most: 1 % of 86,400 s at this rate, and never more than one save a minute.
+constexpr std::int64_t kAssumedDiskBytesPerSecond = 500'000'000;
+constexpr std::int64_t kSaveSecondsPerDay = 864;
+constexpr std::int64_t kMostSavesPerDay = 1440;
+// Above what any run needs, and low enough that no product of two of them overflows.
+constexpr std::int64_t kMostSeqLen = std::int64_t{1} << 20;
+constexpr std::int64_t kMostVocab = std::int64_t{1} << 20;
+constexpr std::int64_t kMostBatchTokens = std::int64_t{1} << 26;
+constexpr std::int64_t kMostSteps = 1'000'000'000;
+constexpr std::int64_t kMostTokens = 1'000'000'000'000'000;
+constexpr std::int64_t kMostKept = 1'000'000;
+
+std::int64_t memory_available_bytes() {
+  std::ifstream info("/proc/meminfo");
+  std::string key;
+  std::int64_t kib = 0;
+  std::string unit;
+  while (info >> key >> kib >> unit) {
+    if (key == "MemAvailable:") return kib * kKiB;
+  }
+  return 0;
+}
+
+// Free bytes where `path` is or will be.
+std::int64_t disk_free_bytes(std::filesystem::path path) {
+  path = std::filesystem::absolute(path);
+  while (!path.empty() && !std::filesystem::exists(path) && path.has_relative_path())
+    path = path.parent_path();
+  struct statvfs info {};
+  if (statvfs(path.c_str(), &info) != 0) return 0;
+  return static_cast<std::int64_t>(info.f_bavail) * static_cast<std::int64_t>(info.f_frsize);
+}
+
+double width_scale(const ModelConfig& model) {
+  return 1.0 / std::sqrt(static_cast<double>(model.n_embd) / 768.0);
+}
+
+OptimizerControl control_from_name(const std::string& name) {
+  if (name == "none") return OptimizerControl::none;
+  if (name == "no-master") return OptimizerControl::no_master;
+  if (name == "frozen-matrices") return OptimizerControl::frozen_matrices;
+  throw ConfigError(fmt::format("unknown control '{}'", name),
+                    "use --control none, no-master or frozen-matrices");
+}
+
+DType compute_dtype_from_name(const char* option, const std::string& name) {
+  const std::string hint = fmt::format("use {} auto, f32 or bf16", option);
+  if (name != "f32" && name != "bf16")
+    throw ConfigError(fmt::format("{} {} is not available", option, name), hint);
+  return dtype_from_name(name);
+}
+
+OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
+  OptimizerOptions optim;
+  optim.name = o.optim;
+  const auto rate = [&](ParamGroup g) -> double& { return optim.peak_lr[static_cast<std::size_t>(g)]; };
+  rate(ParamGroup::matrix) = o.matrix_lr;
+  rate(ParamGroup::embedding) = o.embedding_lr * width_scale(model);
+  rate(ParamGroup::head) = o.head_lr * width_scale(model);
+  rate(ParamGroup::norm) = o.matrix_lr;
+  optim.beta1 = o.beta1;
+  optim.beta2 = o.beta2;
+  optim.eps = o.eps;
+  optim.weight_decay = o.weight_decay;
+  optim.max_norm = o.clip;
+  optim.paged = o.paging;
+  optim.control = control_from_name(o.control);
+  return optim;
+}
+
+// Every micro-batch size worth trying, largest first; all divide the rows of a step, so that tokens per step
+// never change.
+std::vector<std::int64_t> micro_batch_candidates(const Options& o, std::int64_t step_rows,
+                                                 std::int64_t seq_len, const Target& target) {
+  if (o.micro_batch > 0) {
+    if (step_rows % o.micro_batch != 0) {
+      throw ConfigError(
+          fmt::format(
+              "--micro-batch {} does not divide the {} rows of a step (--batch-tokens {} / --seq-len {})",
+              o.micro_batch, step_rows, o.batch_tokens, seq_len),
+          "leave it out: the largest that fits is taken");
+    }
+    return {o.micro_batch};
+  }
+  const std::int64_t most_tokens = target.kind == DeviceKind::cpu ? kCpuBatchTokens : kCudaBatchTokens;
+  const std::int64_t most_rows = std::max<std::int64_t>(1, most_tokens / seq_len);
+  std::vector<std::int64_t> rows;
+  for (std::int64_t r = std::min(step_rows, most_rows); r >= 1; --r) {
+    if (step_rows % r == 0) rows.push_back(r);
+  }
+  return rows;
+}
+
+std::int64_t run_tokens(const Options& o, const ModelConfig& model) {
+  if (o.steps > 0) return o.steps * o.batch_tokens;
+  return o.tokens > 0 ? o.tokens : kTokensPerParam * model.param_count();
+}
+
+void describe_device(PlannedRun& run) {
+  std::array<std::int64_t, kMemoryTags> bytes{};
+  const PhasePlan* peak = run.plan.step.largest();
+  for (const ArenaPlan* arena : {&run.plan.state, &run.plan.step}) {
+    const PhasePlan* phase = arena->largest();
+    if (phase == nullptr) continue;
+    for (std::size_t t = 0; t < kMemoryTags; ++t) bytes[t] += phase->at_peak[t];
+  }
+  std::int64_t named = 0;
+  for (std::size_t t = 0; t < kMemoryTags; ++t) {
+    if (bytes[t] == 0) continue;
+    run.device_rows.push_back({std::string(memory_tag_name(static_cast<MemoryTag>(t))), bytes[t], ""});
+    named += bytes[t];
+  }
+  // Alignment of the state arena and holes between lifetimes: what packing could not use.
+  if (const std::int64_t gaps = run.plan.device_bytes() - named; gaps > 0)
+    run.device_rows.push_back({"packing", gaps, ""});
+  const std::int64_t workspace =
+      run.target.workspace_bytes > 0 ? run.target.workspace_bytes : default_workspace_bytes(run.target);
+  if (workspace > 0) run.device_rows.push_back({"workspace", workspace, "libraries and per-thread tiles"});
+  if (run.target.context_bytes > 0)
+    run.device_rows.push_back({"context", run.target.context_bytes, "driver; assumed, no card was measured"});
+  run.device_bytes = run.plan.device_bytes() + workspace + run.target.context_bytes;
+  if (peak != nullptr)
+    run.decisions.push_back(fmt::format("largest phase of the step arena: {}", peak->name));
+}
+
+void describe_host(PlannedRun& run) {
+  if (const PhasePlan* phase = run.plan.host.largest()) {
+    for (std::size_t t = 0; t < kMemoryTags; ++t) {
+      if (phase->at_peak[t] > 0) {
+        run.host_rows.push_back({std::string(memory_tag_name(static_cast<MemoryTag>(t))), phase->at_peak[t],
+                                 run.target.kind == DeviceKind::cuda ? "pinned" : ""});
+      }
+    }
+  }
+  run.host_bytes = run.plan.host.bytes;
+}
+
+void describe_disk(PlannedRun& run, const Options& o) {
+  std::int64_t bytes = 0;
+  for (const ArenaPlan* arena : {&run.plan.state, &run.plan.host}) {
+    for (const PhasePlan& phase : arena->phases) {
+      for (const Request& r : phase.requests) {
+        const bool stored =
+            r.tag == MemoryTag::weights || r.tag == MemoryTag::master || r.tag == MemoryTag::moments;
+        if (stored) bytes += r.bytes;
+      }
+    }
+  }
+  run.checkpoint_bytes = bytes;
+  const std::int64_t cache_bytes = kTokenBytes * run_tokens(o, run.engine.model);
+  run.disk_rows = {
+      {"checkpoints", bytes * o.keep, fmt::format("--keep {} of {}", o.keep, format_bytes(bytes))},
+      {"being saved", bytes, ""},
+      {"token cache", cache_bytes, "at most, when --data is text"},
+      {"logs", kRunFilesBytes, ""}};
+  run.disk_bytes = bytes * (o.keep + 1) + cache_bytes + kRunFilesBytes;
+  run.written_bytes_per_day =
+      std::min(kSaveSecondsPerDay * kAssumedDiskBytesPerSecond, kMostSavesPerDay * bytes);
+}
+
+void judge(PlannedRun& run, const Limits& limits) {
+  const auto verdict = [&](std::string resource, std::int64_t needed, std::int64_t available) {
+    run.verdicts.push_back({std::move(resource), needed, available, available == 0 || needed <= available});
+  };
+  run.reserve_bytes = run.target.kind == DeviceKind::cuda ? kCudaReserveBytes : 0;
+  verdict("device", run.device_bytes,
+          limits.device_bytes > 0 ? std::max<std::int64_t>(limits.device_bytes - run.reserve_bytes, 1) : 0);
+  // On the cpu the device's arena is ordinary memory too.
+  const std::int64_t host = run.host_bytes + (run.target.kind == DeviceKind::cpu ? run.device_bytes : 0);
+  verdict("host", host, limits.host_bytes);
+  verdict("disk", run.disk_bytes, limits.disk_bytes);
+}
+
+PlannedRun rehearse_candidate(const Options& o, const ModelConfig& model, const Target& target,
+                              const Limits& limits, DType compute, DType gradient, std::int64_t rows,
+                              std::int64_t step_rows) {
+  PlannedRun run;
+  run.target = target;
+  EngineOptions& e = run.engine;
+  e.model = model;
+  e.memory = ModelOptions{.compute = compute,
+                          .gradient = gradient,
+                          .weights = format_from_name(o.quant),
+                          .checkpoint_activations = o.ckpt_activations,
+                          .micro_batch_rows = rows,
+                          .loss_chunk_tokens = o.loss_chunk};
+  e.optim = optimizer_options(o, model);
+  e.accumulation = step_rows / rows;
+  e.sample_tokens = o.sample_tokens > 0 ? model.seq_len : 0;
+  run.plan = Engine::rehearse(e, target);
+  describe_device(run);
+  describe_host(run);
+  describe_disk(run, o);
+  judge(run, limits);
+  return run;
+}
+
+// 16-bit weights lose nothing: where they fit, whoever packs them should know.
+void note_unquantised(PlannedRun& run, const Options& o, const ModelConfig& model, const Limits& limits,
+                      std::int64_t step_rows) {
+  if (run.engine.memory.weights == FormatId::none || !run.fits()) return;
+  Options plain = o;
+  plain.quant = "none";
+  const ModelOptions& m = run.engine.memory;
+  for (const DType gradient : {m.gradient, m.compute}) {
+    for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
+      const PlannedRun other =
+          rehearse_candidate(plain, model, run.target, limits, m.compute, gradient, rows, step_rows);
+      if (!other.fits()) continue;
+      run.notes.push_back(fmt::format(
+          "{} weights fit too and lose nothing to quantization: --quant none --grad-dtype {} --micro-batch "
+          "{} "
+          "takes {} on the device; what {} costs in loss is in docs/benchmarks.md",
+          dtype_name(m.compute), dtype_name(gradient), rows, format_bytes(other.device_bytes), o.quant));
+      return;
+    }
+  }
+}
+
+}  // namespace
+
+bool PlannedRun::fits() const {
+  return std::all_of(verdicts.begin(), verdicts.end(), [](const Verdict& v) { return v.fits; });
+}
+
+void check_options(const Options& o) {
+  if (o.train != "full") {
+    throw ConfigError(fmt::format("--train {} is not available in this version", o.train),
+                      "use --train full");
+  }
+  model_by_name(o.model, {0, 0, o.n_kv_head});
+  format_from_name(o.quant);
+  if (o.dtype != "auto") compute_dtype_from_name("--dtype", o.dtype);
+  if (o.grad_dtype != "auto") compute_dtype_from_name("--grad-dtype", o.grad_dtype);
+  if (o.dtype == "f32" && o.grad_dtype == "bf16") {
+    throw ConfigError("--grad-dtype bf16 needs --dtype bf16: f32 products are accumulated in f32",
+                      "leave one of the two out");
+  }
+  optimizer_by_name(o.optim);
+  schedule_from_name(o.schedule);
+  control_from_name(o.control);
+  for (const auto& [option, value] :
+       {std::pair{"--warmdown", o.warmdown}, std::pair{"--final-lr", o.final_lr}}) {
+    if (!(value <= 1))
+      throw ConfigError(fmt::format("{} {} is above 1", option, value), "it is a share: 0 to 1");
+  }
+  if (!(o.val_fraction < 1)) {
+    throw ConfigError(fmt::format("--val-fraction {} leaves nothing to train on", o.val_fraction),
+                      "it is a share: 0 to below 1, as 0.1");
+  }
+  const auto bounded = [](const char* option, std::int64_t value, std::int64_t most) {
+    if (value > most)
+      throw ConfigError(fmt::format("{} {} is too large", option, value), fmt::format("at most {}", most));
+  };
+  bounded("--seq-len", o.seq_len, kMostSeqLen);
+  bounded("--vocab-size", o.vocab_size, kMostVocab);
+  bounded("--batch-tokens", o.batch_tokens, kMostBatchTokens);
+  bounded("--micro-batch", o.micro_batch, kMostBatchTokens);
+  bounded("--steps", o.steps, kMostSteps);
+  bounded("--tokens", o.tokens, kMostTokens);
+  bounded("--keep", o.keep, kMostKept);
+  if (o.keep < 2) {
+    throw ConfigError(
+        fmt::format("--keep must be at least 2, got {}: one checkpoint can always be the damaged one",
+                    o.keep),
+        "each takes the disk space that `qtrain plan` tells");
+  }
+  if (o.steps > 0 && o.warmup_steps > o.steps) {
+    throw ConfigError(
+        fmt::format("--warmup-steps {} is longer than the run of --steps {}", o.warmup_steps, o.steps),
+        "warm up over a small part of the steps");
+  }
+}
+
+Target target_from_options(const Options& o) {
+  if (o.device == "auto" || o.device == "cpu") {
+    const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    QT_CHECK(o.threads >= 0 && o.threads <= 1024, ConfigError, "--threads must be 1 to 1024, got {}",
+             o.threads);
+    return cpu_target(o.threads > 0 ? static_cast<int>(o.threads) : cores);
+  }
+  if (o.device != "cuda")
+    throw ConfigError(fmt::format("unknown device '{}'", o.device), "use --device auto, cpu or cuda");
+  int sm = 0;
+  const std::string_view digits = std::string_view(o.arch).substr(o.arch.starts_with("sm_") ? 3 : 0);
+  const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), sm);
+  if (error != std::errc{} || stop != digits.data() + digits.size()) {
+    throw ConfigError(fmt::format("unknown architecture '{}'", o.arch),
+                      "use --arch sm_80, sm_86, sm_89, sm_90 or sm_120");
+  }
+  return cuda_target(sm);
+}
+
+Limits limits_from_options(const Options& o, const Target& target) {
+  Limits limits;
+  limits.device_bytes = o.vram_bytes;
+  if (target.kind == DeviceKind::cuda && o.vram_bytes == 0) {
+    limits.device_bytes = kAssumedCardBytes;
+    limits.device_assumed = true;
+  }
+  limits.host_bytes = o.ram_bytes > 0 ? o.ram_bytes : memory_available_bytes();
+  limits.disk_bytes = disk_free_bytes(o.out);
+  return limits;
+}
+
+PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
+  check_options(o);
+  ModelOverrides overrides;
+  overrides.vocab_size = o.vocab_size > 0 ? o.vocab_size : vocab_size;
+  overrides.seq_len = o.seq_len;
+  overrides.n_kv_head = o.n_kv_head;
+  const ModelConfig model = model_by_name(o.model, overrides);
+
+  if (o.batch_tokens <= 0 || o.batch_tokens % model.seq_len != 0) {
+    throw ConfigError(fmt::format("--batch-tokens {} is not a multiple of the sequence length {}",
+                                  o.batch_tokens, model.seq_len),
+                      fmt::format("use --batch-tokens {}",
+                                  std::max<std::int64_t>(1, o.batch_tokens / model.seq_len) * model.seq_len));
+  }
+  const std::int64_t step_rows = o.batch_tokens / model.seq_len;
+
+  const DType compute =
+      o.dtype == "auto" ? (target.native_bf16 ? DType::bf16 : DType::f32) : dtype_from_name(o.dtype);
+  std::vector<DType> gradients{DType::f32, DType::bf16};
+  if (o.grad_dtype != "auto") gradients = {dtype_from_name(o.grad_dtype)};
+  if (compute == DType::f32) {
+    QT_CHECK(o.grad_dtype != "bf16", ConfigError,
+             "--grad-dtype bf16 needs --dtype bf16: f32 products are accumulated in f32");
+    gradients = {DType::f32};
+  }
+
+  PlannedRun best;
+  bool found = false;
+  for (const DType gradient : gradients) {
+    for (const std::int64_t rows : micro_batch_candidates(o, step_rows, model.seq_len, target)) {
+      const bool busy =
+          rows * model.seq_len >= std::min(kF32GradientTokens, o.batch_tokens) || o.micro_batch > 0;
+      if (gradients.size() > 1 && gradient == DType::f32 && !busy) break;
+      PlannedRun run = rehearse_candidate(o, model, target, limits, compute, gradient, rows, step_rows);
+      const bool fits = run.fits();
+      // The last one tried is the smallest: what "does not fit" is told about.
+      best = std::move(run);
+      if (!fits) continue;
+      found = true;
+      break;
+    }
+    if (found) break;
+  }
+
+  if (o.dtype == "auto") {
+    best.decisions.push_back(fmt::format(
+        "--dtype {}: {}", dtype_name(compute),
+        target.native_bf16 ? "the device multiplies bf16 natively" : "no bf16 instructions here"));
+  }
+  if (o.grad_dtype == "auto") {
+    const DType gradient = best.engine.memory.gradient;
+    best.decisions.push_back(
+        fmt::format("--grad-dtype {}: {}", dtype_name(gradient),
+                    gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));
+  }
+  if (o.micro_batch == 0) {
+    best.decisions.push_back(fmt::format("--micro-batch {}: the largest that fits, {} per step",
+                                         best.engine.memory.micro_batch_rows, best.engine.accumulation));
+  }
+  note_unquantised(best, o, model, limits, step_rows);
+  best.steps = std::max<std::int64_t>(1, run_tokens(o, model) / o.batch_tokens);
+  return best;
+}
+
+}  // namespace qt

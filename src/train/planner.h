@@ -1,0 +1,79 @@
+// Planner: from options to a run that fits, with its bytes, before the first step.
+//
+// It decides what `auto` means (dtypes, micro-batch) by rehearsing candidates on the null backend, and holds
+// the result against device, host and disk. It prints nothing.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/target.h"
+#include "src/train/engine.h"
+#include "src/train/options.h"
+
+namespace qt {
+
+// What the run has to live in. 0: unknown, not judged.
+struct Limits {
+  std::int64_t device_bytes = 0;  // --vram, or what the device has
+  std::int64_t host_bytes = 0;    // --ram, or what the machine has free
+  std::int64_t disk_bytes = 0;    // free where the run folder lies
+  bool device_assumed = false;    // no card was asked
+};
+
+struct PlanRow {
+  std::string name;
+  std::int64_t bytes = 0;
+  std::string note;
+};
+
+// The verdict for one resource.
+struct Verdict {
+  std::string resource;  // "device", "host", "disk"
+  std::int64_t needed_bytes = 0;
+  std::int64_t available_bytes = 0;  // after the reserve; 0: unknown
+  bool fits = true;
+};
+
+struct PlannedRun {
+  EngineOptions engine;
+  RunPlan plan;
+  Target target;
+  std::int64_t steps = 0;
+  std::vector<std::string> decisions;  // what auto became and why, one line each
+  std::vector<std::string> notes;      // what else the user should know
+
+  // device
+  std::vector<PlanRow> device_rows;
+  std::int64_t device_bytes = 0;   // arenas, workspace and context
+  std::int64_t reserve_bytes = 0;  // left to the display or the driver
+  // host
+  std::vector<PlanRow> host_rows;
+  std::int64_t host_bytes = 0;
+  // disk
+  std::vector<PlanRow> disk_rows;
+  std::int64_t checkpoint_bytes = 0;       // one
+  std::int64_t disk_bytes = 0;             // kept checkpoints, one being written, token cache, logs
+  std::int64_t written_bytes_per_day = 0;  // at most: saving is held to 1 % of the time
+  std::vector<Verdict> verdicts;
+
+  bool fits() const;
+};
+
+// Which machine the plan is for. cpu: the threads of this machine; cuda: --arch, whether or not there is a
+// card.
+Target target_from_options(const Options& options);
+// --vram and --ram, else what this machine reports; disk from the run folder's file system.
+Limits limits_from_options(const Options& options, const Target& target);
+
+// What can be judged of the values alone, before any work: names, ranges, values that exclude each other.
+// ConfigError.
+void check_options(const Options& options);
+
+// vocab_size: the tokenizer's, 0 when there is none yet. A configuration that does not fit is returned with
+// its verdicts, not thrown.
+PlannedRun plan_run(const Options& options, const Target& target, const Limits& limits,
+                    std::int64_t vocab_size);
+
+}  // namespace qt

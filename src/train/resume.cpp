@@ -1,0 +1,108 @@
+#include "src/train/resume.h"
+
+#include <algorithm>
+#include <string_view>
+
+namespace qt {
+
+namespace {
+
+// Decide which tensors a checkpoint holds: another value cannot read it.
+constexpr std::string_view kFixed[] = {"model", "vocab-size", "seq-len", "n-kv-head",
+                                       "train", "quant",      "dtype",   "optim"};
+// Decide which run it is: another value is another experiment.
+constexpr std::string_view kIdentity[] = {"batch-tokens", "seed"};
+// Change rounding, not meaning.
+constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk"};
+// How long, how often, where: no result depends on them.
+constexpr std::string_view kFree[] = {"threads",
+                                      "vram",
+                                      "ram",
+                                      "paging",
+                                      "device",
+                                      "arch",
+                                      "stop-after",
+                                      "fresh",
+                                      "out",
+                                      "allow-changes",
+                                      "eval-every",
+                                      "eval-tokens",
+                                      "save-every",
+                                      "keep",
+                                      "sample-every",
+                                      "prompt",
+                                      "sample-tokens",
+                                      "temperature",
+                                      "top-k",
+                                      "log-every",
+                                      "quiet",
+                                      "cache",
+                                      "data",
+                                      "val-data",
+                                      "tokenizer",
+                                      "tokenizer-kind",
+                                      "split-pattern",
+                                      "val-fraction",
+                                      "ckpt-activations"};
+
+template <std::size_t n>
+bool is_in(std::string_view name, const std::string_view (&list)[n]) {
+  return std::find(std::begin(list), std::end(list), name) != std::end(list);
+}
+
+}  // namespace
+
+void adopt_resolved(Options& options, const RunState& stored) {
+  for (const std::string_view name :
+       {"dtype", "grad-dtype", "micro-batch", "vocab-size", "seq-len", "n-kv-head"}) {
+    const OptionSpec* spec = find_option(name);
+    const std::string now = option_text(options, *spec);
+    const auto it = stored.options.find(std::string(name));
+    if ((now == "auto" || now == "0") && it != stored.options.end())
+      set_option(options, *spec, {it->second}, "checkpoint");
+  }
+}
+
+std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run) {
+  Options effective = options;
+  effective.dtype = dtype_name(run.engine.memory.compute);
+  effective.grad_dtype = dtype_name(run.engine.memory.gradient);
+  effective.micro_batch = run.engine.memory.micro_batch_rows;
+  effective.vocab_size = run.engine.model.vocab_size;
+  effective.seq_len = run.engine.model.seq_len;
+  effective.n_kv_head = run.engine.model.n_kv_head;
+  std::map<std::string, std::string> text;
+  for (const OptionSpec& spec : option_table()) text[spec.name] = option_text(effective, spec);
+  return text;
+}
+
+std::vector<std::string> check_resume(const RunState& stored, const RunState& now, bool allow_changes) {
+  std::vector<std::string> refused, listed;
+  bool overridable = true;
+  for (const auto& [name, value] : now.options) {
+    const auto it = stored.options.find(name);
+    if (it == stored.options.end() || it->second == value || is_in(name, kFree)) continue;
+    const std::string change = fmt::format("{}: {} -> {}", name, it->second, value);
+    if (is_in(name, kFixed)) {
+      refused.push_back(change);
+      overridable = false;
+    } else if (is_in(name, kIdentity) && !allow_changes) {
+      refused.push_back(change);
+    } else {
+      listed.push_back(change + (is_in(name, kBits) ? "; bits may differ" : ""));
+    }
+  }
+  if (stored.vocab_hash != now.vocab_hash) {
+    refused.push_back("tokenizer: its vocabulary is not the one this run was trained with");
+    overridable = false;
+  }
+  if (stored.data_hash != now.data_hash)
+    (allow_changes ? listed : refused).push_back("data: the training tokens differ from the run's");
+  if (refused.empty()) return listed;
+  throw ConfigError(
+      fmt::format("this run cannot be continued with other values:\n  {}", fmt::join(refused, "\n  ")),
+      overridable ? "give the values the run began with, add --allow-changes, or choose another --out"
+                  : "give the values the run began with, or choose another --out");
+}
+
+}  // namespace qt

@@ -1,0 +1,26 @@
+// What a run is, as opposed to how it happens to be executed: which options must stay when a run is
+// continued.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "src/train/option_table.h"
+#include "src/train/planner.h"
+#include "src/train/run_state.h"
+
+namespace qt {
+
+// Values that `auto` got when the run began stay: fills options that are still auto from the stored ones.
+void adopt_resolved(Options& options, const RunState& stored);
+
+// The options of a planned run as text, auto resolved: what a checkpoint stores.
+std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run);
+
+// Compares. Returns one line per difference that is allowed ("micro-batch: 4 -> 8; bits may differ"). Throws
+// ConfigError listing what may not change: tensors' shapes and formats never; data, tokenizer, tokens per
+// step and seed only with
+// --allow-changes.
+std::vector<std::string> check_resume(const RunState& stored, const RunState& now, bool allow_changes);
+
+}  // namespace qt

@@ -1,0 +1,28 @@
+// The verbs, wired: options to data, plan, engine and trainer. src/cli only parses and prints errors.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <string>
+
+#include "src/train/option_table.h"
+
+namespace qt {
+
+// Trains, or continues, the run in --out. Prints the start screen before step 0.
+// Throws ConfigError, FitError (the plan does not fit), DataError, DivergedError, DiskError, StopRequested.
+void run_train(const LoadedOptions& loaded, std::ostream& out);
+
+// The plan of the same run, without a byte allocated or a file written. Returns whether it fits.
+bool run_plan(const LoadedOptions& loaded, bool json, std::ostream& out);
+
+// Text to shards, with --data, --val-data, --tokenizer-kind, --vocab-size, --cache.
+void run_tokenize(const LoadedOptions& loaded, std::ostream& out);
+
+// Continues --prompt from the newest checkpoint in --out.
+void run_sample(const LoadedOptions& loaded, std::ostream& out);
+
+// Validation loss and bits per byte of the newest checkpoint in --out; on --val-data when given.
+void run_eval(const LoadedOptions& loaded, std::ostream& out);
+
+}  // namespace qt

@@ -1,0 +1,208 @@
+#include "src/train/run_state.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+
+#include "src/core/log.h"
+#include "src/io/checkpoint.h"
+#include "src/io/hash.h"
+#include "src/io/json.h"
+#include "src/io/safetensors.h"
+#include "src/io/safetensors_writer.h"
+
+namespace qt {
+
+namespace {
+
+constexpr const char* kWeightsFile = "weights.safetensors";
+constexpr const char* kStateFile = "state.safetensors";
+constexpr const char* kRunFile = "run.json";
+constexpr std::size_t kStagingBytes = 4 * 1024 * 1024;
+constexpr std::size_t kHashPieceBytes =
+    64 * 1024;  // allocated while the run is on, where nothing larger may be
+constexpr std::int64_t kHeaderAllowanceBytes = 1024 * 1024;  // JSON headers and run.json beside the tensors
+
+std::vector<std::int64_t> shape_of(const TensorView& view) {
+  return {view.sizes.begin(), view.sizes.begin() + view.rank};
+}
+
+std::vector<TensorSpec> specs_of(const std::vector<NamedView>& views) {
+  std::vector<TensorSpec> specs;
+  specs.reserve(views.size());
+  for (const NamedView& v : views) specs.push_back({v.name, to_stored(v.view.dtype), shape_of(v.view)});
+  return specs;
+}
+
+// Calls use(bytes) for consecutive pieces of a view, copied out of the backend.
+template <class Use>
+void for_each_piece(Backend& backend, const TensorView& view, std::vector<std::byte>& staging, Use&& use) {
+  const std::int64_t elem_bytes = dtype_bytes(view.dtype);
+  const std::int64_t piece_elems = static_cast<std::int64_t>(staging.size()) / elem_bytes;
+  for (std::int64_t first = 0; first < view.elems(); first += piece_elems) {
+    const std::int64_t count = std::min(piece_elems, view.elems() - first);
+    const std::span<std::byte> piece(staging.data(), static_cast<std::size_t>(count * elem_bytes));
+    backend.download(view.flat(first, count), piece);
+    use(std::span<const std::byte>(piece));
+  }
+}
+
+void write_tensors(OutputFile& out, Backend& backend, const std::vector<NamedView>& views,
+                   const Metadata& metadata, std::vector<std::byte>& staging) {
+  SafetensorsWriter writer(out, specs_of(views), metadata);
+  for (const NamedView& v : views) {
+    for_each_piece(backend, v.view, staging,
+                   [&](std::span<const std::byte> piece) { writer.write(v.name, piece); });
+  }
+  writer.finish();
+}
+
+// Index of the first NaN or infinity among f32 or bf16 values; -1 when there is none. Bits only: the file
+// need not be aligned.
+std::int64_t first_non_finite_stored(const StoredTensor& t) {
+  const std::int64_t width = t.type == StoredType::f32 ? 4 : t.type == StoredType::bf16 ? 2 : 0;
+  if (width == 0) return -1;
+  for (std::int64_t i = 0; i < t.elems(); ++i) {
+    // The exponent lies in the top 16 bits of either type; all ones mean not finite.
+    std::uint16_t top = 0;
+    std::memcpy(&top, t.data + i * width + (width - 2), sizeof top);
+    if ((top & 0x7F80u) == 0x7F80u) return i;
+  }
+  return -1;
+}
+
+void read_tensors(const std::filesystem::path& path, Backend& backend, const std::vector<NamedView>& views) {
+  const Safetensors file = Safetensors::open(path);
+  for (const NamedView& v : views) {
+    const StoredTensor& stored = file.get(v.name, v.view.dtype, shape_of(v.view));
+    const std::int64_t bad = first_non_finite_stored(stored);
+    QT_CHECK(bad < 0, DataError, "{}: tensor '{}', element {}: not a finite number", path.string(), v.name,
+             bad);
+    backend.upload(std::span<const std::byte>(stored.data, stored.bytes), v.view.flat());
+  }
+}
+
+std::int64_t total_bytes(const std::vector<NamedView>& views) {
+  std::int64_t bytes = 0;
+  for (const NamedView& v : views) bytes += v.view.bytes();
+  return bytes;
+}
+
+}  // namespace
+
+std::string run_state_json(const RunState& s) {
+  Json json;
+  json["format_version"] = kRunFormatVersion;
+  json["step"] = s.step;
+  json["applied"] = s.applied;
+  json["window"] = s.window;
+  json["bad_windows"] = s.bad_windows;
+  json["restores"] = s.restores;
+  json["seconds"] = s.seconds;
+  json["seed"] = s.seed;
+  json["vocab_hash"] = s.vocab_hash;
+  json["data_hash"] = s.data_hash;
+  json["options"] = s.options;
+  return json.dump(1) + "\n";
+}
+
+RunState parse_run_state(const std::string& text, const std::string& origin) {
+  const Json json = parse_json(text, origin);
+  QT_CHECK(json.is_object(), DataError, "{}: not a JSON object", origin);
+  const std::int64_t version = json_int(json, "format_version", origin, 1);
+  QT_CHECK(version == kRunFormatVersion, DataError, "{}: field 'format_version' is {}, this program reads {}",
+           origin, version, kRunFormatVersion);
+  RunState s;
+  s.step = json_int(json, "step", origin, 0);
+  s.applied = json_int(json, "applied", origin, 0, s.step);
+  s.window = json_int(json, "window", origin, 0);
+  s.restores = json_int(json, "restores", origin, 0);
+  s.seconds = json_number(json, "seconds", origin);
+  QT_CHECK(s.seconds >= 0, DataError, "{}: field 'seconds' is negative", origin);
+  s.seed = json_uint(json, "seed", origin);
+  s.vocab_hash = json_string(json, "vocab_hash", origin);
+  s.data_hash = json_string(json, "data_hash", origin);
+  for (const Json& window : json_array(json, "bad_windows", origin)) {
+    QT_CHECK(window.is_number_integer() && window.get<std::int64_t>() >= 0, DataError,
+             "{}: field 'bad_windows' must hold integers of zero or more", origin);
+    s.bad_windows.push_back(window.get<std::int64_t>());
+  }
+  for (const auto& [name, value] : json_object(json, "options", origin).items()) {
+    QT_CHECK(value.is_string(), DataError, "{}: field 'options.{}' must be text", origin, in_quotes(name));
+    s.options[name] = value.get<std::string>();
+  }
+  return s;
+}
+
+std::string state_hash(Engine& engine) {
+  Xxh3 hash;
+  std::vector<std::byte> staging(kHashPieceBytes);
+  for (const auto& list : {engine.weights(), engine.state()}) {
+    for (const NamedView& v : list) {
+      hash.update(bytes_of(v.name + v.view.shape()));
+      for_each_piece(engine.backend(), v.view, staging,
+                     [&](std::span<const std::byte> piece) { hash.update(piece); });
+    }
+  }
+  return hash.hex();
+}
+
+CheckpointStore::CheckpointStore(std::string run_dir, std::int64_t keep, FileSystem& fs)
+    : run_dir_(std::move(run_dir)), keep_(keep), fs_(fs), staging_(kStagingBytes) {
+  QT_CHECK(keep_ >= 2, ConfigError,
+           "--keep must be at least 2, got {}: one checkpoint can always be the damaged one", keep_);
+  std::error_code error;
+  std::filesystem::create_directories(run_dir_, error);
+  if (error)
+    throw DiskError(fmt::format("cannot create the run folder '{}': {}", run_dir_, error.message()),
+                    "choose another --out");
+}
+
+void CheckpointStore::remove_leftovers() {
+  for (const std::string& name : remove_stale_folders(fs_, run_dir_))
+    log_info("removed '{}', left by an interrupted save", name);
+}
+
+void CheckpointStore::save(Engine& engine, const RunState& state) {
+  const std::vector<NamedView> weights = engine.weights(), optimizer = engine.state();
+  SaveOptions how;
+  how.expected_bytes = total_bytes(weights) + total_bytes(optimizer) + kHeaderAllowanceBytes;
+  CheckpointWriter writer(fs_, run_dir_, state.step, how);
+  const Metadata metadata{{"format", "qtrain"},
+                          {"packed", std::string(format_info(engine.options().memory.weights).name)}};
+  write_tensors(writer.add_file(kWeightsFile), engine.backend(), weights, metadata, staging_);
+  write_tensors(writer.add_file(kStateFile), engine.backend(), optimizer, metadata, staging_);
+  writer.add_file(kRunFile).write(run_state_json(state));
+  writer.finish();
+  // What this process wrote was hashed on its way; what an earlier one left is read once.
+  const VerifyDepth depth = pruned_before_ ? VerifyDepth::sizes : VerifyDepth::hashes;
+  for (const std::string& warning : prune_checkpoints(fs_, run_dir_, static_cast<int>(keep_), depth).warnings)
+    log_warning("{}", warning);
+  pruned_before_ = true;
+}
+
+std::string CheckpointStore::newest(std::string& explanation) const {
+  const CheckpointChoice choice = choose_checkpoint(run_dir_);
+  explanation = choice.explain();
+  if (choice.checkpoint) return choice.checkpoint->path.string();
+  if (!choice.rejected.empty()) {
+    throw DataError(fmt::format("'{}' holds a run, but none of its checkpoints can be used:\n{}", run_dir_,
+                                fmt::join(choice.rejected, "\n")),
+                    "restore one of them from a backup, or choose another --out to start over");
+  }
+  return {};
+}
+
+RunState CheckpointStore::read_state(const std::string& checkpoint) {
+  const std::filesystem::path path = std::filesystem::path(checkpoint) / kRunFile;
+  return parse_run_state(read_file(path, JsonLimits{}.max_bytes), path.string());
+}
+
+RunState CheckpointStore::load(const std::string& checkpoint, Engine& engine) const {
+  RunState state = read_state(checkpoint);
+  read_tensors(std::filesystem::path(checkpoint) / kWeightsFile, engine.backend(), engine.weights());
+  read_tensors(std::filesystem::path(checkpoint) / kStateFile, engine.backend(), engine.state());
+  return state;
+}
+
+}  // namespace qt

@@ -1,0 +1,155 @@
+#include "src/train/screen.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "src/core/units.h"
+
+namespace qt {
+
+namespace {
+
+void append_rows(std::string& text, const std::vector<PlanRow>& rows) {
+  for (const PlanRow& row : rows) {
+    text += fmt::format("    {:<12} {:>10}{}\n", row.name, format_bytes(row.bytes),
+                        row.note.empty() ? "" : "   (" + row.note + ")");
+  }
+}
+
+const Verdict* find_verdict(const PlannedRun& run, std::string_view resource) {
+  for (const Verdict& v : run.verdicts) {
+    if (v.resource == resource) return &v;
+  }
+  return nullptr;
+}
+
+std::string verdict_text(const Verdict* v) {
+  if (v == nullptr || v->available_bytes == 0) return "not judged (limit unknown)";
+  const std::int64_t margin = v->available_bytes - v->needed_bytes;
+  return v->fits ? fmt::format("fits {}, {} to spare", format_bytes(v->available_bytes), format_bytes(margin))
+                 : fmt::format("DOES NOT FIT {}: {} too much", format_bytes(v->available_bytes),
+                               format_bytes(-margin));
+}
+
+std::string hardware_text(const PlannedRun& run) {
+  if (run.target.kind == DeviceKind::cpu) {
+    return fmt::format("cpu, {} thread{}{}", run.target.threads, run.target.threads == 1 ? "" : "s",
+                       run.target.native_bf16 ? ", bf16 instructions" : "");
+  }
+  return fmt::format("cuda {}", run.target.name);
+}
+
+std::string weights_text(const PlannedRun& run) {
+  const ModelOptions& m = run.engine.memory;
+  const FormatInfo& format = format_info(m.weights);
+  const std::string blocks = m.weights == FormatId::none
+                                 ? std::string(dtype_name(m.compute))
+                                 : fmt::format("{} ({:.3g} bits)", format.name, format.bits_per_weight);
+  return fmt::format("blocks {}, embedding and head {}, activations {}, gradients {}{}", blocks,
+                     dtype_name(m.compute), dtype_name(m.compute), dtype_name(m.gradient),
+                     m.checkpoint_activations ? ", activation checkpointing" : "");
+}
+
+std::string model_text(const ModelConfig& c) {
+  return fmt::format(
+      "{} {}: {} parameters ({} in blocks), {} layers, width {}, {} heads, vocabulary {}, sequence {}",
+      c.arch, c.name, format_count(c.param_count()), format_count(c.matrix_params()), c.n_layer, c.n_embd,
+      c.n_head, c.vocab_size, c.seq_len);
+}
+
+std::string batch_text(const PlannedRun& run) {
+  const EngineOptions& e = run.engine;
+  return fmt::format("{} tokens per step = {} micro-batches x {} rows x {}; {} steps, {} tokens",
+                     format_thousands(e.step_tokens()), e.accumulation, e.memory.micro_batch_rows,
+                     e.model.seq_len, format_thousands(run.steps), format_count(run.steps * e.step_tokens()));
+}
+
+}  // namespace
+
+std::string plan_text(const PlannedRun& run, const Limits& limits) {
+  std::string text;
+  text += fmt::format("  model      {}\n  precision  {}\n  batch      {}\n", model_text(run.engine.model),
+                      weights_text(run), batch_text(run));
+  for (const std::string& line : run.decisions) text += fmt::format("  chosen     {}\n", line);
+
+  text += fmt::format("\n  device: {}\n", hardware_text(run));
+  append_rows(text, run.device_rows);
+  text += fmt::format("    {:<12} {:>10}   {}\n", "total", format_bytes(run.device_bytes),
+                      verdict_text(find_verdict(run, "device")));
+  if (run.reserve_bytes > 0 && limits.device_bytes > 0) {
+    text += fmt::format("    ({} {}, of which {} stay free for display and driver)\n",
+                        format_bytes(limits.device_bytes), limits.device_assumed ? "assumed" : "given",
+                        format_bytes(run.reserve_bytes));
+  }
+  text += fmt::format("\n  host: {}\n",
+                      run.engine.optim.paged ? "paged through the device once per step" : "nothing is paged");
+  append_rows(text, run.host_rows);
+  if (run.target.kind == DeviceKind::cpu)
+    text += fmt::format("    {:<12} {:>10}\n", "device above", format_bytes(run.device_bytes));
+  const Verdict* host = find_verdict(run, "host");
+  text +=
+      fmt::format("    {:<12} {:>10}   {}\n", "total",
+                  format_bytes(host != nullptr ? host->needed_bytes : run.host_bytes), verdict_text(host));
+  text += "\n  disk\n";
+  append_rows(text, run.disk_rows);
+  text += fmt::format("    {:<12} {:>10}   {}\n    saves write at most {} a day\n", "total",
+                      format_bytes(run.disk_bytes), verdict_text(find_verdict(run, "disk")),
+                      format_bytes(run.written_bytes_per_day));
+  for (const std::string& line : run.notes) text += fmt::format("\n  note: {}\n", line);
+  text += fmt::format("\n  verdict: {}\n", run.fits() ? "fits" : "does not fit");
+  return text;
+}
+
+std::string plan_json(const PlannedRun& run, const Limits& limits) {
+  const Verdict* device = find_verdict(run, "device");
+  const std::int64_t margin =
+      device != nullptr && device->available_bytes > 0 ? device->available_bytes - device->needed_bytes : 0;
+  std::string rows;
+  for (const PlanRow& row : run.device_rows)
+    rows += fmt::format("{}\"{}\":{}", rows.empty() ? "" : ",", row.name, row.bytes);
+  std::string host_rows;
+  for (const PlanRow& row : run.host_rows)
+    host_rows += fmt::format("{}\"{}\":{}", host_rows.empty() ? "" : ",", row.name, row.bytes);
+  return fmt::format(
+      "{{\"fits\":{},\"device_bytes\":{},\"host_bytes\":{},\"disk_bytes\":{},\"micro_batch\":{},"
+      "\"accumulation\":{},"
+      "\"margin_bytes\":{},\"checkpoint_bytes\":{},\"device_limit_bytes\":{},\"reserve_bytes\":{},\"device\":"
+      "{{{}}},\"host\":{{{}}}}}",
+      run.fits(), run.device_bytes, run.host_bytes, run.disk_bytes, run.engine.memory.micro_batch_rows,
+      run.engine.accumulation, margin, run.checkpoint_bytes, limits.device_bytes, run.reserve_bytes, rows,
+      host_rows);
+}
+
+std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info) {
+  std::string text = plan_text(run, limits);
+  text += fmt::format("\n  data       {}\n  tokenizer  {}\n  run        {}\n  saves      {}\n", info.data,
+                      info.tokenizer, info.run_folder, info.saves);
+  if (!info.resumed.empty()) text += fmt::format("  continues  {}\n", info.resumed);
+  return text;
+}
+
+std::string step_header() {
+  return fmt::format("{:>15} {:>6} {:>8} {:>8} {:>9} {:>8} {:>8} {:>6} {:>9} {:>5} {:>12}", "step/total", "%",
+                     "loss", "norm", "lr", "ms", "tok/s", "MFU%", "VRAM", "W", "ETA");
+}
+
+std::string step_line(const StepLine& l) {
+  const double percent =
+      100.0 * static_cast<double>(l.step) / static_cast<double>(std::max<std::int64_t>(l.steps, 1));
+  return fmt::format(
+      "{:>15} {:>6.2f} {:>8.4f} {:>8.3g} {:>9.3g} {:>8.0f} {:>8.0f} {:>6} {:>9} {:>5} {:>12}{}",
+      fmt::format("{}/{}", l.step, l.steps), percent, l.loss, l.norm, l.lr, l.seconds * 1e3, l.tokens_per_s,
+      l.mfu >= 0 ? fmt::format("{:.1f}", 100 * l.mfu) : "-", format_bytes(l.device_bytes), "-",
+      l.eta_s >= 0 ? format_duration(l.eta_s) : "-", l.skipped ? "  SKIPPED: not finite" : "");
+}
+
+std::string progress_line(std::int64_t step, std::int64_t done, std::int64_t total, double seconds) {
+  if (total <= 1) return {};
+  constexpr std::int64_t kWidth = 30;
+  const std::int64_t filled = kWidth * done / total;
+  return fmt::format("\r  step {} [{:{}}] {}/{} micro-batches, {:.0f} s ", step,
+                     std::string(static_cast<std::size_t>(filled), '='), kWidth, done, total, seconds);
+}
+
+}  // namespace qt

@@ -1,0 +1,49 @@
+// What a user reads: the plan, the start screen, the step line. Text only; nothing here decides or measures.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "src/train/planner.h"
+
+namespace qt {
+
+// Device, host and disk against what there is, with a verdict for each and one for all.
+std::string plan_text(const PlannedRun& run, const Limits& limits);
+
+// {"fits", "device_bytes", "host_bytes", "disk_bytes", "micro_batch", "accumulation", "margin_bytes", ...} on
+// one line.
+std::string plan_json(const PlannedRun& run, const Limits& limits);
+
+// The screen before step 0: hardware, model, quantization, plan, tokens per step, steps, files.
+struct StartInfo {
+  std::string run_folder;
+  std::string data;       // "3 shards, 12.3M tokens; validation 1.1M tokens"
+  std::string tokenizer;  // "bpe 4096"
+  std::int64_t first_step = 0;
+  std::string resumed;  // why this checkpoint; empty: a fresh run
+  std::string saves;    // "every 250 steps"
+};
+std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info);
+
+// One line a step, fixed columns. Times and rates of warm-up steps do not reach `rate`.
+struct StepLine {
+  std::int64_t step = 0;  // done, counted from 1
+  std::int64_t steps = 0;
+  double loss = 0;
+  double norm = 0;
+  double lr = 0;
+  double seconds = 0;
+  double tokens_per_s = 0;
+  double mfu = -1;  // share of the device's peak; negative: the peak is not known
+  std::int64_t device_bytes = 0;
+  double eta_s = -1;  // negative: not known yet
+  bool skipped = false;
+};
+std::string step_header();
+std::string step_line(const StepLine& line);
+
+// Progress inside a step, redrawn in place; only for terminals. Empty when there is nothing to show.
+std::string progress_line(std::int64_t step, std::int64_t done, std::int64_t total, double seconds);
+
+}  // namespace qt

@@ -1,0 +1,309 @@
+#include "src/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numbers>
+
+#include "src/core/units.h"
+#include "src/train/screen.h"
+#include "src/train/stop.h"
+
+namespace qt {
+
+namespace {
+
+constexpr int kBadWindowsBeforeRestore = 3;
+constexpr std::int64_t kMaxRestores = 3;
+// The first steps pay for caches, page faults and just-in-time kernels: they never enter averages.
+constexpr std::int64_t kWarmupSteps = 2;
+// A save may cost 1 % of the time; and nobody needs one every few seconds.
+constexpr double kSaveShare = 0.01;
+constexpr double kMinSaveInterval_s = 60;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+EvalResult evaluate(Engine& engine, const EvalBatches& validation, const std::function<void()>& poll) {
+  const std::int64_t rows = engine.options().memory.micro_batch_rows;
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(engine.options().micro_batch_tokens())),
+      targets(ids.size());
+  EvalResult result;
+  double nats = 0;
+  for (std::int64_t first = 0; first < validation.rows(); first += rows) {
+    poll();
+    validation.fill(first, rows, ids, targets);
+    for (std::int32_t& target : targets) {
+      const std::int32_t bytes = validation.bytes_of(target);
+      result.bytes += bytes;
+      // Special tokens stand for no text: neither their loss nor their bytes count, as in nanochat.
+      if (bytes == 0) target = EvalBatches::kIgnore;
+    }
+    const Engine::EvalSums sums = engine.evaluate(HostBatch{ids, targets});
+    nats += sums.nats;
+    result.tokens += static_cast<std::int64_t>(sums.targets);
+  }
+  result.loss = nats / static_cast<double>(std::max<std::int64_t>(result.tokens, 1));
+  result.bpb = nats / std::numbers::ln2 / static_cast<double>(std::max<std::int64_t>(result.bytes, 1));
+  return result;
+}
+
+Trainer::Trainer(Engine& engine, const TokenBatches& train, const EvalBatches* validation,
+                 const Tokenizer& tokenizer, TrainerOptions options, RunState& state)
+    : engine_(engine),
+      train_(train),
+      validation_(validation),
+      tokenizer_(tokenizer),
+      options_(std::move(options)),
+      state_(state),
+      store_(options_.run_dir, options_.keep),
+      log_(options_.run_dir + "/log.jsonl"),
+      seconds_before_(state.seconds) {
+  const auto tokens = static_cast<std::size_t>(engine_.options().micro_batch_tokens());
+  ids_.resize(tokens);
+  targets_.resize(tokens);
+  if (state_.step > 0) saved_step_ = state_.step;
+}
+
+double Trainer::session_seconds() const { return seconds_since(started_); }
+
+void Trainer::poll(std::int64_t done) {
+  poll_stop();
+  if (options_.stop_after_s > 0 && session_seconds() >= options_.stop_after_s) {
+    throw StopRequested(fmt::format("stopped after {} (--stop-after)", format_duration(session_seconds())),
+                        "the same command again continues from here");
+  }
+  if (!options_.show_progress || done <= 0) return;
+  const std::string line =
+      progress_line(state_.step + 1, done, engine_.options().accumulation, seconds_since(window_started_));
+  std::fputs(line.c_str(), stdout);
+  std::fflush(stdout);
+}
+
+void Trainer::fetch(std::int64_t micro) {
+  const std::int64_t rows = engine_.options().memory.micro_batch_rows;
+  const std::int64_t first = (state_.window * engine_.options().accumulation + micro) * rows;
+  train_.fill(first, rows, ids_, targets_);
+}
+
+TrainResult Trainer::run() {
+  if (!engine_.options().model.seq_len || options_.schedule.steps <= state_.step) {
+    log_info("the run is complete: {} of {} steps", state_.step, options_.schedule.steps);
+  } else {
+    std::puts(step_header().c_str());
+  }
+  try {
+    while (state_.step < options_.schedule.steps) {
+      step();
+      const bool last = state_.step == options_.schedule.steps;
+      const bool evaluating = validation_ != nullptr && options_.eval_every > 0 &&
+                              state_.step % options_.eval_every == 0 && !last;
+      const bool sampling = options_.sample_every > 0 && state_.step % options_.sample_every == 0 && !last;
+      // Saved before an evaluation starts: whatever it does, the training behind it is safe.
+      if (evaluating) {
+        save();
+      } else {
+        maybe_save();
+      }
+      if (evaluating) evaluate_and_log();
+      if (sampling) sample_and_log();
+    }
+    save();
+    if (validation_ != nullptr) evaluate_and_log();
+    if (engine_.options().sample_tokens > 0) sample_and_log();
+  } catch (const StopRequested&) {
+    if (options_.show_progress) std::fputs("\n", stdout);
+    save();
+    log_.write(JsonRecord().add("kind", "stop").add("step", state_.step).add("seconds", state_.seconds));
+    throw;
+  }
+  TrainResult result;
+  result.step = state_.step;
+  result.train_loss = last_loss_;
+  result.eval = last_eval_;
+  result.sample = last_sample_;
+  result.seconds = state_.seconds;
+  result.state_hash = state_hash(engine_);
+  log_.write(JsonRecord()
+                 .add("kind", "done")
+                 .add("step", state_.step)
+                 .add("seconds", state_.seconds)
+                 .add("state_hash", result.state_hash));
+  return result;
+}
+
+void Trainer::step() {
+  poll(0);
+  const std::vector<std::int64_t>& bad = state_.bad_windows;
+  while (std::find(bad.begin(), bad.end(), state_.window) != bad.end()) ++state_.window;
+
+  window_started_ = Clock::now();
+  StepStats stats;
+  try {
+    stats = engine_.train_step(
+        [this](std::int64_t micro) {
+          fetch(micro);
+          return HostBatch{ids_, targets_};
+        },
+        [this](std::int64_t done) { poll(done); }, options_.schedule.multiplier(state_.step),
+        state_.applied + 1);
+  } catch (const DivergedError& e) {
+    // A weight overflowed in the update itself: what is in memory is lost.
+    state_.bad_windows.push_back(state_.window);
+    restore(e.what());
+    return;
+  }
+  after_window(stats, seconds_since(window_started_));
+  if (after_step) after_step(state_, stats);
+}
+
+void Trainer::after_window(const StepStats& stats, double seconds) {
+  const std::int64_t window = state_.window;
+  ++state_.step;
+  ++state_.window;
+  if (stats.applied()) ++state_.applied;
+  state_.seconds = seconds_before_ + session_seconds();
+  last_loss_ = stats.loss;
+  if (++session_steps_ > kWarmupSteps) {
+    measured_seconds_ += seconds;
+    ++measured_steps_;
+  }
+
+  const double tokens = static_cast<double>(engine_.options().step_tokens());
+  const double typical =
+      measured_steps_ > 0 ? measured_seconds_ / static_cast<double>(measured_steps_) : seconds;
+  const double lr = options_.schedule.multiplier(state_.step - 1) *
+                    engine_.options().optim.peak_lr[static_cast<std::size_t>(ParamGroup::matrix)];
+  log_.write(JsonRecord()
+                 .add("kind", "step")
+                 .add("step", state_.step)
+                 .add("window", window)
+                 .add("loss", stats.loss)
+                 .add("norm", stats.norm)
+                 .add("lr", lr)
+                 .add("seconds", seconds)
+                 .add("tokens_per_s", tokens / seconds)
+                 .add("tokens", state_.step * engine_.options().step_tokens())
+                 .add("skipped", !stats.applied()));
+  if (options_.log_every > 0 &&
+      (state_.step % options_.log_every == 0 || !stats.finite || state_.step == options_.schedule.steps)) {
+    StepLine line{.step = state_.step,
+                  .steps = options_.schedule.steps,
+                  .loss = stats.loss,
+                  .norm = stats.norm,
+                  .lr = lr,
+                  .seconds = seconds,
+                  .tokens_per_s = tokens / typical,
+                  .device_bytes = options_.device_bytes,
+                  .skipped = !stats.finite};
+    if (measured_steps_ > 0)
+      line.eta_s = typical * static_cast<double>(options_.schedule.steps - state_.step);
+    if (options_.show_progress) std::fputs("\r\x1b[K", stdout);
+    std::puts(step_line(line).c_str());
+    std::fflush(stdout);
+  }
+
+  consecutive_bad_ = stats.finite ? 0 : consecutive_bad_ + 1;
+  if (consecutive_bad_ < kBadWindowsBeforeRestore) return;
+  // Only the first of the three is known to be bad of itself; the others may have suffered from the same
+  // weights.
+  state_.bad_windows.push_back(window - (kBadWindowsBeforeRestore - 1));
+  restore(
+      fmt::format("loss or gradient norm was not finite in {} windows in a row", kBadWindowsBeforeRestore));
+}
+
+void Trainer::restore(const std::string& why) {
+  consecutive_bad_ = 0;
+  const std::vector<std::int64_t> bad = state_.bad_windows;
+  const std::int64_t restores = state_.restores + 1;
+  if (restores > kMaxRestores) {
+    log_.write(JsonRecord().add("kind", "diverged").add("step", state_.step).add("why", why));
+    throw DivergedError(fmt::format("{}, and {} restores did not help", why, kMaxRestores),
+                        "lower the learning rates (--matrix-lr, --embedding-lr, --head-lr), then continue "
+                        "from the last checkpoint");
+  }
+  std::string explanation;
+  const std::string checkpoint = store_.newest(explanation);
+  if (checkpoint.empty()) {
+    engine_.init_weights(state_.seed);
+    state_.step = state_.applied = state_.window = 0;
+  } else {
+    const double seconds = state_.seconds;
+    state_ = store_.load(checkpoint, engine_);
+    state_.seconds = seconds;
+  }
+  saved_step_ = checkpoint.empty() ? -1 : state_.step;
+  state_.restores = restores;
+  state_.bad_windows = bad;
+  log_warning("{}; back at step {} ({}), leaving out data window {}", why, state_.step,
+              checkpoint.empty() ? "fresh weights" : checkpoint, bad.back());
+  log_.write(JsonRecord()
+                 .add("kind", "restore")
+                 .add("step", state_.step)
+                 .add("why", why)
+                 .add("left_out_window", bad.back()));
+}
+
+void Trainer::save() {
+  if (saved_step_ == state_.step) return;
+  const auto start = Clock::now();
+  store_.save(engine_, state_);
+  saved_step_ = state_.step;
+  save_seconds_ = seconds_since(start);
+  last_save_ = Clock::now();
+  log_.write(JsonRecord().add("kind", "save").add("step", state_.step).add("seconds", save_seconds_));
+}
+
+void Trainer::maybe_save() {
+  if (options_.save_every > 0) {
+    if (state_.step % options_.save_every == 0) save();
+    return;
+  }
+  const double interval = std::max(kMinSaveInterval_s, save_seconds_ / kSaveShare);
+  if (seconds_since(last_save_) >= interval) save();
+}
+
+void Trainer::evaluate_and_log() {
+  const auto start = Clock::now();
+  last_eval_ = evaluate(engine_, *validation_, [this] { poll(0); });
+  log_.write(JsonRecord()
+                 .add("kind", "eval")
+                 .add("step", state_.step)
+                 .add("val_loss", last_eval_->loss)
+                 .add("val_bpb", last_eval_->bpb)
+                 .add("val_tokens", last_eval_->tokens)
+                 .add("val_bytes", last_eval_->bytes)
+                 .add("seconds", seconds_since(start)));
+  std::puts(fmt::format("  validation at step {}: {:.4f} bits per byte, loss {:.4f} over {} tokens",
+                        state_.step, last_eval_->bpb, last_eval_->loss, format_thousands(last_eval_->tokens))
+                .c_str());
+  std::fflush(stdout);
+}
+
+std::string Trainer::sample_text() {
+  std::vector<std::int32_t> prompt;
+  if (tokenizer_.bos() >= 0) prompt.push_back(tokenizer_.bos());
+  tokenizer_.encode(options_.prompt, prompt);
+  const std::int64_t room = engine_.options().sample_tokens;
+  // A prompt longer than the plan keeps its end: that is what continues.
+  if (static_cast<std::int64_t>(prompt.size()) >= room)
+    prompt.erase(prompt.begin(), prompt.end() - (room - 1));
+  if (prompt.empty()) prompt.push_back(0);
+  SampleOptions how = options_.sample;
+  how.stream = static_cast<std::uint64_t>(state_.step);
+  how.ids = tokenizer_.vocab_size();
+  const std::vector<std::int32_t> text = engine_.sample(prompt, how, [this](std::int64_t) { poll(0); });
+  return options_.prompt + tokenizer_.decode(text);
+}
+
+void Trainer::sample_and_log() {
+  last_sample_ = sample_text();
+  log_.write(JsonRecord().add("kind", "sample").add("step", state_.step).add("text", last_sample_));
+  std::puts(fmt::format("  sample at step {}: {}", state_.step, last_sample_).c_str());
+  std::fflush(stdout);
+}
+
+}  // namespace qt

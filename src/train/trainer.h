@@ -1,0 +1,112 @@
+// Trainer: the loop around the Engine. Data windows, schedule, logging, checkpoints, evaluation, samples,
+// stopping, and what happens when a loss is not finite. Argument parsing and the wiring of a run are
+// src/train/run.h.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "optim/schedule.h"
+#include "src/core/log.h"
+#include "src/data/batches.h"
+#include "src/data/tokenizer.h"
+#include "src/train/engine.h"
+#include "src/train/run_state.h"
+
+namespace qt {
+
+struct TrainerOptions {
+  std::string run_dir;
+  Schedule schedule;
+  std::uint64_t seed = 42;
+  std::int64_t eval_every = 0;    // steps; 0: only at the end
+  std::int64_t save_every = 0;    // steps; 0: by time, so that saving stays below 1 % of it
+  std::int64_t sample_every = 0;  // steps; 0: only at the end
+  std::int64_t log_every = 1;
+  std::int64_t keep = 2;
+  double stop_after_s = 0;
+  SampleOptions sample;
+  std::string prompt;
+  bool show_progress = false;     // a terminal
+  std::int64_t device_bytes = 0;  // for the step line
+};
+
+struct EvalResult {
+  double loss = 0;  // nats per token of text
+  double bpb = 0;   // bits per byte of text
+  std::int64_t tokens = 0;
+  std::int64_t bytes = 0;
+};
+
+struct TrainResult {
+  std::int64_t step = 0;
+  double train_loss = 0;  // of the last step
+  std::optional<EvalResult> eval;
+  std::string sample;
+  double seconds = 0;  // of training, over all sessions of the run
+  std::string state_hash;
+};
+
+// One pass over a validation split, in micro-batches of the engine's shape. `poll` is called between them and
+// may throw.
+EvalResult evaluate(Engine& engine, const EvalBatches& validation, const std::function<void()>& poll);
+
+class Trainer {
+ public:
+  // All references must outlive the trainer. `validation` may be null: then nothing is evaluated.
+  Trainer(Engine& engine, const TokenBatches& train, const EvalBatches* validation,
+          const Tokenizer& tokenizer, TrainerOptions options, RunState& state);
+
+  // Trains to schedule.steps, evaluates, samples and saves. Throws StopRequested after saving the last
+  // completed step; DivergedError when three restores did not help.
+  TrainResult run();
+
+  std::string sample_text();
+
+  // Tests and experiments: called after every completed step.
+  std::function<void(const RunState&, const StepStats&)> after_step;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void step();
+  void fetch(std::int64_t micro);
+  void after_window(const StepStats& stats, double seconds);
+  void restore(const std::string& why);
+  void save();
+  void maybe_save();
+  void evaluate_and_log();
+  void sample_and_log();
+  void poll(std::int64_t done);
+  double session_seconds() const;
+
+  Engine& engine_;
+  const TokenBatches& train_;
+  const EvalBatches* validation_;
+  const Tokenizer& tokenizer_;
+  TrainerOptions options_;
+  RunState& state_;
+  CheckpointStore store_;
+  JsonLines log_;
+
+  std::vector<std::int32_t> ids_, targets_;  // one micro-batch
+  std::int64_t saved_step_ = -1;
+  std::int64_t session_steps_ = 0;
+  double measured_seconds_ = 0;  // of the steps that enter averages
+  std::int64_t measured_steps_ = 0;
+  double save_seconds_ = 0;
+  int consecutive_bad_ = 0;
+  double last_loss_ = 0;
+  Clock::time_point started_ = Clock::now();
+  Clock::time_point window_started_ = started_;
+  Clock::time_point last_save_ = started_;
+  double seconds_before_ = 0;
+  std::optional<EvalResult> last_eval_;
+  std::string last_sample_;
+};
+
+}  // namespace qt

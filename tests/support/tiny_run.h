@@ -1,0 +1,125 @@
+// A run small enough to repeat dozens of times in a test: a nanochat of two layers on a text that is made up
+// here.
+#pragma once
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "src/data/dataset.h"
+#include "src/train/engine.h"
+#include "src/train/trainer.h"
+
+namespace qt::test {
+
+// A folder of its own per test, removed at the end.
+class TempDir {
+ public:
+  TempDir() {
+    std::string name = (std::filesystem::temp_directory_path() / "qtrain-test-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
+    path_ = name;
+  }
+  ~TempDir() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TempDir(const TempDir&) = delete;
+  TempDir& operator=(const TempDir&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+// Prose with enough structure to learn from, the same everywhere.
+inline std::string tiny_text(int sentences = 600) {
+  const std::vector<std::string> who{"the fox",   "a miller",   "the old king",
+                                     "my sister", "one sailor", "the moon"};
+  const std::vector<std::string> does{"sees", "follows", "forgets", "paints", "carries", "hears"};
+  const std::vector<std::string> what{"the river", "a lamp",        "the red door",
+                                      "nothing",   "the long road", "a song"};
+  std::string text;
+  std::uint32_t state = 12345;
+  const auto pick = [&](const std::vector<std::string>& from) {
+    state = state * 1664525u + 1013904223u;
+    return from[(state >> 16) % from.size()];
+  };
+  for (int i = 0; i < sentences; ++i) text += pick(who) + " " + pick(does) + " " + pick(what) + ".\n";
+  return text;
+}
+
+inline void write_text(const std::filesystem::path& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+struct TinyShape {
+  bool packed = true;
+  bool checkpoint = true;
+  bool paged = true;
+  int threads = 2;
+  DType compute = DType::f32;
+  std::string optim = "adamw8";
+  std::int64_t rows = 2;
+  std::int64_t accumulation = 2;
+  std::int64_t vocab_size = 265;  // the `bytes` tokenizer
+};
+
+inline EngineOptions tiny_engine_options(const TinyShape& shape) {
+  EngineOptions e;
+  e.model.name = "tiny";
+  e.model.n_layer = 2;
+  e.model.n_head = 4;
+  e.model.n_kv_head = 2;
+  e.model.n_embd = 64;
+  e.model.vocab_size = shape.vocab_size;
+  e.model.seq_len = 32;
+  e.memory.compute = shape.compute;
+  e.memory.gradient = DType::f32;
+  e.memory.weights = shape.packed ? FormatId::nf4 : FormatId::none;
+  e.memory.checkpoint_activations = shape.checkpoint;
+  e.memory.micro_batch_rows = shape.rows;
+  e.optim.name = shape.optim;
+  e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};
+  e.optim.paged = shape.paged;
+  e.accumulation = shape.accumulation;
+  e.sample_tokens = 16;
+  return e;
+}
+
+inline std::unique_ptr<Engine> tiny_engine(const TinyShape& shape) {
+  const EngineOptions options = tiny_engine_options(shape);
+  const Target target = cpu_target(shape.threads);
+  return std::make_unique<Engine>(make_backend("cpu", target), options, Engine::rehearse(options, target));
+}
+
+// Token shards of tiny_text() with the `bytes` tokenizer.
+class TinyData {
+ public:
+  explicit TinyData(const std::filesystem::path& dir) {
+    write_text(dir / "text.txt", tiny_text());
+    DataSpec spec;
+    spec.inputs = {(dir / "text.txt").string()};
+    spec.tokenizer.kind = TokenizerKind::bytes;
+    spec.out_dir = dir / "tokens";
+    data_ = std::make_unique<PreparedData>(prepare_data(spec));
+  }
+  const Tokenizer& tokenizer() const { return *data_->tokenizer; }
+  TokenBatches batches(std::int64_t row_tokens, std::uint64_t seed = 1) const {
+    return TokenBatches(TokenStream(open_shards(data_->train_shards, tokenizer())), row_tokens, seed);
+  }
+  EvalBatches validation(std::int64_t row_tokens) const {
+    return EvalBatches(TokenStream(open_shards(data_->val_shards, tokenizer())), row_tokens,
+                       tokenizer().token_bytes_table(), 512);
+  }
+
+ private:
+  std::unique_ptr<PreparedData> data_;
+};
+
+}  // namespace qt::test

@@ -1,0 +1,258 @@
+// What a run is made of: the same bits whatever the threads, checkpointing or paging, and across a save and a
+// fresh process's load; and each saved item is needed.
+#include <algorithm>
+#include <set>
+
+#include <gtest/gtest.h>
+
+#include "src/train/run_state.h"
+#include "src/train/stop.h"
+#include "src/train/trainer.h"
+#include "tests/support/tiny_run.h"
+
+namespace qt::test {
+namespace {
+
+constexpr std::int64_t kSteps = 6;
+
+class Resume : public ::testing::Test {
+ protected:
+  TempDir dir;
+  TinyData data{dir.path()};
+
+  // Trains `steps` windows from `window` on; t counts applied updates.
+  void train(Engine& engine, std::int64_t first, std::int64_t steps) {
+    const TokenBatches batches = data.batches(engine.options().model.seq_len);
+    const std::int64_t rows = engine.options().memory.micro_batch_rows;
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(engine.options().micro_batch_tokens())),
+        targets(ids.size());
+    const Schedule schedule{.steps = kSteps, .warmdown_fraction = 0.5};
+    for (std::int64_t step = first; step < first + steps; ++step) {
+      const StepStats stats = engine.train_step(
+          [&](std::int64_t micro) {
+            batches.fill((step * engine.options().accumulation + micro) * rows, rows, ids, targets);
+            return HostBatch{ids, targets};
+          },
+          {}, schedule.multiplier(step), step + 1);
+      ASSERT_TRUE(stats.finite);
+    }
+  }
+
+  std::string hash_after_training(const TinyShape& shape) {
+    const auto engine = tiny_engine(shape);
+    engine->init_weights(7);
+    train(*engine, 0, kSteps);
+    return state_hash(*engine);
+  }
+
+  TrainerOptions trainer_options(const std::string& name, std::int64_t steps) {
+    TrainerOptions o;
+    o.run_dir = dir / name;
+    o.schedule = Schedule{.steps = steps, .warmdown_fraction = 0.5};
+    o.log_every = 0;
+    o.sample = SampleOptions{.new_tokens = 4};
+    return o;
+  }
+};
+
+TEST_F(Resume, TrainingChangesEveryKindOfState) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  const std::string before = state_hash(*engine);
+  train(*engine, 0, 3);
+  EXPECT_NE(before, state_hash(*engine));
+}
+
+TEST_F(Resume, CheckpointingOnAndOffGiveTheSameBits) {
+  EXPECT_EQ(hash_after_training({.checkpoint = true}), hash_after_training({.checkpoint = false}));
+  EXPECT_EQ(hash_after_training({.checkpoint = true, .compute = DType::bf16}),
+            hash_after_training({.checkpoint = false, .compute = DType::bf16}));
+}
+
+TEST_F(Resume, PagingOnAndOffGiveTheSameBits) {
+  EXPECT_EQ(hash_after_training({.paged = true}), hash_after_training({.paged = false}));
+  EXPECT_EQ(hash_after_training({.paged = true, .optim = "adamw"}),
+            hash_after_training({.paged = false, .optim = "adamw"}));
+}
+
+TEST_F(Resume, EveryNumberOfThreadsGivesTheSameBits) {
+  for (const DType compute : {DType::f32, DType::bf16}) {
+    const std::string one = hash_after_training({.threads = 1, .compute = compute});
+    for (const int threads : {2, 3, 8}) {
+      EXPECT_EQ(one, hash_after_training({.threads = threads, .compute = compute})) << threads << " threads";
+    }
+  }
+}
+
+TEST_F(Resume, DifferentSettingsThatMatterGiveDifferentBits) {
+  // The comparisons above would be worthless if the hash did not see the state.
+  const std::string packed = hash_after_training({});
+  EXPECT_NE(packed, hash_after_training({.packed = false}));
+  EXPECT_NE(packed, hash_after_training({.optim = "adamw"}));
+}
+
+TEST_F(Resume, PagedBytesAreWhatThePlanSays) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  train(*engine, 0, 1);
+  engine->backend().reset_totals();
+  engine->measure(1.0, 2);
+  engine->update();
+  const BackendTotals done = engine->backend().totals();
+  const RunPlan plan = Engine::rehearse(tiny_engine_options({}), cpu_target(2));
+  EXPECT_EQ(done.host_to_device_bytes, plan.optimizer_step.host_to_device_bytes);
+  EXPECT_EQ(done.device_to_host_bytes, plan.optimizer_step.device_to_host_bytes);
+  EXPECT_EQ(done.host_to_device_bytes, static_cast<double>(engine->optimizer().paged_bytes()));
+
+  const auto resident = tiny_engine({.paged = false});
+  EXPECT_EQ(resident->optimizer().paged_bytes(), 0);
+}
+
+TEST_F(Resume, AFreshEngineContinuesBitForBit) {
+  const std::string straight = hash_after_training({});
+  CheckpointStore store(dir / "run", 2);
+  RunState state;
+  {
+    const auto engine = tiny_engine({});
+    engine->init_weights(7);
+    train(*engine, 0, 3);
+    state.step = state.applied = state.window = 3;
+    store.save(*engine, state);
+  }
+  const auto engine = tiny_engine({.checkpoint = false, .paged = false, .threads = 1});
+  std::string explanation;
+  const RunState loaded = store.load(store.newest(explanation), *engine);
+  EXPECT_EQ(loaded.step, 3);
+  train(*engine, loaded.step, 3);
+  EXPECT_EQ(straight, state_hash(*engine));
+}
+
+// Each tensor of a checkpoint, zeroed after loading, must change the outcome: nothing is stored in vain, and
+// a restore that forgot an item would be noticed by the test above.
+TEST_F(Resume, DroppingAnySavedTensorIsNoticed) {
+  const std::string straight = hash_after_training({});
+  CheckpointStore store(dir / "run", 2);
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  train(*engine, 0, 3);
+  RunState state;
+  state.step = state.applied = state.window = 3;
+  store.save(*engine, state);
+  std::string explanation;
+  const std::string checkpoint = store.newest(explanation);
+
+  std::vector<NamedView> items = engine->weights();
+  for (const NamedView& v : engine->state()) items.push_back(v);
+  ASSERT_GE(items.size(), 12u);
+  for (const NamedView& item : items) {
+    store.load(checkpoint, *engine);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(item.view.bytes()), std::byte{0});
+    engine->backend().upload(bytes, item.view.flat());
+    train(*engine, 3, 3);
+    EXPECT_NE(straight, state_hash(*engine)) << item.name;
+  }
+  // And the same loop without the damage agrees.
+  store.load(checkpoint, *engine);
+  train(*engine, 3, 3);
+  EXPECT_EQ(straight, state_hash(*engine));
+}
+
+TEST_F(Resume, DroppingAnySavedNumberIsNoticed) {
+  // step drives the schedule, applied Adam's bias correction, window the data; seed the data order of a fresh
+  // Trainer.
+  const auto outcome = [&](const std::string& name, auto change) {
+    const auto engine = tiny_engine({});
+    engine->init_weights(7);
+    train(*engine, 0, 3);
+    RunState state;
+    state.step = state.applied = state.window = 3;
+    change(state);
+    const TokenBatches batches = data.batches(32);
+    // The horizon is far enough that a changed step still leaves three to go.
+    TrainerOptions options = trainer_options(name, state.step + 3);
+    options.schedule.steps = 12;
+    Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options, state);
+    trainer.after_step = [&, last = state.step + 3](const RunState& now, const StepStats&) {
+      if (now.step == last) request_stop();
+    };
+    try {
+      trainer.run();
+    } catch (const StopRequested&) {
+      clear_stop_request();
+    }
+    return state_hash(*engine);
+  };
+  const std::string right = outcome("right", [](RunState&) {});
+  EXPECT_EQ(right, outcome("again", [](RunState&) {}));
+  EXPECT_NE(right, outcome("step", [](RunState& s) { s.step = 7; }));
+  EXPECT_NE(right, outcome("applied", [](RunState& s) { s.applied = 0; }));
+  EXPECT_NE(right, outcome("window", [](RunState& s) { s.window = 0; }));
+  EXPECT_NE(right, outcome("bad_windows", [](RunState& s) { s.bad_windows = {4}; }));
+}
+
+TEST_F(Resume, RunStateSurvivesItsFileAndRefusesDamage) {
+  RunState s;
+  s.step = 12;
+  s.applied = 11;
+  s.window = 14;
+  s.bad_windows = {3, 9};
+  s.restores = 1;
+  s.seconds = 1.5;
+  s.seed = 18446744073709551615u;
+  s.vocab_hash = "v";
+  s.data_hash = "d";
+  s.options = {{"model", "d4"}};
+  const RunState t = parse_run_state(run_state_json(s), "run.json");
+  EXPECT_EQ(run_state_json(t), run_state_json(s));
+
+  const auto refused = [](const std::string& text, const std::string& what) {
+    try {
+      parse_run_state(text, "run.json");
+      ADD_FAILURE() << "accepted: " << text;
+    } catch (const DataError& e) {
+      EXPECT_NE(std::string(e.what()).find(what), std::string::npos) << e.what();
+    }
+  };
+  std::string text = run_state_json(s);
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string changed = text;
+    const std::size_t at = changed.find(from);
+    EXPECT_NE(at, std::string::npos);
+    return changed.replace(at, from.size(), to);
+  };
+  refused("[]", "run.json");
+  refused("", "run.json");
+  refused(with("\"applied\": 11", "\"applied\": 13"), "applied");
+  refused(with("\"step\": 12", "\"step\": -1"), "step");
+  refused(with("\"step\": 12", "\"step\": \"12\""), "step");
+  refused(with("\"format_version\": 1", "\"format_version\": 2"), "format_version");
+  refused(with("\"seconds\": 1.5", "\"seconds\": -1.5"), "seconds");
+  refused(with("\"model\": \"d4\"", "\"model\": 4"), "options.");
+}
+
+TEST_F(Resume, ANaNInAStoredWeightIsNamed) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  CheckpointStore store(dir / "run", 2);
+  const std::vector<NamedView> state = engine->state();
+  const auto master = std::find_if(state.begin(), state.end(), [](const NamedView& v) {
+    return v.name == "master.transformer.h.1.attn.c_q.weight";
+  });
+  ASSERT_NE(master, state.end());
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  engine->backend().upload(std::as_bytes(std::span<const float>(&nan, 1)), master->view.flat(17, 1));
+  RunState run;
+  store.save(*engine, run);
+  std::string explanation;
+  try {
+    store.load(store.newest(explanation), *engine);
+    FAIL() << "a NaN was loaded";
+  } catch (const DataError& e) {
+    EXPECT_NE(std::string(e.what()).find("master.transformer.h.1.attn.c_q.weight"), std::string::npos)
+        << e.what();
+    EXPECT_NE(std::string(e.what()).find("element 17"), std::string::npos) << e.what();
+  }
+}
+
+}  // namespace
+}  // namespace qt::test
