@@ -1,0 +1,210 @@
+// Whole training steps through the engine, on synthetic tokens: tokens/s, FLOP/s, planned bytes and peak RSS,
+// and with
+// --profile where the time goes. Nothing is read from or written to disk.
+//
+//   bench_step --model d4 --vocab-size 4096 --seq-len 512 --rows 8 --quant nf4 --ckpt-activations --threads 2
+//   --profile
+//
+// All options are qtrain's own, read by the same table and planned by the same planner; --rows (sequences per
+// step, instead of --batch-tokens) and --profile are added. One configuration per process: the peak is the
+// process's.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "src/core/units.h"
+#include "src/train/engine.h"
+#include "src/train/option_table.h"
+#include "src/train/planner.h"
+
+namespace qt {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::int64_t kDefaultRows = 8;
+constexpr std::int64_t kDefaultSteps = 10;
+constexpr std::int64_t kWarmupSteps = 2;  // page faults and just-in-time kernels: left out of every figure
+constexpr double kGiga = 1e9;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+struct ProfileRow {
+  std::int64_t calls = 0;
+  double seconds = 0, flops = 0, bytes = 0;
+};
+using Profile = std::map<std::string, ProfileRow, std::less<>>;
+
+struct Arguments {
+  Options options;
+  bool profile = false;
+};
+
+Arguments read_arguments(std::vector<std::string> words) {
+  Arguments arguments;
+  std::int64_t rows = 0;
+  std::vector<std::string> rest;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--profile") {
+      arguments.profile = true;
+    } else if (words[i] == "--rows" && i + 1 < words.size()) {
+      rows = parse_count(words[++i], "--rows");
+    } else {
+      rest.push_back(words[i]);
+    }
+  }
+  const LoadedOptions loaded = load_options(rest);
+  Options& o = arguments.options = loaded.options;
+  if (!loaded.given("steps")) o.steps = kDefaultSteps;
+  QT_CHECK(o.steps > 0, ConfigError, "--steps must be at least 1");
+  QT_CHECK(rows == 0 || !loaded.given("batch-tokens"), ConfigError,
+           "--rows and --batch-tokens say the same: give one");
+  if (rows == 0) rows = kDefaultRows;
+  if (!loaded.given("batch-tokens")) {
+    o.batch_tokens = rows * model_by_name(o.model, {o.vocab_size, o.seq_len, o.n_kv_head}).seq_len;
+  }
+  return arguments;
+}
+
+// The name of the processor, from where the system tells it.
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.starts_with("model name")) return line.substr(std::min(line.find(':') + 2, line.size()));
+  }
+  return "unknown processor";
+}
+
+std::int64_t peak_rss_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss * kKiB;
+}
+
+// Uniform over the vocabulary. Speed does not depend on what the tokens are, but for the rows of the
+// embedding's gradient.
+std::vector<std::int32_t> synthetic_tokens(std::int64_t count, std::int64_t vocab_size, std::uint64_t seed) {
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(count));
+  const RngStream rng{.seed = seed, .purpose = RngPurpose::data_order};
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    tokens[i] = static_cast<std::int32_t>(rng_u32(rng, i) % static_cast<std::uint64_t>(vocab_size));
+  }
+  return tokens;
+}
+
+void print_profile(const Profile& profile, double total_seconds) {
+  std::vector<std::pair<std::string, ProfileRow>> rows(profile.begin(), profile.end());
+  double in_ops = 0;
+  for (const auto& [name, row] : rows) in_ops += row.seconds;
+  rows.push_back({"outside ops", ProfileRow{.seconds = total_seconds - in_ops}});
+  std::sort(rows.begin(), rows.end(),
+            [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+  std::cout << fmt::format("\n{:<24}{:>9}{:>12}{:>8}{:>10}{:>9}\n", "op", "calls", "ms", "share", "GFLOP/s",
+                           "GB/s");
+  for (const auto& [name, row] : rows) {
+    const double seconds = std::max(row.seconds, 1e-12);
+    std::cout << fmt::format("{:<24}{:>9}{:>12.2f}{:>7.1f}%{:>10.1f}{:>9.1f}\n", name, row.calls,
+                             1e3 * row.seconds, 100 * row.seconds / total_seconds,
+                             row.flops / seconds / kGiga, row.bytes / seconds / kGiga);
+  }
+}
+
+void run(const std::vector<std::string>& words) {
+  const auto [options, profiling] = read_arguments(words);
+  const Target target = target_from_options(options);
+  QT_CHECK(target.kind == DeviceKind::cpu, ConfigError,
+           "bench_step measures what runs: there is no backend for {} in this build", target.name);
+  Limits limits = limits_from_options(options, target);
+  limits.disk_bytes = 0;  // nothing is saved
+  const PlannedRun planned = plan_run(options, target, limits, 0);
+  if (!planned.fits())
+    throw FitError("this configuration does not fit",
+                   "`qtrain plan` with the same options shows what it needs");
+
+  const EngineOptions& e = planned.engine;
+  Engine engine(make_backend("cpu", target), e, planned.plan);
+  engine.init_weights(options.seed);
+  const std::vector<std::int32_t> ids =
+      synthetic_tokens(e.micro_batch_tokens(), e.model.vocab_size, options.seed);
+  const std::vector<std::int32_t> targets =
+      synthetic_tokens(e.micro_batch_tokens(), e.model.vocab_size, options.seed + 1);
+  const auto fetch = [&](std::int64_t) { return HostBatch{ids, targets}; };
+
+  Profile profile;
+  std::vector<double> step_seconds;
+  StepStats stats;
+  for (std::int64_t step = 0; step < kWarmupSteps + options.steps; ++step) {
+    if (step == kWarmupSteps) {
+      engine.backend().reset_totals();
+      if (profiling) {
+        engine.backend().set_observer([&](const char* name, const Cost& cost, double seconds) {
+          ProfileRow& row = profile[name];
+          ++row.calls;
+          row.seconds += seconds;
+          row.flops += cost.executed_flops;
+          row.bytes += cost.read_bytes + cost.written_bytes;
+        });
+      }
+    }
+    const auto start = Clock::now();
+    stats = engine.train_step(fetch, {}, 1.0, step + 1);
+    if (step >= kWarmupSteps) step_seconds.push_back(seconds_since(start));
+  }
+
+  const BackendTotals& totals = engine.backend().totals();
+  double total_seconds = 0;
+  for (const double seconds : step_seconds) total_seconds += seconds;
+  std::sort(step_seconds.begin(), step_seconds.end());
+  const auto tokens = static_cast<double>(e.step_tokens());
+  const auto steps = static_cast<double>(step_seconds.size());
+  const double median = step_seconds[step_seconds.size() / 2];
+  const auto rate = [&](double flops) { return flops / steps / median / kGiga; };
+
+  std::cout << "device      " << processor_name() << ", " << target.threads << " threads\n";
+  std::cout << "command     bench_step";
+  for (const std::string& word : words) std::cout << " " << word;
+  std::cout << fmt::format(
+      "\nmodel       {}, {} parameters, {} x {} tokens, {} micro-batches a step, {}, --quant {}, recompute "
+      "{}, paging {}\n",
+      e.model.name, format_count(e.model.param_count()), e.memory.micro_batch_rows, e.model.seq_len,
+      e.accumulation, dtype_name(e.memory.compute), options.quant,
+      e.memory.checkpoint_activations ? "on" : "off", e.optim.paged ? "on" : "off");
+  std::cout << fmt::format("memory      planned {} device + {} host, used {} + {}, peak RSS {}\n",
+                           format_bytes(planned.plan.device_bytes()), format_bytes(planned.plan.host.bytes),
+                           format_bytes(engine.used_device_bytes()), format_bytes(engine.used_host_bytes()),
+                           format_bytes(peak_rss_bytes()));
+  std::cout << fmt::format(
+      "step        median {:.1f} ms of {}, fastest {:.1f}, slowest {:.1f}; loss {:.4f}\n", 1e3 * median,
+      step_seconds.size(), 1e3 * step_seconds.front(), 1e3 * step_seconds.back(), stats.loss);
+  std::cout << fmt::format(
+      "BENCH tokens_per_s={:.0f} model_gflops={:.1f} executed_gflops={:.1f} device_bytes={} host_bytes={} "
+      "peak_rss_bytes={}\n",
+      tokens / median, rate(totals.model_flops), rate(totals.executed_flops), planned.plan.device_bytes(),
+      planned.plan.host.bytes, peak_rss_bytes());
+  if (profiling) print_profile(profile, total_seconds);
+}
+
+}  // namespace
+}  // namespace qt
+
+int main(int argc, char** argv) {
+  try {
+    qt::run(std::vector<std::string>(argv + 1, argv + argc));
+    return 0;
+  } catch (const qt::Error& e) {
+    std::cerr << "bench_step: " << e.what() << "\n        " << e.hint() << "\n";
+    return static_cast<int>(e.code());
+  }
+}
