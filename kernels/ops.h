@@ -381,7 +381,8 @@ struct Dequantise {
 #define QT_FOR_EACH_OP(X)                                                                                  \
   X(Fill)                                                                                                  \
   X(Cast)                                                                                                  \
-  X(Add) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(EmbeddingFwd) X(EmbeddingBwd) X(RmsNormFwd) X(RmsNormBwd) \
+  X(Add)                                                                                                   \
+  X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(EmbeddingFwd) X(EmbeddingBwd) X(RmsNormFwd) X(RmsNormBwd)        \
       X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd) X(Matmul) X(PackedMatmul) \
           X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares) X(PrepareStep) X(AdamW) X(AdamW8)     \
               X(Quantise) X(Dequantise)

@@ -124,7 +124,7 @@ constexpr double horner(const std::array<double, 8>& coefficients, double r) {
 }
 
 // The normal quantile, algorithm AS 241 (Wichura 1988), PPND16: relative error about 1e-16. For p and 1 - p
-// above 1.4e-11; draws of 24 bits keep 3e-8 away from both ends, so that the algorithm's third range has no
+// above 1.4e-11; draws of 23 bits keep 6e-8 away from both ends, so that the algorithm's third range has no
 // use here.
 double normal_quantile(double p) {
   constexpr std::array<double, 8> kCentreNum = {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cctype>
 #include <charconv>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -194,7 +195,8 @@ std::string label_of(const OptionSpec& spec, std::string_view origin) {
 void read_file(const std::string& path, LoadedOptions& loaded) {
   namespace po = boost::program_options;
   std::ifstream file(path);
-  if (!file)
+  // A folder opens like a file and reads like an empty one.
+  if (!file || std::filesystem::is_directory(path))
     throw ConfigError(fmt::format("cannot read the configuration file '{}'", path), "check --config");
   po::parsed_options parsed(nullptr);
   try {

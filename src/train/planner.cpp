@@ -12,6 +12,7 @@
 
 #include "optim/schedule.h"
 #include "src/core/units.h"
+#include "src/io/checkpoint.h"
 
 namespace qt {
 
@@ -58,6 +59,19 @@ std::int64_t disk_free_bytes(std::filesystem::path path) {
   struct statvfs info {};
   if (statvfs(path.c_str(), &info) != 0) return 0;
   return static_cast<std::int64_t>(info.f_bavail) * static_cast<std::int64_t>(info.f_frsize);
+}
+
+// What the run's own checkpoints hold: later ones take their place.
+std::int64_t checkpoint_disk_bytes(const std::string& run_dir) {
+  std::int64_t bytes = 0;
+  std::error_code ignored;
+  for (const Checkpoint& checkpoint : find_checkpoints(run_dir)) {
+    for (const auto& file : std::filesystem::directory_iterator(checkpoint.path, ignored)) {
+      const std::uintmax_t size = file.file_size(ignored);
+      if (!ignored) bytes += static_cast<std::int64_t>(size);
+    }
+  }
+  return bytes;
 }
 
 double width_scale(const ModelConfig& model) {
@@ -176,13 +190,14 @@ void describe_disk(PlannedRun& run, const Options& o) {
     }
   }
   run.checkpoint_bytes = bytes;
-  const std::int64_t cache_bytes = kTokenBytes * run_tokens(o, run.engine.model);
   run.disk_rows = {
       {"checkpoints", bytes * o.keep, fmt::format("--keep {} of {}", o.keep, format_bytes(bytes))},
       {"being saved", bytes, ""},
-      {"token cache", cache_bytes, "at most, when --data is text"},
       {"logs", kRunFilesBytes, ""}};
-  run.disk_bytes = bytes * (o.keep + 1) + cache_bytes + kRunFilesBytes;
+  run.disk_bytes = bytes * (o.keep + 1) + kRunFilesBytes;
+  // Not part of the total: a corpus may be larger or smaller than the run, and may lie there as shards
+  // already.
+  run.token_cache_bytes = kTokenBytes * run_tokens(o, run.engine.model);
   run.written_bytes_per_day =
       std::min(kSaveSecondsPerDay * kAssumedDiskBytesPerSecond, kMostSavesPerDay * bytes);
 }
@@ -247,6 +262,11 @@ void note_unquantised(PlannedRun& run, const Options& o, const ModelConfig& mode
 }
 
 }  // namespace
+
+bool PlannedRun::fits_memory() const {
+  return std::all_of(verdicts.begin(), verdicts.end(),
+                     [](const Verdict& v) { return v.fits || v.resource == "disk"; });
+}
 
 bool PlannedRun::fits() const {
   return std::all_of(verdicts.begin(), verdicts.end(), [](const Verdict& v) { return v.fits; });
@@ -329,6 +349,7 @@ Limits limits_from_options(const Options& o, const Target& target) {
   }
   limits.host_bytes = o.ram_bytes > 0 ? o.ram_bytes : memory_available_bytes();
   limits.disk_bytes = disk_free_bytes(o.out);
+  if (limits.disk_bytes > 0) limits.disk_bytes += checkpoint_disk_bytes(o.out);
   return limits;
 }
 
@@ -366,7 +387,8 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
           rows * model.seq_len >= std::min(kF32GradientTokens, o.batch_tokens) || o.micro_batch > 0;
       if (gradients.size() > 1 && gradient == DType::f32 && !busy) break;
       PlannedRun run = rehearse_candidate(o, model, target, limits, compute, gradient, rows, step_rows);
-      const bool fits = run.fits();
+      // The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses nothing.
+      const bool fits = run.fits_memory();
       // The last one tried is the smallest: what "does not fit" is told about.
       best = std::move(run);
       if (!fits) continue;

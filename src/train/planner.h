@@ -54,11 +54,13 @@ struct PlannedRun {
   // disk
   std::vector<PlanRow> disk_rows;
   std::int64_t checkpoint_bytes = 0;       // one
-  std::int64_t disk_bytes = 0;             // kept checkpoints, one being written, token cache, logs
+  std::int64_t disk_bytes = 0;             // kept checkpoints, one being written, logs
+  std::int64_t token_cache_bytes = 0;      // if every token of the run came from text tokenized here
   std::int64_t written_bytes_per_day = 0;  // at most: saving is held to 1 % of the time
   std::vector<Verdict> verdicts;
 
   bool fits() const;
+  bool fits_memory() const;  // device and host
 };
 
 // Which machine the plan is for. cpu: the threads of this machine; cuda: --arch, whether or not there is a

@@ -53,14 +53,21 @@ bool is_in(std::string_view name, const std::string_view (&list)[n]) {
 }  // namespace
 
 void adopt_resolved(Options& options, const RunState& stored) {
-  for (const std::string_view name :
-       {"dtype", "grad-dtype", "micro-batch", "vocab-size", "seq-len", "n-kv-head"}) {
+  const auto adopt = [&](std::string_view name) {
     const OptionSpec* spec = find_option(name);
     const std::string now = option_text(options, *spec);
     const auto it = stored.options.find(std::string(name));
     if ((now == "auto" || now == "0") && it != stored.options.end())
       set_option(options, *spec, {it->second}, "checkpoint");
-  }
+  };
+  const auto is_stored = [&](std::string_view name) {
+    const auto it = stored.options.find(std::string(name));
+    return it == stored.options.end() || it->second == option_text(options, *find_option(name));
+  };
+  for (const std::string_view name : {"dtype", "grad-dtype", "vocab-size", "seq-len", "n-kv-head"})
+    adopt(name);
+  // The rows of another step may not divide into the old micro-batches.
+  if (is_stored("batch-tokens") && is_stored("seq-len")) adopt("micro-batch");
 }
 
 std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run) {

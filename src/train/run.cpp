@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <optional>
@@ -198,6 +199,16 @@ struct LoadedModel {
   Tokenizer tokenizer;
 };
 
+// The options a checkpoint carries. ConfigError where its text is none of ours.
+Options stored_options(const RunState& state, const std::string& origin) {
+  Options options;
+  for (const OptionSpec& spec : option_table()) {
+    const auto it = state.options.find(spec.name);
+    if (it != state.options.end()) set_option(options, spec, option_values(spec, it->second, origin), origin);
+  }
+  return options;
+}
+
 LoadedModel load_model(const Options& o, std::int64_t micro_batch_rows) {
   const Target target = target_from_options(o);
   std::unique_ptr<Backend> backend = open_backend(target);
@@ -210,19 +221,16 @@ LoadedModel load_model(const Options& o, std::int64_t micro_batch_rows) {
   if (!explanation.empty()) log_warning("{}", explanation);
   if (checkpoint.empty()) throw ConfigError(fmt::format("'{}' holds no checkpoint", o.out), kHint);
   RunState state = CheckpointStore::read_state(checkpoint);
-  Options trained = o;
-  for (const OptionSpec& spec : option_table()) {
-    const bool about_the_weights = std::string_view(spec.section) == "model" ||
-                                   std::string_view(spec.name) == "quant" ||
-                                   std::string_view(spec.name) == "dtype";
-    if (const auto it = state.options.find(spec.name); about_the_weights && it != state.options.end()) {
-      set_option(trained, spec, {it->second}, checkpoint);
-    }
-  }
   EngineOptions engine;
-  engine.model = model_by_name(trained.model, {trained.vocab_size, trained.seq_len, trained.n_kv_head});
-  engine.memory.compute = dtype_from_name(trained.dtype);
-  engine.memory.weights = format_from_name(trained.quant);
+  try {
+    const Options trained = stored_options(state, checkpoint);
+    engine.model = model_by_name(trained.model, {trained.vocab_size, trained.seq_len, trained.n_kv_head});
+    engine.memory.compute = dtype_from_name(trained.dtype);
+    engine.memory.weights = format_from_name(trained.quant);
+  } catch (const ConfigError& e) {
+    // Not typed by anybody: advice about options would mislead.
+    throw DataError(fmt::format("{}/run.json: field 'options': {}", checkpoint, e.what()));
+  }
   engine.memory.micro_batch_rows = micro_batch_rows;
   engine.sample_tokens = engine.model.seq_len;
   engine.inference = true;
@@ -249,12 +257,8 @@ std::string usable_prompt(const LoadedOptions& loaded, const Tokenizer& tokenize
 // The data to evaluate on: by default the run's own. What the training tokenized is used as it lies in the
 // cache where it is still that; anything else is cut with the run's tokenizer.
 PreparedData load_eval_data(const LoadedOptions& loaded, const RunState& state) {
-  Options o = loaded.options, trained;
-  for (const OptionSpec& spec : option_table()) {
-    const auto it = state.options.find(spec.name);
-    if (std::string_view(spec.section) != "data" || it == state.options.end()) continue;
-    set_option(trained, spec, option_values(spec, it->second, o.out), o.out);
-  }
+  Options o = loaded.options;
+  const Options trained = stored_options(state, o.out);
   if (!loaded.given("data")) o.data = trained.data;
   if (o.data == trained.data) {
     if (!loaded.given("val-data")) o.val_data = trained.val_data;
@@ -394,13 +398,18 @@ void run_sample(const LoadedOptions& loaded, std::ostream& out) {
   model.tokenizer.encode(text_before, prompt);
   if (prompt.empty()) prompt.push_back(0);
   const std::int64_t room = model.engine->options().sample_tokens;
-  if (static_cast<std::int64_t>(prompt.size()) > room - o.sample_tokens) {
+  const std::int64_t left = room - static_cast<std::int64_t>(prompt.size());
+  // The default length bends to the model, a wish does not.
+  const std::int64_t wanted = loaded.given("sample-tokens")
+                                  ? o.sample_tokens
+                                  : std::min(o.sample_tokens, std::max<std::int64_t>(left, 1));
+  if (wanted > left) {
     throw ConfigError(fmt::format("--prompt ({} tokens) and its continuation (--sample-tokens {}) are longer "
                                   "than the model's {} tokens",
-                                  prompt.size(), o.sample_tokens, room),
+                                  prompt.size(), wanted, room),
                       "shorten one of the two");
   }
-  SampleOptions how{.new_tokens = o.sample_tokens,
+  SampleOptions how{.new_tokens = wanted,
                     .temperature = o.temperature,
                     .top_k = o.top_k,
                     .seed = o.seed,

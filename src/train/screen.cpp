@@ -93,9 +93,11 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
                   format_bytes(host != nullptr ? host->needed_bytes : run.host_bytes), verdict_text(host));
   text += "\n  disk\n";
   append_rows(text, run.disk_rows);
-  text += fmt::format("    {:<12} {:>10}   {}\n    saves write at most {} a day\n", "total",
-                      format_bytes(run.disk_bytes), verdict_text(find_verdict(run, "disk")),
-                      format_bytes(run.written_bytes_per_day));
+  text += fmt::format("    {:<12} {:>10}   {}\n", "total", format_bytes(run.disk_bytes),
+                      verdict_text(find_verdict(run, "disk")));
+  text += fmt::format(
+      "    saves write at most {} a day; text given as --data becomes up to {} of tokens beside it\n",
+      format_bytes(run.written_bytes_per_day), format_bytes(run.token_cache_bytes));
   for (const std::string& line : run.notes) text += fmt::format("\n  note: {}\n", line);
   text += fmt::format("\n  verdict: {}\n", run.fits() ? "fits" : "does not fit");
   return text;

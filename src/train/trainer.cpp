@@ -248,7 +248,9 @@ void Trainer::restore(const std::string& why) {
 }
 
 void Trainer::save() {
-  if (saved_step_ == state_.step) return;
+  // After a window that was not finite the state is under suspicion until one is: what a restore goes back to
+  // must be good.
+  if (saved_step_ == state_.step || consecutive_bad_ > 0) return;
   const auto start = Clock::now();
   store_.save(engine_, state_);
   saved_step_ = state_.step;

@@ -1,0 +1,139 @@
+// What happens when a loss is not finite: nothing is written, three in a row restore the last good checkpoint
+// and leave that window out, three restores are the end. The damage is done to the embedding's compute copy,
+// so that every window after it is bad until a restore brings the copy back.
+#include <limits>
+
+#include <gtest/gtest.h>
+
+#include "src/train/trainer.h"
+#include "tests/support/tiny_run.h"
+
+namespace qt::test {
+namespace {
+
+class Diverge : public ::testing::Test {
+ protected:
+  TempDir dir;
+  TinyData data{dir.path()};
+  TokenBatches batches = data.batches(32);
+
+  static void poison(Engine& engine) {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    const Param& wte = engine.model().params().front();
+    const std::vector<float> row(static_cast<std::size_t>(wte.elems()), nan);
+    engine.backend().upload(std::as_bytes(std::span(row)), wte.compute.flat());
+  }
+
+  TrainerOptions options(const std::string& name) {
+    TrainerOptions o;
+    o.run_dir = dir / name;
+    o.schedule = Schedule{.steps = 12};
+    o.save_every = 2;
+    o.log_every = 0;
+    o.sample = SampleOptions{.new_tokens = 2};
+    return o;
+  }
+
+  std::string log_text(const std::string& name) {
+    std::ifstream in(dir / name + "/log.jsonl");
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+};
+
+TEST_F(Diverge, ThreeBadWindowsRestoreTheLastCheckpointAndTheRunEnds) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  bool poisoned = false;
+  std::vector<std::int64_t> finite_steps;
+  trainer.after_step = [&](const RunState& now, const StepStats& stats) {
+    if (stats.finite) finite_steps.push_back(now.step);
+    if (now.step == 5 && !poisoned) {  // saves happen at even steps
+      poisoned = true;
+      poison(*engine);
+    }
+  };
+  const TrainResult result = trainer.run();
+  EXPECT_EQ(result.step, 12);
+  EXPECT_EQ(state.restores, 1);
+  ASSERT_EQ(state.bad_windows.size(), 1u);
+  EXPECT_EQ(state.bad_windows.front(), 5);  // the first of the three
+  EXPECT_EQ(state.applied, 12);
+  EXPECT_TRUE(std::isfinite(result.train_loss));
+  EXPECT_NE(log_text("run").find("\"kind\":\"restore\""), std::string::npos);
+  EXPECT_NE(log_text("run").find("\"skipped\":true"), std::string::npos);
+}
+
+TEST_F(Diverge, OneBadWindowChangesNothingButTheClock) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  std::string before, after;
+  std::vector<std::byte> good;
+  const TensorView wte = engine->model().params().front().compute;
+  trainer.after_step = [&](const RunState& now, const StepStats& stats) {
+    if (now.step == 4) {
+      before = state_hash(*engine);
+      good.resize(static_cast<std::size_t>(wte.bytes()));
+      engine->backend().download(wte.flat(), good);
+      poison(*engine);
+    }
+    if (now.step == 5) {
+      EXPECT_FALSE(stats.finite);
+      engine->backend().upload(good, wte.flat());
+      after = state_hash(*engine);
+      EXPECT_EQ(now.applied, 4);
+    }
+  };
+  trainer.run();
+  EXPECT_EQ(before, after);
+  EXPECT_EQ(state.restores, 0);
+  EXPECT_EQ(state.applied, 11);
+}
+
+TEST_F(Diverge, ThreeRestoresAreTheEnd) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  trainer.after_step = [&](const RunState& now, const StepStats& stats) {
+    if (stats.finite && now.step >= 5 && now.step % 2 == 1) poison(*engine);
+  };
+  try {
+    trainer.run();
+    FAIL() << "a run that always diverges must stop";
+  } catch (const DivergedError& e) {
+    EXPECT_EQ(e.code(), ExitCode::diverged);
+    EXPECT_NE(std::string(e.what()).find("3 restores"), std::string::npos) << e.what();
+  }
+  EXPECT_EQ(state.restores, 3);
+  // What was saved is untouched: finite, and loadable.
+  std::string explanation;
+  const CheckpointStore store(dir / "run", 2);
+  EXPECT_FALSE(store.newest(explanation).empty());
+}
+
+TEST_F(Diverge, WithoutACheckpointTheRunStartsOver) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  state.seed = 7;
+  TrainerOptions o = options("run");
+  o.save_every = 1000;
+  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
+  bool poisoned = false;
+  trainer.after_step = [&](const RunState& now, const StepStats&) {
+    if (now.step == 3 && !poisoned) {
+      poisoned = true;
+      poison(*engine);
+    }
+  };
+  EXPECT_EQ(trainer.run().step, 12);
+  EXPECT_EQ(state.restores, 1);
+  EXPECT_EQ(state.applied, 12);
+}
+
+}  // namespace
+}  // namespace qt::test
