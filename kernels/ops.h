@@ -378,11 +378,10 @@ struct Dequantise {
 
 // Every op once: the backends' overrides, the null backend's counters and the tests' coverage check take
 // their list from here.
+// clang-format off
 #define QT_FOR_EACH_OP(X)                                                                                  \
-  X(Fill)                                                                                                  \
-  X(Cast)                                                                                                  \
-  X(Add)                                                                                                   \
-  X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(EmbeddingFwd) X(EmbeddingBwd) X(RmsNormFwd) X(RmsNormBwd)        \
-      X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd) X(Matmul) X(PackedMatmul) \
-          X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares) X(PrepareStep) X(AdamW) X(AdamW8)     \
-              X(Quantise) X(Dequantise)
+  X(Fill) X(Cast) X(Add) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(EmbeddingFwd) X(EmbeddingBwd)             \
+  X(RmsNormFwd) X(RmsNormBwd) X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd)   \
+  X(Matmul) X(PackedMatmul) X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares) X(PrepareStep)      \
+  X(AdamW) X(AdamW8) X(Quantise) X(Dequantise)
+// clang-format on

@@ -34,7 +34,7 @@ struct Options {
 
   // [optim]
   std::string optim = "adamw8";
-  double matrix_lr = 2e-3;      // swept at d4 (docs/benchmarks.md)
+  double matrix_lr = 2e-3;    // swept at d4 (docs/benchmarks.md)
   double embedding_lr = 0.2;  // scaled by (width / 768)^-0.5, as nanochat does
   double head_lr = 0.004;     // likewise
   double beta1 = 0.8;
