@@ -28,9 +28,8 @@ class Buffer {
   ~Buffer() { release(); }
 
   const TensorView& view() const { return view_; }
-  operator const TensorView&() const {
-    return view_;
-  }  // NOLINT(google-explicit-constructor): reads like the view it is
+  // NOLINTNEXTLINE(google-explicit-constructor): a buffer goes wherever the op asks for a view
+  operator const TensorView&() const { return view_; }
   const TensorView* operator->() const { return &view_; }
   void release();
 
