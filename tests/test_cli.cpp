@@ -1,0 +1,300 @@
+// The program as a person meets it: the whole way once, and every kind of wrong word on its command line.
+#include <nlohmann/json.hpp>
+
+#include "src/train/option_table.h"
+#include "tests/support/cli.h"
+
+namespace qt::test {
+namespace {
+
+// One that is set for the time of a test.
+class Variable {
+ public:
+  Variable(std::string name, const std::string& value) : name_(std::move(name)) {
+    setenv(name_.c_str(), value.c_str(), 1);
+  }
+  ~Variable() { unsetenv(name_.c_str()); }
+  Variable(const Variable&) = delete;
+  Variable& operator=(const Variable&) = delete;
+
+ private:
+  std::string name_;
+};
+
+// What follows `label` up to the end of its line.
+std::string after(const std::string& text, const std::string& label) {
+  const std::size_t at = text.rfind(label);
+  if (at == std::string::npos) return "no '" + label + "' in: " + text;
+  const std::size_t begin = at + label.size();
+  return text.substr(begin, text.find('\n', begin) - begin);
+}
+
+// --- the whole way -----------------------------------------------------------------------------------------
+
+TEST_F(Cli, TrainsStopsContinuesSamplesAndEvaluates) {
+  const Ended straight = run(train(dir / "straight"));
+  expect_success(straight);
+  expect_words(straight.out, {"verdict: fits", "step/total", "4/4", "validation at step 4",
+                              "sample at step 4", "done: 4 steps"});
+
+  const Ended stopped = run(train(dir / "run") + Words{"--stop-after", "0.001"});
+  expect_refusal(stopped, 75, {"--stop-after", "the same command again continues"});
+  const Ended continued = run(train(dir / "run"));
+  expect_success(continued);
+  EXPECT_EQ(state_of(continued), state_of(straight));
+  const Ended complete = run(train(dir / "run"));
+  expect_success(complete);
+  expect_words(complete.out, {"continues  "});
+  EXPECT_EQ(state_of(complete), state_of(straight));
+
+  const Words sample{"sample", "--out", dir / "run", "--sample-tokens", "8", "--prompt", "the fox"};
+  const Ended first = run(sample), second = run(sample),
+              other = run(sample + Words{"--seed", "7", "--temperature", "5"});
+  expect_success(first);
+  EXPECT_TRUE(first.out.starts_with("the fox")) << first.out;
+  EXPECT_EQ(first.out, second.out);
+  EXPECT_NE(first.out, other.out);
+
+  const Ended eval = run({"eval", "--out", dir / "run", "--eval-tokens", "256"});
+  expect_success(eval);
+  const std::string printed = after(straight.out, "validation at step 4: ");
+  EXPECT_EQ(after(eval.out, "step 4: ").substr(0, printed.size()), printed);
+}
+
+TEST_F(Cli, EvaluatesOnTheRunsOwnTokensWithoutTouchingThem) {
+  expect_success(run(train(dir / "run", "2")));
+  const auto written = std::filesystem::last_write_time(dir / "tokens/dataset.json");
+  expect_success(run({"eval", "--out", dir / "run"}));
+  EXPECT_EQ(std::filesystem::last_write_time(dir / "tokens/dataset.json"), written);
+  // Other text is cut with the run's tokenizer, whatever the options for new ones say.
+  write_text(dir / "other.txt", tiny_text(50));
+  const Ended other =
+      run({"eval", "--out", dir / "run", "--data", dir / "other.txt", "--val-fraction", "0.5"});
+  expect_success(other);
+  EXPECT_TRUE(std::filesystem::exists(dir / "other.txt.tokens/dataset.json"));
+}
+
+// A model's vocabulary may be padded; the tokens of the padding spell nothing.
+TEST_F(Cli, SamplesWithAVocabularyLargerThanTheTokenizers) {
+  expect_success(run(train(dir / "run", "1") + Words{"--vocab-size", "2048", "--temperature", "1000"}));
+  const Ended sample = run({"sample", "--out", dir / "run", "--temperature", "1000"});
+  expect_success(sample);
+  EXPECT_GT(sample.out.size(), 20u) << "the default length bends to the 32 tokens of this model";
+}
+
+TEST_F(Cli, TokenizesOnceAndTrainsOnTheShards) {
+  const Words tokenize{"tokenize",         "--data", dir / "text.txt", "--cache", dir / "shards",
+                       "--tokenizer-kind", "char"};
+  const Ended made = run(tokenize), found = run(tokenize);
+  expect_success(made);
+  expect_words(made.out, {"made " + dir / "shards", "char tokenizer", "validation", "unigram_bpb="});
+  expect_words(found.out, {"found " + dir / "shards"});
+  expect_success(run(shape() + Words{"--data", dir / "shards", "--steps", "1", "--out", dir / "run"}));
+  // Elsewhere, without the tokenizer beside them, it can be named.
+  std::filesystem::create_directory(dir / "bare");
+  for (const char* name : {"train_000000.bin", "val_000000.bin"}) {
+    std::filesystem::copy_file(dir.path() / "shards" / name, dir.path() / "bare" / name);
+  }
+  const Words bare = shape() + Words{"--data", dir / "bare", "--steps", "1", "--out", dir / "run2"};
+  expect_refusal(run(bare), 2, {dir / "bare", "--tokenizer"});
+  expect_success(run(bare + Words{"--tokenizer", dir / "shards/tokenizer.txt"}));
+}
+
+TEST_F(Cli, PlansAsTextAndAsJson) {
+  const Ended text = run(Words{"plan"} + shape());
+  expect_success(text);
+  expect_words(text.out, {"device", "host", "disk", "master", "moments", "gradients", "verdict: fits"});
+  const Ended json = run(Words{"plan", "--json"} + shape());
+  expect_success(json);
+  const auto plan = nlohmann::json::parse(json.out);
+  for (const char* key : {"fits", "device_bytes", "host_bytes", "disk_bytes", "micro_batch", "accumulation",
+                          "margin_bytes", "checkpoint_bytes", "device", "host"}) {
+    EXPECT_TRUE(plan.contains(key)) << key;
+  }
+  EXPECT_EQ(plan["fits"], true);
+  EXPECT_TRUE(std::filesystem::is_empty(dir / "work")) << "a plan leaves nothing behind";
+}
+
+TEST_F(Cli, ExplainsItself) {
+  const Ended help = run({"--help"}), version = run({"--version"});
+  expect_success(help);
+  expect_words(help.out, {"tokenize", "--config", "Exit codes"});
+  for (const OptionSpec& spec : option_table()) expect_words(help.out, {std::string("--") + spec.name + " "});
+  EXPECT_EQ(run({"help"}).out, help.out);
+  EXPECT_EQ(run({"train", "-h"}).out, help.out);
+  expect_success(version);
+  EXPECT_TRUE(version.out.starts_with("qtrain ")) << version.out;
+  const Variable variable("QTRAIN_SEED", "11");
+  write_text(dir / "run.ini", "keep = 3\n");
+  const Ended config = run({"train", "--config", dir / "run.ini", "--model", "d8", "--print-config"});
+  expect_success(config);
+  EXPECT_EQ(after(config.out, "\nmodel ").substr(after(config.out, "\nmodel ").find('=')).substr(0, 4),
+            "= d8");
+  expect_words(config.out, {"# command line", "# environment", "# " + dir / "run.ini", "# default"});
+}
+
+// --- the command line --------------------------------------------------------------------------------------
+
+struct Refusal {
+  Words args;
+  Words words;
+  int code = 2;
+};
+
+TEST_F(Cli, RefusesWrongWords) {
+  const Refusal cases[] = {
+      {{"trian"}, {"'trian'", "qtrain train"}},
+      {{"d32"}, {"'d32'", "Verbs are"}},
+      {{"--quants", "nf4"}, {"'quants'", "did you mean --quant?"}},
+      {{"plan", "--jsn"}, {"'jsn'", "--help"}},
+      {{"train", "--json"}, {"'json'"}},
+      {{"--steps"}, {"--steps", "missing"}},
+      {{"--steps", "many"}, {"--steps", "'many'"}},
+      {{"--steps", "-1"}, {"--steps", "'-1'"}},
+      {{"--steps", "3", "stray"}, {"'stray'"}},
+      {{"--steps", "3", "--steps", "4"}, {"--steps", "twice"}},
+      {{"--matrix-lr", "fast"}, {"--matrix-lr", "'fast'"}},
+      {{"--temperature", "-1"}, {"--temperature", "'-1'"}},
+      {{"--vram", "much"}, {"--vram", "'much'", "12GiB"}},
+      {{"--stop-after", "soon"}, {"--stop-after", "'soon'"}},
+      {{"--paging", "no"}, {"'no'", "--no-paging"}},
+      {{"--seed", "18446744073709551616"}, {"--seed"}},
+  };
+  for (const Refusal& c : cases) {
+    SCOPED_TRACE(c.args.back());
+    expect_refusal(run(c.args), c.code, c.words);
+  }
+}
+
+// Judged before the data is looked at: each also without any.
+TEST_F(Cli, RefusesValuesOutOfRangeInEveryVerbThatUsesThem) {
+  const Refusal cases[] = {
+      {{"--model", "d21"}, {"'d21'", "odd depth", "--model d2"}},
+      {{"--model", "d100"}, {"'d100'", "d34"}},
+      {{"--model", "gpt5"}, {"'gpt5'", "--model"}},
+      {{"--model", ""}, {"unknown model ''"}},
+      {{"--model", "d8", "--n-kv-head", "3"}, {"--n-kv-head", "4 heads"}},
+      {{"--seq-len", "4611686018427387904"}, {"--seq-len", "1048576"}},
+      {{"--vocab-size", "4611686018427387904"}, {"--vocab-size"}},
+      {{"--dtype", "fp16"}, {"--dtype fp16", "bf16"}},
+      {{"--dtype", "int4"}, {"--dtype int4"}},
+      {{"--grad-dtype", "fp16"}, {"--grad-dtype fp16"}},
+      {{"--dtype", "f32", "--grad-dtype", "bf16"}, {"--grad-dtype bf16", "--dtype bf16"}},
+      {{"--quant", "q5"}, {"'q5'", "nf4"}},
+      {{"--optim", "sgd"}, {"'sgd'", "adamw8"}},
+      {{"--schedule", "linear"}, {"'linear'", "cosine"}},
+      {{"--control", "frozen"}, {"'frozen'", "--control"}},
+      {{"--train", "lora"}, {"--train lora", "--train full"}},
+      {{"--keep", "1"}, {"--keep", "1"}},
+      {{"--keep", "9223372036854775807"}, {"--keep"}},
+      {{"--device", "tpu"}, {"'tpu'", "--device auto"}},
+      {{"--threads", "100000"}, {"--threads", "1024"}},
+      {{"--val-fraction", "1"}, {"--val-fraction", "0.1"}},
+      {{"--val-fraction", "1e300"}, {"--val-fraction"}},
+      {{"--warmdown", "1.5"}, {"--warmdown 1.5", "0 to 1"}},
+      {{"--final-lr", "2"}, {"--final-lr 2", "0 to 1"}},
+      {{"--warmup-steps", "9", "--steps", "8"}, {"--warmup-steps 9", "--steps 8"}},
+      {{"--steps", "9223372036854775807"}, {"--steps", "1000000000"}},
+      {{"--tokens", "9223372036854775807"}, {"--tokens"}},
+      {{"--batch-tokens", "9223372036854775807"}, {"--batch-tokens"}},
+      {{"--micro-batch", "9223372036854775807"}, {"--micro-batch"}},
+  };
+  for (const Refusal& c : cases) {
+    for (const char* verb : {"train", "plan"}) {
+      SCOPED_TRACE(verb + (" " + c.args.front()) + " " + c.args[1]);
+      expect_refusal(run(Words{verb} + c.args), c.code, c.words);
+    }
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(dir / "work")) << "what is refused leaves nothing behind";
+}
+
+TEST_F(Cli, RefusesSizesThatDoNotFitTogether) {
+  const Refusal cases[] = {
+      {{"--batch-tokens", "100"}, {"--batch-tokens 100", "2048"}},
+      {{"--batch-tokens", "0"}, {"--batch-tokens 0"}},
+      {{"--micro-batch", "3"}, {"--micro-batch 3", "256 rows"}},
+      {{"--vocab-size", "1"}, {"vocabulary 1"}},
+      {{"--beta1", "1"}, {"--beta1", "below 1"}},
+      {{"--beta2", "7"}, {"--beta2", "below 1"}},
+      {{"--device", "cuda", "--arch", "sm_70"}, {"7.0", "8.0"}},
+      {{"--device", "cuda", "--arch", "hopper"}, {"'hopper'", "sm_90"}},
+      {{"--tokenizer", dir / "nowhere.txt"}, {dir / "nowhere.txt"}, 4},
+  };
+  for (const Refusal& c : cases) {
+    SCOPED_TRACE(c.args.front() + " " + c.args[1]);
+    expect_refusal(run(Words{"plan"} + c.args), c.code, c.words);
+  }
+}
+
+TEST_F(Cli, RefusesACardWhereTheBuildHasNoCuda) {
+  for (const Words& verb : {train(dir / "run"), Words{"sample"}, Words{"eval"}}) {
+    expect_refusal(run(verb + Words{"--device", "cuda"}), 2, {"no CUDA backend", "--device cpu"});
+  }
+  EXPECT_FALSE(std::filesystem::exists(dir / "tokens")) << "refused before the text is tokenized";
+  expect_success(run(Words{"plan", "--device", "cuda"} + shape()));
+}
+
+TEST_F(Cli, ExplainsWhatDoesNotFit) {
+  for (const char* limit : {"--vram", "--ram"}) {
+    SCOPED_TRACE(limit);
+    expect_refusal(run(train(dir / "run") + Words{limit, "1MiB"}), 3,
+                   {"does not fit", "DOES NOT FIT 1.0 MiB", "master", "--micro-batch 1"});
+    const Ended text = run(Words{"plan", limit, "1MiB"} + shape());
+    expect_refusal(text, 3, {"does not fit", "--micro-batch 1"});
+    expect_words(text.out, {"DOES NOT FIT 1.0 MiB", "verdict: does not fit"});
+    const Ended json = run(Words{"plan", "--json", limit, "1MiB"} + shape());
+    EXPECT_EQ(json.code, 3);
+    EXPECT_EQ(nlohmann::json::parse(json.out)["fits"], false);
+  }
+}
+
+TEST_F(Cli, TellsWhenNobodyCouldReadTheResult) {
+  const Streams full{.out = "/dev/full", .err = dir / "err", .folder = dir / "work"};
+  const int code = finish_process(start_process(Words{QTRAIN_PROGRAM, "plan", "--json"} + shape(), full));
+  expect_refusal({code, {}, read_text(dir / "err")}, 7, {"standard output"});
+}
+
+// --- configuration files and the environment ---------------------------------------------------------------
+
+TEST_F(Cli, RefusesConfigurationsItCannotUse) {
+  struct Config {
+    std::string text;
+    Words words;
+  };
+  const Config cases[] = {
+      {"this is not a setting\n", {"name = value"}},
+      {"[memory\nquant = nf4\n", {}},
+      {"stepss = 3\n", {"'stepss'", "did you mean --steps?"}},
+      {"[optim]\nquant = nf4\n", {"'quant'", "[memory]", "[optim]"}},
+      {"steps = many\n", {"--steps", "'many'"}},
+      {"steps = 3\nsteps = 4\n", {"'steps'", "2 times"}},
+      {"paging = perhaps\n", {"--paging", "'perhaps'"}},
+      {"data = \"unclosed\n", {"--data", "quote"}},
+      {std::string("\0\0\xff\xfe\0", 5), {}},
+  };
+  for (const Config& c : cases) {
+    SCOPED_TRACE(c.text);
+    write_text(dir / "run.ini", c.text);
+    expect_refusal(run({"plan", "--config", dir / "run.ini"}), 2, Words{dir / "run.ini"} + c.words);
+  }
+  expect_refusal(run({"plan", "--config", dir / "nowhere.ini"}), 2, {dir / "nowhere.ini", "--config"});
+  expect_refusal(run({"plan", "--config", dir.path().string()}), 2, {dir.path().string()});
+  expect_refusal(run({"plan", "--config"}), 2, {"--config"});
+}
+
+TEST_F(Cli, RefusesVariablesItCannotUse) {
+  {
+    const Variable variable("QTRAIN_STEPS", "many");
+    expect_refusal(run({"plan"}), 2, {"QTRAIN_STEPS", "'many'"});
+  }
+  {
+    const Variable variable("QTRAIN_STEPSS", "3");
+    expect_refusal(run({"plan"}), 2, {"QTRAIN_STEPSS", "did you mean --steps?"});
+  }
+  const Variable variable("QTRAIN_QUANT", "q5");
+  expect_refusal(run({"plan"}), 2, {"'q5'"});
+  expect_success(run(Words{"plan"} + shape()));
+}
+
+}  // namespace
+}  // namespace qt::test
