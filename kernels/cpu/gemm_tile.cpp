@@ -83,7 +83,11 @@ class Products {
       add.append_sum(1.0f);
       attr.set_post_ops(add);
     }
+#if DNNL_VERSION_MAJOR >= 3  // operation descriptors are gone: Debian 13, Ubuntu 24.04
+    const dnnl::matmul::primitive_desc desc(engine_, a, b, c, attr);
+#else
     const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(a, b, c), attr, engine_);
+#endif
     Product product{.primitive = dnnl::matmul(desc),
                     .a = memory(a, engine_, nullptr),
                     .b = memory(b, engine_, nullptr),
