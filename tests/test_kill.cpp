@@ -67,10 +67,14 @@ class Kill : public ::testing::Test {
     return at == std::string::npos ? "none in: " + output : output.substr(at + 8, 32);
   }
 
-  static bool saving(const std::string& run) {
+  // Whether process `pid` has a save in progress. A killed save leaves its folder behind, under that
+  // process's number.
+  static bool saving(const std::string& run, pid_t pid) {
     std::error_code error;
+    const std::string ending = "-" + std::to_string(pid);
     for (const auto& entry : std::filesystem::directory_iterator(run, error)) {
-      if (entry.path().filename().string().starts_with(".tmp-step-")) return true;
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with(".tmp-step-") && name.ends_with(ending)) return true;
     }
     return false;
   }
@@ -106,12 +110,12 @@ TEST_F(Kill, RandomKillsAndContinuingGiveTheSameBits) {
           break;
         }
         const bool late = std::chrono::steady_clock::now() >= until;
-        if (late && (!aim_at_save || saving(run))) break;
+        if (late && (!aim_at_save || saving(run, pid))) break;
         std::this_thread::sleep_for(200us);
       }
       if (ended) break;
       ::kill(pid, SIGSTOP);  // hold it still, so that what is seen is where it dies
-      const bool caught_saving = saving(run);
+      const bool caught_saving = saving(run, pid);
       ::kill(pid, SIGKILL);
       finish(pid);
       ++done;
@@ -122,7 +126,7 @@ TEST_F(Kill, RandomKillsAndContinuingGiveTheSameBits) {
   std::printf("%d kills, %d of them inside a save, %d runs, all ended in %s\n", done, in_save, runs,
               reference.c_str());
   EXPECT_GE(done, kills);
-  EXPECT_GE(in_save, 3);
+  EXPECT_GE(in_save, kills_in_save);
 }
 
 TEST_F(Kill, SigtermSavesAndExits75AndTheSameCommandContinues) {

@@ -94,6 +94,8 @@ const Configuration kConfigurations[] = {
     {"eight rows at once", {.rows = 8, .accumulation = 1}},
     {"one thread", {.threads = 1}},
     {"odd vocabulary", {.vocab_size = 331}},
+    // A row of logits is 80 KB here: anything sized by the vocabulary would show.
+    {"large vocabulary", {.rows = 4, .accumulation = 1, .vocab_size = 20000}},
 };
 
 // Every phase of a run, on real memory.

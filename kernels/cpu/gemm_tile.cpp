@@ -61,9 +61,9 @@ class Products {
 
   void execute(Product& product, const void* a, const void* b, float* c) {
     // The library's handles are not const; it only reads the operands.
-    product.a.set_data_handle(const_cast<void*>(a), stream_);
-    product.b.set_data_handle(const_cast<void*>(b), stream_);
-    product.c.set_data_handle(c, stream_);
+    product.a.set_data_handle(const_cast<void*>(a));
+    product.b.set_data_handle(const_cast<void*>(b));
+    product.c.set_data_handle(c);
     product.primitive.execute(stream_, product.args);
   }
 

@@ -1,9 +1,10 @@
 #include "src/train/stop.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <csignal>
+#include <thread>
 
 #include "src/core/error.h"
 
@@ -12,26 +13,34 @@ namespace qt {
 namespace {
 
 std::atomic<int> g_stop{0};
-static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may only touch lock-free atomics");
 
-extern "C" void on_stop_signal(int signal) {
-  // A user who asks twice means now.
-  if (g_stop.exchange(signal) > 0) _exit(128 + signal);
+// Waits for the stop signals for the rest of the process. A user who asks twice means now.
+void wait_for_signals(sigset_t signals) {
+  for (;;) {
+    int signal = 0;
+    if (sigwait(&signals, &signal) != 0) continue;
+    if (g_stop.exchange(signal) > 0) _exit(128 + signal);
+  }
 }
 
 }  // namespace
 
 void install_stop_handlers() {
-  struct sigaction action {};
-  action.sa_handler = on_stop_signal;
-  sigemptyset(&action.sa_mask);
-  action.sa_flags = SA_RESTART;  // reads and writes in progress go on; the loops poll
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
-  // A reader that goes away (`qtrain ... | head`) must not kill a run; the write reports it.
+  static std::atomic<bool> installed{false};
+  if (installed.exchange(true)) return;
+  // No handler: the matrix library's generated code runs with the stack pointer inside small buffers of its
+  // own, and a signal frame pushed there overwrites the heap. The signals stay blocked in this thread and in
+  // all that it starts later; one thread receives them by waiting.
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&signals, signal);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread(wait_for_signals, signals).detach();
+  // A reader that goes away (`qtrain ... | head`) must not kill a run; the write reports it. Neither must a
+  // limit on file sizes: the failed write says so.
   struct sigaction ignore {};
   ignore.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &ignore, nullptr);
-  // Likewise a limit on file sizes (`ulimit -f`).
   sigaction(SIGXFSZ, &ignore, nullptr);
 }
 
