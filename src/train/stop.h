@@ -3,8 +3,8 @@
 
 namespace qt {
 
-// Takes the signals; call it before the first thread is started. The first signal asks for a clean stop; a second one
-// ends the process at once (128 + signal): what is on disk stays consistent either way.
+// Takes the signals; call it before the first thread is started. The first signal asks for a clean stop; a
+// second one ends the process at once (128 + signal): what is on disk stays consistent either way.
 void install_stop_handlers();
 
 // True once a stop was asked for, by a signal or by request_stop().
