@@ -192,6 +192,12 @@ std::unique_ptr<EvalBatches> open_validation(const PreparedData& data, const Opt
                                        data.tokenizer->token_bytes_table(), o.eval_tokens);
 }
 
+// For verbs that keep nothing: stopping them loses nothing and leaves nothing to continue.
+void poll_read_only() {
+  if (stop_requested())
+    throw StopRequested("stopped on request", "nothing was changed; the same command starts over");
+}
+
 // An engine with the weights of the newest checkpoint and nothing else, for sample and eval.
 struct LoadedModel {
   std::unique_ptr<Engine> engine;
@@ -415,7 +421,8 @@ void run_sample(const LoadedOptions& loaded, std::ostream& out) {
                     .seed = o.seed,
                     .stream = static_cast<std::uint64_t>(model.state.step)};
   how.ids = model.tokenizer.vocab_size();
-  const std::vector<std::int32_t> text = model.engine->sample(prompt, how, [](std::int64_t) { poll_stop(); });
+  const std::vector<std::int32_t> text =
+      model.engine->sample(prompt, how, [](std::int64_t) { poll_read_only(); });
   out << text_before << model.tokenizer.decode(text) << "\n";
 }
 
@@ -434,7 +441,7 @@ void run_eval(const LoadedOptions& loaded, std::ostream& out) {
     throw ConfigError("the data was tokenized with another vocabulary than this run's",
                       "name the text itself with --data, not its shards");
   }
-  const EvalResult result = evaluate(*model.engine, *validation, [] { poll_stop(); });
+  const EvalResult result = evaluate(*model.engine, *validation, [] { poll_read_only(); });
   out << fmt::format("step {}: {:.4f} bits per byte, loss {:.4f} over {} tokens, {} bytes\n",
                      model.state.step, result.bpb, result.loss, format_thousands(result.tokens),
                      format_thousands(result.bytes));

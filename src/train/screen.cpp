@@ -116,11 +116,12 @@ std::string plan_json(const PlannedRun& run, const Limits& limits) {
   return fmt::format(
       "{{\"fits\":{},\"device_bytes\":{},\"host_bytes\":{},\"disk_bytes\":{},\"micro_batch\":{},"
       "\"accumulation\":{},"
-      "\"margin_bytes\":{},\"checkpoint_bytes\":{},\"device_limit_bytes\":{},\"reserve_bytes\":{},\"device\":"
+      "\"margin_bytes\":{},\"steps\":{},\"checkpoint_bytes\":{},\"written_bytes_per_day\":{},"
+      "\"token_cache_bytes\":{},\"device_limit_bytes\":{},\"reserve_bytes\":{},\"device\":"
       "{{{}}},\"host\":{{{}}}}}",
       run.fits(), run.device_bytes, run.host_bytes, run.disk_bytes, run.engine.memory.micro_batch_rows,
-      run.engine.accumulation, margin, run.checkpoint_bytes, limits.device_bytes, run.reserve_bytes, rows,
-      host_rows);
+      run.engine.accumulation, margin, run.steps, run.checkpoint_bytes, run.written_bytes_per_day,
+      run.token_cache_bytes, limits.device_bytes, run.reserve_bytes, rows, host_rows);
 }
 
 std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info) {
