@@ -71,7 +71,10 @@ TEST_F(Cli, EvaluatesOnTheRunsOwnTokensWithoutTouchingThem) {
   const Ended other =
       run({"eval", "--out", dir / "run", "--data", dir / "other.txt", "--val-fraction", "0.5"});
   expect_success(other);
-  EXPECT_TRUE(std::filesystem::exists(dir / "other.txt.tokens/dataset.json"));
+  EXPECT_TRUE(std::filesystem::exists(dir / "run/eval.tokens/dataset.json"));
+  // Another validation text for the same training text: the run's own tokens stay as they are.
+  expect_success(run({"eval", "--out", dir / "run", "--val-data", dir / "other.txt"}));
+  EXPECT_EQ(std::filesystem::last_write_time(dir / "tokens/dataset.json"), written);
 }
 
 // A model's vocabulary may be padded; the tokens of the padding spell nothing.

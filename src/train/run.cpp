@@ -280,6 +280,8 @@ PreparedData load_eval_data(const LoadedOptions& loaded, const RunState& state) 
     }
   }
   o.tokenizer = (fs::path(o.out) / "tokenizer.txt").string();
+  // A folder of its own: preparing other data in the training run's cache would replace that run's tokens.
+  if (!loaded.given("cache")) o.cache = (fs::path(o.out) / "eval.tokens").string();
   return load_data(o);
 }
 

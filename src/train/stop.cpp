@@ -33,7 +33,12 @@ void install_stop_handlers() {
   // all that it starts later; one thread receives them by waiting.
   sigset_t signals;
   sigemptyset(&signals);
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&signals, signal);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    // nohup and background jobs ignore some; that stays so. A blocked signal would be received all the same.
+    struct sigaction now {};
+    if (sigaction(signal, nullptr, &now) == 0 && now.sa_handler == SIG_IGN) continue;
+    sigaddset(&signals, signal);
+  }
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::thread(wait_for_signals, signals).detach();
   // A reader that goes away (`qtrain ... | head`) must not kill a run; the write reports it. Neither must a

@@ -101,7 +101,8 @@ TrainResult Trainer::run() {
       const bool last = state_.step == options_.schedule.steps;
       const bool evaluating = validation_ != nullptr && options_.eval_every > 0 &&
                               state_.step % options_.eval_every == 0 && !last;
-      const bool sampling = options_.sample_every > 0 && state_.step % options_.sample_every == 0 && !last;
+      const bool sampling = engine_.options().sample_tokens > 0 && options_.sample_every > 0 &&
+                            state_.step % options_.sample_every == 0 && !last;
       // Saved before an evaluation starts: whatever it does, the training behind it is safe.
       if (evaluating) {
         save();
@@ -231,9 +232,11 @@ void Trainer::restore(const std::string& why) {
     engine_.init_weights(state_.seed);
     state_.step = state_.applied = state_.window = 0;
   } else {
-    const double seconds = state_.seconds;
-    state_ = store_.load(checkpoint, engine_);
-    state_.seconds = seconds;
+    // Options, seed and hashes are this run's: they may have been changed on purpose since the checkpoint.
+    const RunState good = store_.load(checkpoint, engine_);
+    state_.step = good.step;
+    state_.applied = good.applied;
+    state_.window = good.window;
   }
   saved_step_ = checkpoint.empty() ? -1 : state_.step;
   state_.restores = restores;
