@@ -27,7 +27,8 @@ using O = Options;
 
 constexpr OptionSpec kTable[] = {
     {"model", "model", K::text, &O::model, "architecture: d2, d4 ... d34 (nanochat)"},
-    {"model", "vocab-size", K::count, &O::vocab_size, "vocabulary; 0: the tokenizer's"},
+    {"model", "vocab-size", K::count, &O::vocab_size,
+     "vocabulary; 0: the tokenizer's (4096 where one is made)"},
     {"model", "seq-len", K::count, &O::seq_len, "tokens per sequence; 0: the model's 2048"},
     {"model", "n-kv-head", K::count, &O::n_kv_head, "key/value heads; 0: as many as heads"},
 
@@ -73,7 +74,7 @@ constexpr OptionSpec kTable[] = {
     {"run", "stop-after", K::duration, &O::stop_after_s, "stop and save after this time, as 8h; 0: never"},
     {"run", "fresh", K::flag, &O::fresh, "start anew: refuse a run folder that holds a run"},
     {"run", "allow-changes", K::flag, &O::allow_changes,
-     "continue although model, data or tokens per step changed"},
+     "continue although data, seed or tokens per step changed"},
 
     {"data", "data", K::texts, &O::data,
      "training text (.txt .jsonl, .gz .zst of both), folders, '-', or token shards (.bin)"},

@@ -56,7 +56,7 @@ struct Options {
   std::string out = "runs/default";
   double stop_after_s = 0;     // 0: never
   bool fresh = false;          // refuse to continue a run that is already there
-  bool allow_changes = false;  // resume although model, data or tokens per step differ
+  bool allow_changes = false;  // resume although data, seed or tokens per step differ
 
   // [data]
   std::vector<std::string> data;  // text, JSONL, folders or token shards

@@ -90,7 +90,7 @@ void Trainer::fetch(std::int64_t micro) {
 }
 
 TrainResult Trainer::run() {
-  if (!engine_.options().model.seq_len || options_.schedule.steps <= state_.step) {
+  if (options_.schedule.steps <= state_.step) {
     log_info("the run is complete: {} of {} steps", state_.step, options_.schedule.steps);
   } else {
     std::puts(step_header().c_str());
