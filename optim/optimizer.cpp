@@ -17,9 +17,8 @@ static_assert(SecondMoment::kZeroCode == 0);
 
 const std::vector<OptimizerInfo>& optimizer_table() {
   static const std::vector<OptimizerInfo> kTable = {
-      {"adamw8", true,
-       "AdamW with 8-bit block moments for the matrices: 6.03 bytes of state and master per parameter"},
-      {"adamw", false, "AdamW with f32 moments: 12 bytes of state and master per parameter"},
+      {"adamw8", true},
+      {"adamw", false},
   };
   return kTable;
 }

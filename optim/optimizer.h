@@ -24,7 +24,6 @@ namespace qt {
 struct OptimizerInfo {
   std::string_view name;
   bool eight_bit_moments = false;  // of the matrices; embedding, head and norms always keep f32 moments
-  std::string_view summary;
 };
 const std::vector<OptimizerInfo>& optimizer_table();
 // Throws ConfigError listing the table.

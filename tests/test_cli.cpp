@@ -118,6 +118,49 @@ TEST_F(Cli, PlansAsTextAndAsJson) {
   EXPECT_TRUE(std::filesystem::is_empty(dir / "work")) << "a plan leaves nothing behind";
 }
 
+TEST_F(Cli, PlansForTheVocabularyThatTrainingWouldUse) {
+  const auto vocabulary = [&](const Words& more) {
+    const Ended ended =
+        run(Words{"plan", "--model", "d2", "--seq-len", "32", "--batch-tokens", "128"} + more);
+    expect_success(ended);
+    return ended.out.substr(ended.out.find("vocabulary "), 17);
+  };
+  EXPECT_EQ(vocabulary({}), "vocabulary 65536,");
+  EXPECT_EQ(vocabulary({"--data", dir / "text.txt"}), "vocabulary 4096, ");
+  EXPECT_EQ(vocabulary({"--data", dir / "text.txt", "--tokenizer-kind", "bytes"}), "vocabulary 265, s");
+  EXPECT_EQ(vocabulary({"--data", dir / "text.txt", "--vocab-size", "300"}), "vocabulary 300, s");
+  EXPECT_TRUE(std::filesystem::is_empty(dir / "work")) << "a plan leaves nothing behind";
+}
+
+TEST_F(Cli, RefusesBeforeItTokenizes) {
+  struct Case {
+    Words changes;
+    int code;
+    Words words;
+  };
+  const Case cases[] = {{{"--batch-tokens", "100"}, 2, {"--batch-tokens"}},
+                        {{"--micro-batch", "3"}, 2, {"--micro-batch"}},
+                        {{"--ram", "1MiB"}, 3, {"does not fit"}}};
+  for (const Case& c : cases) {
+    expect_refusal(run(with(train(dir / "run"), c.changes)), c.code, c.words);
+    EXPECT_FALSE(std::filesystem::exists(dir / "tokens")) << "text was tokenized for a run that cannot be";
+    EXPECT_FALSE(std::filesystem::exists(dir / "run")) << "a run that cannot be left a folder";
+  }
+  expect_success(run(train(dir / "run")));
+  std::filesystem::remove_all(dir / "tokens");
+  expect_refusal(run(train(dir / "run") + Words{"--fresh"}), 2, {"--fresh"});
+  EXPECT_FALSE(std::filesystem::exists(dir / "tokens"));
+}
+
+TEST_F(Cli, IsQuietWhenAskedTo) {
+  const Ended loud = run(train(dir / "loud")), quiet = run(train(dir / "quiet") + Words{"--quiet"});
+  expect_success(quiet);
+  expect_words(loud.out, {"step/total", "4/4"});
+  EXPECT_EQ(quiet.out.find("step/total"), std::string::npos) << quiet.out;
+  EXPECT_EQ(quiet.out.find("4/4"), std::string::npos) << quiet.out;
+  EXPECT_EQ(state_of(loud), state_of(quiet));
+}
+
 TEST_F(Cli, ExplainsItself) {
   const Ended help = run({"--help"}), version = run({"--version"});
   expect_success(help);

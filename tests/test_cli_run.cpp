@@ -10,7 +10,9 @@
 #include "src/io/checkpoint.h"
 #include "src/io/file_system.h"
 #include "src/io/hash.h"
+#include "src/io/safetensors.h"
 #include "tests/support/cli.h"
+#include "tests/support/reseal.h"
 
 namespace qt::test {
 namespace {
@@ -31,21 +33,6 @@ std::string tree_of(const fs::path& folder) {
   std::string text;
   for (const std::string& line : lines) text += line + "\n";
   return text;
-}
-
-// A checkpoint with a changed file in it and a manifest that says so: what damage cannot make, and malice
-// can.
-void reseal(const fs::path& run, std::int64_t step, const std::string& name,
-            const std::function<void(std::string&)>& change) {
-  const fs::path folder = run / checkpoint_name(step);
-  const Manifest manifest = verify_checkpoint(folder);
-  CheckpointWriter writer(posix_fs(), run, step);
-  for (const auto& file : manifest.files) {
-    std::string content = read_text(folder / file.name);
-    if (file.name == name) change(content);
-    writer.add_file(file.name).write(content);
-  }
-  writer.finish();
 }
 
 // --- run folders -------------------------------------------------------------------------------------------
@@ -119,6 +106,26 @@ TEST_F(CliRun, AreNotContinuedAsAnotherRun) {
   // What changes no result needs no permission.
   const Ended threads = run(with(train(folder, "6"), {"--threads", "2", "--keep", "3"}));
   expect_success(threads);
+}
+
+TEST_F(CliRun, ThatCannotBeSavedFromDivergingEndWithTheirOwnExitCode) {
+  // Weights so large that products overflow, in a checkpoint that verifies: every restore leads back to them.
+  reseal(folder, 4, "weights.safetensors", [&](std::string& file) {
+    const Safetensors tensors = Safetensors::open(at(4, "weights.safetensors"));
+    const float huge = 3e38f;
+    const std::string name = "transformer.h.0.attn.c_v.weight.absmax";
+    std::uint64_t offset = 0, bytes = 0;
+    for (const StoredTensor& t : tensors.tensors()) {
+      if (t.name != name) continue;
+      offset = t.file_offset;
+      bytes = t.bytes;
+    }
+    ASSERT_GT(bytes, 0u);
+    for (std::uint64_t i = 0; i < bytes; i += sizeof huge)
+      file.replace(offset + i, sizeof huge, reinterpret_cast<const char*>(&huge), sizeof huge);
+  });
+  expect_refusal(run(train(folder, "40")), 5, {"not finite", "3 restores", "--matrix-lr"});
+  EXPECT_NO_THROW(verify_checkpoint(fs::path(folder) / checkpoint_name(2))) << "what was good before stays";
 }
 
 TEST_F(CliRun, FallBackToTheCheckpointBeforeADamagedOne) {
@@ -303,8 +310,8 @@ TEST_F(CliDisk, AFullDiskEndsTheRunAndLosesNothing) {
   ::kill(pid, SIGCONT);
   const int code = finish_process(pid);
   expect_refusal({code, {}, read_text(dir / "err")}, 7, {folder});
-  // Started again while it is still full, it says so before the first step.
-  expect_refusal(run(train(folder, "40")), 7, {folder});
+  // Started again while it is still full, it says so before any work.
+  expect_refusal(run(train(folder, "40")), 3, {"disk", "DOES NOT FIT", "--out"});
   ASSERT_TRUE(fs::remove(filler));
   expect_recovery(folder);
 }

@@ -74,17 +74,17 @@ TEST_F(Diverge, OneBadWindowChangesNothingButTheClock) {
   std::vector<std::byte> good;
   const TensorView wte = engine->model().params().front().compute;
   trainer.after_step = [&](const RunState& now, const StepStats& stats) {
-    if (now.step == 4) {
+    if (now.step == 5) {  // the next step is one that would save
       before = state_hash(*engine);
       good.resize(static_cast<std::size_t>(wte.bytes()));
       engine->backend().download(wte.flat(), good);
       poison(*engine);
     }
-    if (now.step == 5) {
+    if (now.step == 6) {
       EXPECT_FALSE(stats.finite);
       engine->backend().upload(good, wte.flat());
       after = state_hash(*engine);
-      EXPECT_EQ(now.applied, 4);
+      EXPECT_EQ(now.applied, 5);
     }
   };
   trainer.run();
@@ -113,6 +113,75 @@ TEST_F(Diverge, ThreeRestoresAreTheEnd) {
   std::string explanation;
   const CheckpointStore store(dir / "run", 2);
   EXPECT_FALSE(store.newest(explanation).empty());
+}
+
+TEST_F(Diverge, AWeightThatIsNoNumberIsNotSaved) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  bool poisoned = false;
+  trainer.after_step = [&](const RunState& now, const StepStats&) {
+    if (now.step != 4 || poisoned) return;  // a save follows: no loss has shown the damage yet
+    poisoned = true;
+    poison(*engine);
+  };
+  EXPECT_EQ(trainer.run().step, 12);
+  EXPECT_EQ(state.restores, 1);
+  EXPECT_EQ(state.bad_windows, std::vector<std::int64_t>{3});
+  EXPECT_EQ(state.applied, 12);
+  EXPECT_NE(log_text("run").find("not a finite number"), std::string::npos);
+}
+
+TEST_F(Diverge, TheEndIsSavedAfterABadWindowButNotTrusted) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  std::vector<std::byte> good;
+  const TensorView wte = engine->model().params().front().compute;
+  trainer.after_step = [&](const RunState& now, const StepStats& stats) {
+    if (now.step == 11) {
+      good.resize(static_cast<std::size_t>(wte.bytes()));
+      engine->backend().download(wte.flat(), good);
+      poison(*engine);
+    }
+    if (now.step == 12) {
+      EXPECT_FALSE(stats.finite);
+      engine->backend().upload(good, wte.flat());
+    }
+  };
+  EXPECT_EQ(trainer.run().step, 12);
+  const CheckpointStore store(dir / "run", 2);
+  std::string explanation;
+  const RunState last = CheckpointStore::read_state(store.newest(explanation));
+  EXPECT_EQ(last.step, 12);
+  EXPECT_EQ(last.bad_in_a_row, 1);
+  const RunState trusted = CheckpointStore::read_state(store.newest_trusted());
+  EXPECT_EQ(trusted.step, 10);
+  EXPECT_EQ(trusted.bad_in_a_row, 0);
+}
+
+TEST_F(Diverge, RestoresOfLongAgoAreForgiven) {
+  const auto restores_after = [&](const std::string& name, std::int64_t steps) {
+    const auto engine = tiny_engine({});
+    engine->init_weights(7);
+    RunState state;
+    TrainerOptions o = options(name);
+    o.schedule.steps = steps;
+    o.save_every = 20;
+    Trainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
+    bool poisoned = false;
+    trainer.after_step = [&](const RunState& now, const StepStats&) {
+      if (now.step != 25 || poisoned) return;
+      poisoned = true;
+      poison(*engine);
+    };
+    trainer.run();
+    return state.restores;
+  };
+  EXPECT_EQ(restores_after("short", 60), 1);
+  EXPECT_EQ(restores_after("long", 140), 0);
 }
 
 TEST_F(Diverge, WithoutACheckpointTheRunStartsOver) {

@@ -316,7 +316,6 @@ TEST_F(OptionTable, HoldsEachNameAndEachFieldOnce) {
     for (const OptionSpec::Member& other : members) EXPECT_FALSE(other == spec.member) << spec.name;
     members.push_back(spec.member);
     EXPECT_FALSE(std::string(spec.name).starts_with("no-")) << "would be read as a flag switched off";
-    EXPECT_EQ(nearest_option(spec.name), spec.name);
   }
   // A file may leave sections out only because names are unique over all of them.
   EXPECT_EQ(names.size(), option_table().size());

@@ -1,6 +1,7 @@
 // Plans: the bytes and the work of a run before it starts, against figures worked out here by hand, and the
 // table of models.
 #include <ctime>
+#include <optional>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -137,6 +138,44 @@ TEST(PlanOfD32, SaysSoWhereItDoesNotFit) {
   const std::int64_t reserve = plan(d32("nf4", 1, "bf16")).reserve_bytes;
   EXPECT_TRUE(plan(d32("nf4", 1, "bf16"), run.device_bytes + reserve).fits());
   EXPECT_FALSE(plan(d32("nf4", 1, "bf16"), run.device_bytes + reserve - 1).fits());
+}
+
+TEST(PlanOfD32, TellsThat16BitWeightsFitTooWhereTheyDo) {
+  const auto note = [](const PlannedRun& run) {
+    return run.notes.empty() ? std::string() : run.notes.front();
+  };
+  EXPECT_NE(note(plan(d32("nf4", 1, "bf16"))).find("bf16 weights fit too"), std::string::npos);
+  EXPECT_NE(note(plan(d32("nf4", 1, "bf16"))).find("--quant none"), std::string::npos);
+  EXPECT_TRUE(note(plan(d32("nf4", 1, "bf16"), 8 * kGiB)).empty()) << "they do not fit 8 GiB";
+  EXPECT_TRUE(note(plan(d32("none", 1, "bf16"))).empty()) << "they are what is used";
+}
+
+TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
+  Options o = d32("nf4", 1, "bf16");
+  const auto on_disk = [&](std::optional<std::int64_t> free_bytes) {
+    return plan_run(o, card(), Limits{.device_bytes = 12 * kGiB, .disk_bytes = free_bytes}, 0);
+  };
+  const PlannedRun unknown = on_disk(std::nullopt);
+  EXPECT_TRUE(unknown.fits());
+  EXPECT_TRUE(on_disk(unknown.disk_bytes).fits());
+  EXPECT_FALSE(on_disk(unknown.disk_bytes - 1).fits());
+  const PlannedRun full = on_disk(0);
+  EXPECT_FALSE(full.fits()) << "a disk without a free byte is no unknown disk";
+  EXPECT_TRUE(full.fits_memory());
+  EXPECT_NE(fit_hint(full).find("disk"), std::string::npos);
+  EXPECT_NE(fit_hint(plan(d32("nf4"), 6 * kGiB)).find("--micro-batch"), std::string::npos);
+}
+
+TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {
+  const PlannedRun run = plan(d32("nf4", 1, "bf16"));
+  EXPECT_EQ(run.token_cache_bytes, 2 * run.steps * run.engine.step_tokens());
+  // 1 % of a day at half a gigabyte a second; and small models no more than a save a minute.
+  EXPECT_EQ(run.written_bytes_per_day, 864LL * 500'000'000);
+  Options small;
+  small.model = "d2";
+  small.vocab_size = 300;
+  const PlannedRun tiny = plan(small, 0);
+  EXPECT_EQ(tiny.written_bytes_per_day, 1440 * tiny.checkpoint_bytes);
 }
 
 TEST(Plan, IsTheSameForEveryNumberOfMicroBatches) {

@@ -5,9 +5,12 @@
 
 #include <gtest/gtest.h>
 
+#include "src/io/checkpoint.h"
+#include "src/train/resume.h"
 #include "src/train/run_state.h"
 #include "src/train/stop.h"
 #include "src/train/trainer.h"
+#include "tests/support/reseal.h"
 #include "tests/support/tiny_run.h"
 
 namespace qt::test {
@@ -195,6 +198,8 @@ TEST_F(Resume, RunStateSurvivesItsFileAndRefusesDamage) {
   s.step = 12;
   s.applied = 11;
   s.window = 14;
+  s.tokens = 1536;
+  s.bad_in_a_row = 2;
   s.bad_windows = {3, 9};
   s.restores = 1;
   s.seconds = 1.5;
@@ -230,7 +235,7 @@ TEST_F(Resume, RunStateSurvivesItsFileAndRefusesDamage) {
   refused(with("\"model\": \"d4\"", "\"model\": 4"), "options.");
 }
 
-TEST_F(Resume, ANaNInAStoredWeightIsNamed) {
+TEST_F(Resume, ANaNIsNeitherSavedNorLoaded) {
   const auto engine = tiny_engine({});
   engine->init_weights(7);
   CheckpointStore store(dir / "run", 2);
@@ -239,10 +244,20 @@ TEST_F(Resume, ANaNInAStoredWeightIsNamed) {
     return v.name == "master.transformer.h.1.attn.c_q.weight";
   });
   ASSERT_NE(master, state.end());
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  engine->backend().upload(std::as_bytes(std::span<const float>(&nan, 1)), master->view.flat(17, 1));
   RunState run;
   store.save(*engine, run);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  // A value that no weight has, to find the place in the file by.
+  const float mark = 12345.678f;
+  engine->backend().upload(std::as_bytes(std::span<const float>(&mark, 1)), master->view.flat(17, 1));
+  run.step = 1;
+  store.save(*engine, run);
+  reseal(dir / "run", 1, "state.safetensors", [&](std::string& file) {
+    const std::string bytes(reinterpret_cast<const char*>(&mark), sizeof mark);
+    const std::size_t at = file.find(bytes);
+    ASSERT_NE(at, std::string::npos);
+    file.replace(at, sizeof nan, reinterpret_cast<const char*>(&nan), sizeof nan);
+  });
   std::string explanation;
   try {
     store.load(store.newest(explanation), *engine);
@@ -252,6 +267,53 @@ TEST_F(Resume, ANaNInAStoredWeightIsNamed) {
         << e.what();
     EXPECT_NE(std::string(e.what()).find("element 17"), std::string::npos) << e.what();
   }
+
+  engine->backend().upload(std::as_bytes(std::span<const float>(&nan, 1)), master->view.flat(17, 1));
+  run.step = 2;
+  try {
+    store.save(*engine, run);
+    FAIL() << "a NaN was saved";
+  } catch (const DivergedError& e) {
+    EXPECT_NE(std::string(e.what()).find("master.transformer.h.1.attn.c_q.weight"), std::string::npos)
+        << e.what();
+    EXPECT_NE(std::string(e.what()).find("element 17"), std::string::npos) << e.what();
+  }
+  EXPECT_EQ(find_checkpoints(dir / "run").back().step, 1) << "a refused save leaves nothing behind";
+}
+
+TEST_F(Resume, AnotherStepSizeStartsAtTheFirstWindowWithNothingTrainedYet) {
+  RunState stored, now;
+  stored.window = 7;
+  stored.bad_windows = {3};
+  stored.options = now.options = {{"batch-tokens", "128"}};
+  EXPECT_EQ(carry_over(stored, now).window, 7);
+  EXPECT_EQ(carry_over(stored, now).bad_windows.size(), 1u);
+  now.options["batch-tokens"] = "256";  // 896 tokens are used up: 3.5 of the new windows
+  EXPECT_EQ(carry_over(stored, now).window, 4);
+  EXPECT_TRUE(carry_over(stored, now).bad_windows.empty());
+  now.options["batch-tokens"] = "64";
+  EXPECT_EQ(carry_over(stored, now).window, 14);
+  now = stored;
+  now.seed = 5;  // another order: the window numbers mean other tokens
+  EXPECT_EQ(carry_over(stored, now).window, 7);
+  EXPECT_TRUE(carry_over(stored, now).bad_windows.empty());
+}
+
+TEST_F(Resume, ChangesAreListedWithWhatTheyMean) {
+  RunState stored;
+  for (const OptionSpec& spec : option_table()) stored.options[spec.name] = option_text(Options{}, spec);
+  const auto listed = [&](const std::string& name, const std::string& value) {
+    RunState now = stored;
+    now.options[name] = value;
+    const std::vector<std::string> lines = check_resume(stored, now, false);
+    return lines.empty() ? std::string() : lines.front();
+  };
+  EXPECT_NE(listed("micro-batch", "3").find("bits may differ"), std::string::npos);
+  EXPECT_NE(listed("threads", "3").find("threads: 0 -> 3; no result depends on it"), std::string::npos);
+  EXPECT_NE(listed("vram", "8GiB").find("vram: "), std::string::npos);
+  EXPECT_EQ(listed("matrix-lr", "0.5").find(";"), std::string::npos);
+  EXPECT_NE(listed("matrix-lr", "0.5").find("matrix-lr: "), std::string::npos);
+  EXPECT_TRUE(listed("log-every", "7").empty());
 }
 
 }  // namespace

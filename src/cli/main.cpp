@@ -90,15 +90,11 @@ void run(std::vector<std::string> args) {
   const qt::LoadedOptions loaded = qt::load_options(args);
   if (only_print) return qt::print_config(std::cout, loaded);
   if (loaded.options.quiet) qt::set_log_level(qt::LogLevel::warning);
-  if (verb == "train") return qt::run_train(loaded, std::cout);
+  if (verb == "train") return qt::run_train(loaded, qt::make_backend, std::cout);
   if (verb == "tokenize") return qt::run_tokenize(loaded, std::cout);
-  if (verb == "sample") return qt::run_sample(loaded, std::cout);
-  if (verb == "eval") return qt::run_eval(loaded, std::cout);
-  if (!qt::run_plan(loaded, json, std::cout)) {
-    std::cout.flush();
-    throw qt::FitError("the run does not fit (see the plan)",
-                       "try --micro-batch 1, --ckpt-activations, --quant nf4 or --optim adamw8");
-  }
+  if (verb == "sample") return qt::run_sample(loaded, qt::make_backend, std::cout);
+  if (verb == "eval") return qt::run_eval(loaded, qt::make_backend, std::cout);
+  return qt::run_plan(loaded, json, std::cout);
 }
 
 }  // namespace

@@ -137,7 +137,7 @@ Buffer Model::forward_hidden(std::span<const std::int32_t> ids) {
 }
 
 void Model::loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals,
-                        float grad_scale, const TensorView& dx_NC, std::span<float> nll) {
+                        float grad_scale, const TensorView& dx_NC) {
   const std::int64_t N = xf_NC.dim(0), V = config_.vocab_size;
   const Linear head(params_.back(), FormatId::none);
   const Buffer logits_MV = ctx_.step.alloc("loss.logits", MemoryTag::logits, DType::f32, {chunk_tokens_, V});
@@ -155,12 +155,7 @@ void Model::loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, co
                            .grad_scale = grad_scale};
     if (dx_NC.defined()) op.dlogits = dlogits_view(z_MV, options_.compute);
     backend_.run(op);
-    if (nll.empty()) {
-      backend_.run(SumLoss{.nll = loss_M, .targets = targets_M, .totals = totals});
-    } else {
-      backend_.download(loss_M, std::as_writable_bytes(nll.subspan(static_cast<std::size_t>(first),
-                                                                   static_cast<std::size_t>(M))));
-    }
+    backend_.run(SumLoss{.nll = loss_M, .targets = targets_M, .totals = totals});
     if (!dx_NC.defined()) continue;
     head.backward_weight(ctx_, op.dlogits, x_MC);
     head.backward_input(ctx_, op.dlogits, dx_NC.rows(first, M));
@@ -199,7 +194,7 @@ void Model::forward_backward(const HostBatch& batch, float grad_scale, const Ten
   backend_.run(RmsNormFwd{.x = xf_NC, .y = xf_NC, .rstd = rstdf_N, .eps = config_.norm_eps});
 
   const Buffer dx_NC = step.alloc("dx", MemoryTag::activations, t, {N, C});
-  loss_chunks(xf_NC, targets_N, totals, grad_scale, dx_NC, {});
+  loss_chunks(xf_NC, targets_N, totals, grad_scale, dx_NC);
   backend_.run(RmsNormBwd{.y = xf_NC, .rstd = rstdf_N, .dy = dx_NC, .dx = dx_NC});
   xf_NC.release();
 
@@ -214,10 +209,10 @@ void Model::forward_backward(const HostBatch& batch, float grad_scale, const Ten
                    EmbeddingBwd{.ids = ids_N, .dy = dx_NC, .dtable = params_.front().grad, .scratch = {}});
 }
 
-void Model::evaluate(const HostBatch& batch, const TensorView& totals, std::span<float> nll) {
+void Model::evaluate(const HostBatch& batch, const TensorView& totals) {
   const Buffer targets_N = upload_ids("targets", batch.targets);
   const Buffer xf_NC = forward_hidden(batch.ids);
-  loss_chunks(xf_NC, targets_N, totals, 0.0f, {}, nll);
+  loss_chunks(xf_NC, targets_N, totals, 0.0f, {});
 }
 
 void Model::logits(std::span<const std::int32_t> ids, std::span<float> out) {

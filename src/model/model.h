@@ -62,8 +62,8 @@ class Model {
   // (each token's share times grad_scale) and to totals (f64 [2]: sum of losses in nats, number of targets).
   void forward_backward(const HostBatch& batch, float grad_scale, const TensorView& totals);
 
-  // Forward only; adds to totals, or leaves each target's loss in `nll` (B * T floats) when that is given.
-  void evaluate(const HostBatch& batch, const TensorView& totals, std::span<float> nll = {});
+  // Forward only; adds to totals.
+  void evaluate(const HostBatch& batch, const TensorView& totals);
 
   // Forward only; f32 logits after the softcap, [B * T, V], to the host. For parity tests: it holds all of
   // them at once.
@@ -78,7 +78,7 @@ class Model {
   // Embedding, first norm, blocks, last norm: the final hidden state [N, C], nothing kept.
   Buffer forward_hidden(std::span<const std::int32_t> ids);
   void loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals,
-                   float grad_scale, const TensorView& dx_NC, std::span<float> nll);
+                   float grad_scale, const TensorView& dx_NC);
 
   Backend& backend_;
   StepContext ctx_;

@@ -195,11 +195,6 @@ Engine::EvalSums Engine::evaluate(const HostBatch& batch) {
   return EvalSums{.nats = sums[0], .targets = sums[1]};
 }
 
-void Engine::evaluate_tokens(const HostBatch& batch, std::span<float> nll) {
-  const PhaseScope phase(*step_, "eval_step");
-  model_->evaluate(batch, totals_, nll);
-}
-
 std::vector<std::int32_t> Engine::sample(std::span<const std::int32_t> prompt, const SampleOptions& how,
                                          const BetweenBatches& between) {
   const PhaseScope phase(*step_, "sample");
@@ -213,7 +208,6 @@ std::vector<std::int32_t> Engine::sample(std::span<const std::int32_t> prompt, c
     const std::int32_t token = pick_token(
         how.ids > 0 ? logits.first(static_cast<std::size_t>(how.ids)) : logits, how, uniform, sample_order_);
     text.push_back(token);
-    if (std::find(how.stop_ids.begin(), how.stop_ids.end(), token) != how.stop_ids.end()) break;
     if (decoder.position() == decoder.capacity()) break;
     if (static_cast<std::int64_t>(text.size()) == how.new_tokens) break;
     decoder.feed(std::span<const std::int32_t>(&token, 1), logits);

@@ -55,7 +55,6 @@ struct SampleOptions {
   std::int64_t ids = 0;      // draw among the first so many ids: a model's vocabulary may be padded; 0: all
   std::uint64_t seed = 0;
   std::uint64_t stream = 0;  // a training run uses the step: the same step samples the same text
-  std::vector<std::int32_t> stop_ids;
 };
 
 class Engine {
@@ -101,8 +100,6 @@ class Engine {
     double targets = 0;
   };
   EvalSums evaluate(const HostBatch& batch);
-  // Each target's own loss, for byte-exact metrics: nll has micro_batch_tokens() floats.
-  void evaluate_tokens(const HostBatch& batch, std::span<float> nll);
 
   // Continues `prompt`. Deterministic: draws depend on (seed, stream, position) alone. `between` as in
   // accumulate().

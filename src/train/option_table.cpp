@@ -345,10 +345,6 @@ const OptionSpec* find_option(std::string_view name) {
   return it == std::end(kTable) ? nullptr : &*it;
 }
 
-std::string nearest_option(std::string_view name) {
-  return std::string(nearest_name(normalised(name), kNames));
-}
-
 std::vector<std::string> option_values(const OptionSpec& spec, std::string_view text,
                                        std::string_view origin) {
   if (spec.kind != K::texts) return {std::string(text)};

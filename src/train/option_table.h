@@ -56,8 +56,6 @@ void set_option(Options& options, const OptionSpec& spec, const std::vector<std:
                 std::string_view origin);
 // nullptr when unknown. '_' and '-' are the same.
 const OptionSpec* find_option(std::string_view name);
-// The known name with the smallest edit distance.
-std::string nearest_option(std::string_view name);
 
 // One line per option: name = value, and its source.
 void print_config(std::ostream& out, const LoadedOptions& loaded);

@@ -51,13 +51,13 @@ std::int64_t memory_available_bytes() {
   return 0;
 }
 
-// Free bytes where `path` is or will be.
-std::int64_t disk_free_bytes(std::filesystem::path path) {
+// Free bytes where `path` is or will be; none where the system does not tell.
+std::optional<std::int64_t> disk_free_bytes(std::filesystem::path path) {
   path = std::filesystem::absolute(path);
   while (!path.empty() && !std::filesystem::exists(path) && path.has_relative_path())
     path = path.parent_path();
   struct statvfs info {};
-  if (statvfs(path.c_str(), &info) != 0) return 0;
+  if (statvfs(path.c_str(), &info) != 0) return std::nullopt;
   return static_cast<std::int64_t>(info.f_bavail) * static_cast<std::int64_t>(info.f_frsize);
 }
 
@@ -91,6 +91,12 @@ DType compute_dtype_from_name(const char* option, const std::string& name) {
   if (name != "f32" && name != "bf16")
     throw ConfigError(fmt::format("{} {} is not available", option, name), hint);
   return dtype_from_name(name);
+}
+
+void require_gradient_dtype(DType compute, const std::string& gradient) {
+  if (compute != DType::f32 || gradient != "bf16") return;
+  throw ConfigError("--grad-dtype bf16 needs --dtype bf16: f32 products are accumulated in f32",
+                    "leave one of the two out");
 }
 
 OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
@@ -203,15 +209,19 @@ void describe_disk(PlannedRun& run, const Options& o) {
 }
 
 void judge(PlannedRun& run, const Limits& limits) {
-  const auto verdict = [&](std::string resource, std::int64_t needed, std::int64_t available) {
-    run.verdicts.push_back({std::move(resource), needed, available, available == 0 || needed <= available});
+  const auto verdict = [&](std::string resource, std::int64_t needed, std::optional<std::int64_t> available) {
+    run.verdicts.push_back({std::move(resource), needed, available, !available || needed <= *available});
+  };
+  const auto known = [](std::int64_t bytes) {
+    return bytes > 0 ? std::optional<std::int64_t>(bytes) : std::nullopt;
   };
   run.reserve_bytes = run.target.kind == DeviceKind::cuda ? kCudaReserveBytes : 0;
   verdict("device", run.device_bytes,
-          limits.device_bytes > 0 ? std::max<std::int64_t>(limits.device_bytes - run.reserve_bytes, 1) : 0);
+          known(limits.device_bytes > 0 ? std::max<std::int64_t>(limits.device_bytes - run.reserve_bytes, 1)
+                                        : 0));
   // On the cpu the device's arena is ordinary memory too.
   const std::int64_t host = run.host_bytes + (run.target.kind == DeviceKind::cpu ? run.device_bytes : 0);
-  verdict("host", host, limits.host_bytes);
+  verdict("host", host, known(limits.host_bytes));
   verdict("disk", run.disk_bytes, limits.disk_bytes);
 }
 
@@ -272,6 +282,14 @@ bool PlannedRun::fits() const {
   return std::all_of(verdicts.begin(), verdicts.end(), [](const Verdict& v) { return v.fits; });
 }
 
+std::string fit_hint(const PlannedRun& run) {
+  if (run.fits_memory())
+    return "free disk space, or choose an --out on another disk; --keep 2 keeps the fewest checkpoints";
+  return "try --micro-batch 1, --ckpt-activations, --quant nf4 or --optim adamw8; `qtrain plan` with the "
+         "same "
+         "options tells what each takes without starting anything";
+}
+
 void check_options(const Options& o) {
   if (o.train != "full") {
     throw ConfigError(fmt::format("--train {} is not available in this version", o.train),
@@ -281,10 +299,7 @@ void check_options(const Options& o) {
   format_from_name(o.quant);
   if (o.dtype != "auto") compute_dtype_from_name("--dtype", o.dtype);
   if (o.grad_dtype != "auto") compute_dtype_from_name("--grad-dtype", o.grad_dtype);
-  if (o.dtype == "f32" && o.grad_dtype == "bf16") {
-    throw ConfigError("--grad-dtype bf16 needs --dtype bf16: f32 products are accumulated in f32",
-                      "leave one of the two out");
-  }
+  if (o.dtype == "f32") require_gradient_dtype(DType::f32, o.grad_dtype);
   optimizer_by_name(o.optim);
   schedule_from_name(o.schedule);
   control_from_name(o.control);
@@ -349,7 +364,8 @@ Limits limits_from_options(const Options& o, const Target& target) {
   }
   limits.host_bytes = o.ram_bytes > 0 ? o.ram_bytes : memory_available_bytes();
   limits.disk_bytes = disk_free_bytes(o.out);
-  if (limits.disk_bytes > 0) limits.disk_bytes += checkpoint_disk_bytes(o.out);
+  if (limits.disk_bytes && std::filesystem::is_directory(o.out))
+    *limits.disk_bytes += checkpoint_disk_bytes(o.out);
   return limits;
 }
 
@@ -374,8 +390,7 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
   std::vector<DType> gradients{DType::f32, DType::bf16};
   if (o.grad_dtype != "auto") gradients = {dtype_from_name(o.grad_dtype)};
   if (compute == DType::f32) {
-    QT_CHECK(o.grad_dtype != "bf16", ConfigError,
-             "--grad-dtype bf16 needs --dtype bf16: f32 products are accumulated in f32");
+    require_gradient_dtype(compute, o.grad_dtype);
     gradients = {DType::f32};
   }
 
@@ -398,6 +413,10 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
     if (found) break;
   }
 
+  if (overrides.vocab_size == 0) {
+    best.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is named",
+                                         format_thousands(model.vocab_size)));
+  }
   if (o.dtype == "auto") {
     best.decisions.push_back(fmt::format(
         "--dtype {}: {}", dtype_name(compute),

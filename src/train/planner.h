@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,10 +17,10 @@ namespace qt {
 
 // What the run has to live in. 0: unknown, not judged.
 struct Limits {
-  std::int64_t device_bytes = 0;  // --vram, or what the device has
-  std::int64_t host_bytes = 0;    // --ram, or what the machine has free
-  std::int64_t disk_bytes = 0;    // free where the run folder lies
-  bool device_assumed = false;    // no card was asked
+  std::int64_t device_bytes = 0;           // --vram, or what the device has
+  std::int64_t host_bytes = 0;             // --ram, or what the machine has free
+  std::optional<std::int64_t> disk_bytes;  // free where the run folder lies: 0 is a full disk
+  bool device_assumed = false;             // no card was asked
 };
 
 struct PlanRow {
@@ -32,7 +33,7 @@ struct PlanRow {
 struct Verdict {
   std::string resource;  // "device", "host", "disk"
   std::int64_t needed_bytes = 0;
-  std::int64_t available_bytes = 0;  // after the reserve; 0: unknown
+  std::optional<std::int64_t> available_bytes;  // after the reserve; none: unknown
   bool fits = true;
 };
 
@@ -63,6 +64,9 @@ struct PlannedRun {
   bool fits_memory() const;  // device and host
 };
 
+// What to change when a run does not fit, for FitError.
+std::string fit_hint(const PlannedRun& run);
+
 // Which machine the plan is for. cpu: the threads of this machine; cuda: --arch, whether or not there is a
 // card.
 Target target_from_options(const Options& options);
@@ -73,8 +77,8 @@ Limits limits_from_options(const Options& options, const Target& target);
 // ConfigError.
 void check_options(const Options& options);
 
-// vocab_size: the tokenizer's, 0 when there is none yet. A configuration that does not fit is returned with
-// its verdicts, not thrown.
+// vocab_size: the tokenizer's, 0 when there is none: then the model's own. A configuration that does not fit
+// is returned with its verdicts, not thrown.
 PlannedRun plan_run(const Options& options, const Target& target, const Limits& limits,
                     std::int64_t vocab_size);
 

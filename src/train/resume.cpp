@@ -1,6 +1,7 @@
 #include "src/train/resume.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string_view>
 
 namespace qt {
@@ -14,36 +15,15 @@ constexpr std::string_view kFixed[] = {"model", "vocab-size", "seq-len", "n-kv-h
 constexpr std::string_view kIdentity[] = {"batch-tokens", "seed"};
 // Change rounding, not meaning.
 constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk"};
+// What the run is executed on: no result depends on it, but whoever continues should see it.
+constexpr std::string_view kShown[] = {"threads",         "vram", "ram", "paging", "device", "arch",
+                                       "ckpt-activations"};
 // How long, how often, where: no result depends on them.
-constexpr std::string_view kFree[] = {"threads",
-                                      "vram",
-                                      "ram",
-                                      "paging",
-                                      "device",
-                                      "arch",
-                                      "stop-after",
-                                      "fresh",
-                                      "out",
-                                      "allow-changes",
-                                      "eval-every",
-                                      "eval-tokens",
-                                      "save-every",
-                                      "keep",
-                                      "sample-every",
-                                      "prompt",
-                                      "sample-tokens",
-                                      "temperature",
-                                      "top-k",
-                                      "log-every",
-                                      "quiet",
-                                      "cache",
-                                      "data",
-                                      "val-data",
-                                      "tokenizer",
-                                      "tokenizer-kind",
-                                      "split-pattern",
-                                      "val-fraction",
-                                      "ckpt-activations"};
+constexpr std::string_view kFree[] = {
+    "stop-after", "fresh",          "out",           "allow-changes", "eval-every",    "eval-tokens",
+    "save-every", "keep",           "sample-every",  "prompt",        "sample-tokens", "temperature",
+    "top-k",      "log-every",      "quiet",         "cache",         "data",          "val-data",
+    "tokenizer",  "tokenizer-kind", "split-pattern", "val-fraction"};
 
 template <std::size_t n>
 bool is_in(std::string_view name, const std::string_view (&list)[n]) {
@@ -83,6 +63,28 @@ std::map<std::string, std::string> effective_options(const Options& options, con
   return text;
 }
 
+RunState carry_over(RunState state, const RunState& now) {
+  const auto step_tokens = [](const RunState& s) -> std::int64_t {
+    const auto it = s.options.find("batch-tokens");
+    if (it == s.options.end()) return 0;
+    Options o;
+    set_option(o, *find_option("batch-tokens"), {it->second}, "checkpoint");
+    return o.batch_tokens;
+  };
+  const std::int64_t before = step_tokens(state), after = step_tokens(now);
+  const bool resized = before > 0 && after > 0 && before != after;
+  if (resized) {
+    const double tokens = static_cast<double>(state.window) * static_cast<double>(before);
+    state.window = static_cast<std::int64_t>(std::ceil(tokens / static_cast<double>(after)));
+  }
+  if (resized || state.seed != now.seed || state.data_hash != now.data_hash) state.bad_windows.clear();
+  state.options = now.options;
+  state.vocab_hash = now.vocab_hash;
+  state.data_hash = now.data_hash;
+  state.seed = now.seed;
+  return state;
+}
+
 std::vector<std::string> check_resume(const RunState& stored, const RunState& now, bool allow_changes) {
   std::vector<std::string> refused, listed;
   bool overridable = true;
@@ -96,7 +98,9 @@ std::vector<std::string> check_resume(const RunState& stored, const RunState& no
     } else if (is_in(name, kIdentity) && !allow_changes) {
       refused.push_back(change);
     } else {
-      listed.push_back(change + (is_in(name, kBits) ? "; bits may differ" : ""));
+      listed.push_back(change + (is_in(name, kBits)    ? "; bits may differ"
+                                 : is_in(name, kShown) ? "; no result depends on it"
+                                                       : ""));
     }
   }
   if (stored.vocab_hash != now.vocab_hash) {

@@ -23,4 +23,9 @@ std::map<std::string, std::string> effective_options(const Options& options, con
 // --allow-changes.
 std::vector<std::string> check_resume(const RunState& stored, const RunState& now, bool allow_changes);
 
+// The state to go on from: `loaded` with this run's options, seed and hashes. Where the step has another
+// size, the data window is the first that holds nothing trained on yet; where the order or the size of
+// windows has changed, those once left out mean nothing any more.
+RunState carry_over(RunState loaded, const RunState& now);
+
 }  // namespace qt

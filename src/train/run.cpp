@@ -9,11 +9,10 @@
 #include <ostream>
 
 #include "src/core/units.h"
-#include "src/data/dataset.h"
 #include "src/io/checkpoint.h"
-#include "src/io/hash.h"
 #include "src/train/planner.h"
 #include "src/train/resume.h"
+#include "src/train/run_data.h"
 #include "src/train/screen.h"
 #include "src/train/stop.h"
 #include "src/train/trainer.h"
@@ -23,113 +22,6 @@ namespace qt {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr const char* kDefaultData = "data";
-constexpr std::int64_t kDefaultBpeVocab = 4096;
-
-// What --data means when it is not given: a folder `data`, if there is one.
-std::vector<std::string> data_inputs(const Options& o) {
-  if (!o.data.empty()) return o.data;
-  if (fs::exists(kDefaultData)) return {kDefaultData};
-  throw ConfigError(
-      "no training data: --data is not given and there is no folder 'data'",
-      "for a first run type `scripts/quickstart`; for your own text `qtrain --data book.txt` (also .jsonl, "
-      ".gz, .zst, or a "
-      "folder of them); to tokenize once and keep the shards `qtrain tokenize --data corpus/ --cache data`");
-}
-
-DataSpec data_spec(const Options& o) {
-  DataSpec spec;
-  spec.inputs = data_inputs(o);
-  spec.val_inputs = o.val_data;
-  spec.val_fraction = o.val_fraction;
-  spec.tokenizer.kind = parse_tokenizer_kind(o.tokenizer_kind);
-  spec.tokenizer.vocab_size = o.vocab_size > 0 ? o.vocab_size : kDefaultBpeVocab;
-  spec.tokenizer.pattern = o.split_pattern;
-  spec.tokenizer_file = o.tokenizer;
-  if (!o.cache.empty()) {
-    spec.out_dir = o.cache;
-  } else if (spec.inputs.front() == "-") {
-    throw ConfigError("text from standard input needs a place for its tokens", "add --cache FOLDER");
-  } else {
-    spec.out_dir = fs::path(spec.inputs.front()).lexically_normal().string() + ".tokens";
-  }
-  return spec;
-}
-
-// The one line of a long preparation, redrawn on a terminal and left out elsewhere.
-DataHooks data_hooks(bool quiet) {
-  DataHooks hooks;
-  hooks.stop = [] { return stop_requested(); };
-  if (quiet || isatty(STDERR_FILENO) == 0) return hooks;
-  hooks.progress = [](const DataProgress& p) {
-    const std::string total = p.total_bytes > 0 ? " of " + format_bytes(p.total_bytes) : "";
-    const std::string line = fmt::format("\r\x1b[K  {}: {}{}, {:.1f} MB/s", p.phase,
-                                         format_bytes(p.done_bytes), total, p.mb_per_s);
-    std::fputs(line.c_str(), stderr);
-    if (p.total_bytes > 0 && p.done_bytes >= p.total_bytes) std::fputs("\r\x1b[K", stderr);
-  };
-  return hooks;
-}
-
-// Token shards as they are: with the tokenizer beside them, or with --tokenizer where there is none.
-PreparedData open_shard_data(const Options& o, const std::string& path) {
-  PreparedData data = open_dataset(path);
-  if (!o.tokenizer.empty()) {
-    Tokenizer named = Tokenizer::load(o.tokenizer);
-    if (data.tokenizer && data.tokenizer->hash() != named.hash()) {
-      throw ConfigError(fmt::format("--tokenizer '{}' is not the one that the shards in '{}' were made with",
-                                    o.tokenizer, path),
-                        "leave --tokenizer out, or tokenize the text again");
-    }
-    data.tokenizer = std::move(named);
-  }
-  if (!data.tokenizer) {
-    throw ConfigError(fmt::format("the shards in '{}' come without a tokenizer", path),
-                      "put its tokenizer.txt beside them, or name it with --tokenizer FILE");
-  }
-  if (!o.val_data.empty()) data.val_shards.assign(o.val_data.begin(), o.val_data.end());
-  return data;
-}
-
-// Shards and text are different worlds: a .bin file among text would be read as prose.
-void require_one_kind(const Options& o, const std::vector<std::string>& inputs) {
-  const bool shards = is_shard_path(inputs.front());
-  if (shards && inputs.size() > 1) {
-    throw ConfigError("--data takes one folder of token shards, or one shard",
-                      "put them in one folder as train_*.bin and val_*.bin");
-  }
-  for (const std::string& input : inputs) {
-    if (is_shard_path(input) != shards) {
-      throw ConfigError(fmt::format("--data '{}' holds token shards, '{}' does not",
-                                    shards ? inputs.front() : input, shards ? input : inputs.front()),
-                        "name either text or one folder of shards");
-    }
-  }
-  for (const std::string& input : o.val_data) {
-    if (is_shard_path(input) == shards && !(shards && fs::is_directory(input))) continue;
-    throw ConfigError(fmt::format("--val-data '{}' must be {}, as --data is", input,
-                                  shards ? "a token shard (.bin)" : "text"),
-                      shards ? "name .bin files, or put them into the folder of --data as val_*.bin"
-                             : "name text files or folders of them");
-  }
-}
-
-PreparedData load_data(const Options& o) {
-  const DataSpec spec = data_spec(o);
-  require_one_kind(o, spec.inputs);
-  if (is_shard_path(spec.inputs.front())) return open_shard_data(o, spec.inputs.front());
-  return prepare_data(spec, data_hooks(o.quiet));
-}
-
-std::string data_hash(const std::vector<fs::path>& shards) {
-  Xxh3 hash;
-  for (const fs::path& shard : shards) {
-    const std::optional<ShardInfo> side = read_shard_side(shard);
-    hash.update(bytes_of(side ? side->xxh3_128 : InputFile(shard).hash_hex()));
-  }
-  return hash.hex();
-}
 
 TrainerOptions trainer_options(const Options& o, const PlannedRun& run) {
   TrainerOptions t;
@@ -167,29 +59,12 @@ std::string saves_text(const Options& o) {
 
 void require_fit(const PlannedRun& run, const Limits& limits) {
   if (run.fits()) return;
-  throw FitError("this run does not fit:\n\n" + plan_text(run, limits),
-                 "try --micro-batch 1, --ckpt-activations, --quant nf4 or --optim adamw8; `qtrain plan` with "
-                 "the same options tells without "
-                 "starting anything");
+  throw FitError("this run does not fit:\n\n" + plan_text(run, limits), fit_hint(run));
 }
 
 // Before any work: a run that this build cannot compute is refused at once, not after an hour of tokenizing.
-std::unique_ptr<Backend> open_backend(const Target& target) {
+std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target& target) {
   return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
-}
-
-void require_vocabulary(const Tokenizer& tokenizer, const Options& o) {
-  if (o.vocab_size == 0 || o.vocab_size >= tokenizer.vocab_size()) return;
-  throw ConfigError(fmt::format("--vocab-size {} is smaller than the tokenizer's {} tokens", o.vocab_size,
-                                tokenizer.vocab_size()),
-                    "leave it out: the model takes the tokenizer's");
-}
-
-std::unique_ptr<EvalBatches> open_validation(const PreparedData& data, const Options& o,
-                                             std::int64_t seq_len) {
-  if (data.val_shards.empty()) return nullptr;
-  return std::make_unique<EvalBatches>(TokenStream(open_shards(data.val_shards, *data.tokenizer)), seq_len,
-                                       data.tokenizer->token_bytes_table(), o.eval_tokens);
 }
 
 // For verbs that keep nothing: stopping them loses nothing and leaves nothing to continue.
@@ -205,19 +80,9 @@ struct LoadedModel {
   Tokenizer tokenizer;
 };
 
-// The options a checkpoint carries. ConfigError where its text is none of ours.
-Options stored_options(const RunState& state, const std::string& origin) {
-  Options options;
-  for (const OptionSpec& spec : option_table()) {
-    const auto it = state.options.find(spec.name);
-    if (it != state.options.end()) set_option(options, spec, option_values(spec, it->second, origin), origin);
-  }
-  return options;
-}
-
-LoadedModel load_model(const Options& o, std::int64_t micro_batch_rows) {
+LoadedModel load_model(const Options& o, BackendFactory make_backend, std::int64_t micro_batch_rows) {
   const Target target = target_from_options(o);
-  std::unique_ptr<Backend> backend = open_backend(target);
+  std::unique_ptr<Backend> backend = open_backend(make_backend, target);
   constexpr const char* kHint =
       "name the run folder with --out; a checkpoint is there once training has saved one";
   if (!fs::is_directory(o.out)) throw ConfigError(fmt::format("there is no run folder '{}'", o.out), kHint);
@@ -260,43 +125,26 @@ std::string usable_prompt(const LoadedOptions& loaded, const Tokenizer& tokenize
   }
 }
 
-// The data to evaluate on: by default the run's own. What the training tokenized is used as it lies in the
-// cache where it is still that; anything else is cut with the run's tokenizer.
-PreparedData load_eval_data(const LoadedOptions& loaded, const RunState& state) {
-  Options o = loaded.options;
-  const Options trained = stored_options(state, o.out);
-  if (!loaded.given("data")) o.data = trained.data;
-  if (o.data == trained.data) {
-    if (!loaded.given("val-data")) o.val_data = trained.val_data;
-    if (!loaded.given("val-fraction")) o.val_fraction = trained.val_fraction;
-    if (!loaded.given("cache")) o.cache = trained.cache;
-    const DataSpec spec = data_spec(o);
-    if (!is_shard_path(spec.inputs.front()) && o.val_data == trained.val_data &&
-        o.val_fraction == trained.val_fraction && is_shard_path(spec.out_dir)) {
-      PreparedData made = open_dataset(spec.out_dir);
-      const bool same = made.tokenizer && made.tokenizer->hash() == state.vocab_hash &&
-                        data_hash(made.train_shards) == state.data_hash;
-      if (same) return made;
-    }
-  }
-  o.tokenizer = (fs::path(o.out) / "tokenizer.txt").string();
-  // A folder of its own: preparing other data in the training run's cache would replace that run's tokens.
-  if (!loaded.given("cache")) o.cache = (fs::path(o.out) / "eval.tokens").string();
-  return load_data(o);
-}
-
 }  // namespace
 
-void run_train(const LoadedOptions& loaded, std::ostream& out) {
+void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   Options o = loaded.options;
   install_stop_handlers();
   check_options(o);
   const Target target = target_from_options(o);
-  std::unique_ptr<Backend> backend = open_backend(target);
-  const PreparedData data = load_data(o);
-  require_vocabulary(*data.tokenizer, o);
-  o.prompt = usable_prompt(loaded, *data.tokenizer);
+  std::unique_ptr<Backend> backend = open_backend(make_backend, target);
+  check_data_options(o);
 
+  // All that can be refused is refused now, before hours of tokenizing; and a run that cannot be leaves no
+  // folder.
+  const Limits limits = limits_from_options(o, target);
+  const auto require_plan = [&] {
+    const std::int64_t vocab_size = expected_vocab_size(o);
+    const PlannedRun expected = plan_run(o, target, limits, vocab_size);
+    if (vocab_size > 0) require_fit(expected, limits);
+  };
+  const bool run_exists = fs::is_directory(o.out);
+  if (!run_exists) require_plan();
   CheckpointStore store(o.out, o.keep);
   const RunLock lock(o.out);
   store.remove_leftovers();
@@ -311,8 +159,11 @@ void run_train(const LoadedOptions& loaded, std::ostream& out) {
     state = CheckpointStore::read_state(checkpoint);
     adopt_resolved(o, state);
   }
+  if (run_exists) require_plan();
 
-  const Limits limits = limits_from_options(o, target);
+  const PreparedData data = load_data(o);
+  require_vocabulary(*data.tokenizer, o);
+  o.prompt = usable_prompt(loaded, *data.tokenizer);
   const PlannedRun run = plan_run(o, target, limits, data.tokenizer->vocab_size());
   require_fit(run, limits);
 
@@ -350,40 +201,34 @@ void run_train(const LoadedOptions& loaded, std::ostream& out) {
     engine.init_weights(o.seed);
     state = now;
   } else {
-    state = store.load(checkpoint, engine);
-    state.options = now.options;
-    state.vocab_hash = now.vocab_hash;
-    state.data_hash = now.data_hash;
-    state.seed = now.seed;
+    state = carry_over(store.load(checkpoint, engine), now);
   }
   Trainer trainer(engine, train, validation.get(), *data.tokenizer, trainer_options(o, run), state);
   const TrainResult result = trainer.run();
   out << fmt::format("done: {} steps, {} tokens, {} of training; state {}\n", result.step,
-                     format_count(result.step * run.engine.step_tokens()), format_duration(result.seconds),
-                     result.state_hash);
+                     format_count(result.tokens), format_duration(result.seconds), result.state_hash);
   out << fmt::format("  run folder  {}\n  next        qtrain sample --out {} --prompt \"...\"\n", o.out,
                      o.out);
   out.flush();
 }
 
-bool run_plan(const LoadedOptions& loaded, bool json, std::ostream& out) {
+void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out) {
   const Options& o = loaded.options;
   const Target target = target_from_options(o);
   const Limits limits = limits_from_options(o, target);
-  std::int64_t vocab_size = 0;
-  if (!o.tokenizer.empty()) vocab_size = Tokenizer::load(o.tokenizer).vocab_size();
-  const PlannedRun run = plan_run(o, target, limits, vocab_size);
+  const PlannedRun run = plan_run(o, target, limits, expected_vocab_size(o));
   out << (json ? plan_json(run, limits) + "\n" : plan_text(run, limits));
-  return run.fits();
+  out.flush();
+  if (!run.fits()) throw FitError("the run does not fit (see the plan)", fit_hint(run));
 }
 
 void run_tokenize(const LoadedOptions& loaded, std::ostream& out) {
   install_stop_handlers();
   check_options(loaded.options);
-  const DataSpec spec = data_spec(loaded.options);
-  const PreparedData data = prepare_data(spec, data_hooks(loaded.options.quiet));
+  fs::path folder;
+  const PreparedData data = tokenize_data(loaded.options, folder);
   const DataReport& r = data.report;
-  out << fmt::format("{} {}: {} tokenizer of {} tokens\n", r.reused ? "found" : "made", spec.out_dir.string(),
+  out << fmt::format("{} {}: {} tokenizer of {} tokens\n", r.reused ? "found" : "made", folder.string(),
                      name_of(data.tokenizer->kind()), data.tokenizer->vocab_size());
   out << fmt::format("  training    {} tokens of {} bytes ({:.2f} bytes per token)\n",
                      format_thousands(r.train.tokens), format_thousands(r.train.text_bytes),
@@ -395,11 +240,11 @@ void run_tokenize(const LoadedOptions& loaded, std::ostream& out) {
   out << fmt::format("  unigram_bpb={:.4f}\n", r.unigram_bpb);
 }
 
-void run_sample(const LoadedOptions& loaded, std::ostream& out) {
+void run_sample(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   const Options& o = loaded.options;
   install_stop_handlers();
   check_options(o);
-  LoadedModel model = load_model(o, 1);
+  LoadedModel model = load_model(o, make_backend, 1);
   std::vector<std::int32_t> prompt;
   if (model.tokenizer.bos() >= 0) prompt.push_back(model.tokenizer.bos());
   const std::string text_before = usable_prompt(loaded, model.tokenizer);
@@ -428,11 +273,11 @@ void run_sample(const LoadedOptions& loaded, std::ostream& out) {
   out << text_before << model.tokenizer.decode(text) << "\n";
 }
 
-void run_eval(const LoadedOptions& loaded, std::ostream& out) {
+void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   const Options& o = loaded.options;
   install_stop_handlers();
   check_options(o);
-  LoadedModel model = load_model(o, o.micro_batch > 0 ? o.micro_batch : 4);
+  LoadedModel model = load_model(o, make_backend, o.micro_batch > 0 ? o.micro_batch : 4);
   const PreparedData data = load_eval_data(loaded, model.state);
   const std::unique_ptr<EvalBatches> validation =
       open_validation(data, o, model.engine->options().model.seq_len);

@@ -3,26 +3,32 @@
 
 #include <cstdint>
 #include <iosfwd>
-#include <string>
+#include <memory>
+#include <string_view>
 
+#include "kernels/backend.h"
 #include "src/train/option_table.h"
 
 namespace qt {
 
+// Makes the backend of a name ("cpu", "cuda"): the command line decides which there are in this build.
+using BackendFactory = std::unique_ptr<Backend> (*)(std::string_view name, const Target& target);
+
 // Trains, or continues, the run in --out. Prints the start screen before step 0.
 // Throws ConfigError, FitError (the plan does not fit), DataError, DivergedError, DiskError, StopRequested.
-void run_train(const LoadedOptions& loaded, std::ostream& out);
+void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out);
 
-// The plan of the same run, without a byte allocated or a file written. Returns whether it fits.
-bool run_plan(const LoadedOptions& loaded, bool json, std::ostream& out);
+// The plan of the same run, without a byte allocated or a file written. FitError, after printing it, when it
+// does not fit.
+void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out);
 
 // Text to shards, with --data, --val-data, --tokenizer-kind, --vocab-size, --cache.
 void run_tokenize(const LoadedOptions& loaded, std::ostream& out);
 
 // Continues --prompt from the newest checkpoint in --out.
-void run_sample(const LoadedOptions& loaded, std::ostream& out);
+void run_sample(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out);
 
 // Validation loss and bits per byte of the newest checkpoint in --out; on --val-data when given.
-void run_eval(const LoadedOptions& loaded, std::ostream& out);
+void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out);
 
 }  // namespace qt

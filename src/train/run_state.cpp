@@ -47,35 +47,46 @@ void for_each_piece(Backend& backend, const TensorView& view, std::vector<std::b
   }
 }
 
+// Index of the first NaN or infinity among floats of `type`; -1 when there is none, and for codes. Bits only:
+// the bytes need not be aligned.
+std::int64_t first_non_finite(StoredType type, std::span<const std::byte> bytes) {
+  const std::size_t width = type == StoredType::f32                               ? 4
+                            : type == StoredType::bf16 || type == StoredType::f16 ? 2
+                                                                                  : 0;
+  if (width == 0) return -1;
+  // The exponent lies in the top 16 bits of every type; all ones mean not finite.
+  const std::uint16_t exponent = type == StoredType::f16 ? 0x7C00 : 0x7F80;
+  for (std::size_t at = 0; at < bytes.size(); at += width) {
+    std::uint16_t top = 0;
+    std::memcpy(&top, bytes.data() + at + (width - 2), sizeof top);
+    if ((top & exponent) == exponent) return static_cast<std::int64_t>(at / width);
+  }
+  return -1;
+}
+
 void write_tensors(OutputFile& out, Backend& backend, const std::vector<NamedView>& views,
                    const Metadata& metadata, std::vector<std::byte>& staging) {
   SafetensorsWriter writer(out, specs_of(views), metadata);
   for (const NamedView& v : views) {
-    for_each_piece(backend, v.view, staging,
-                   [&](std::span<const std::byte> piece) { writer.write(v.name, piece); });
+    const StoredType type = to_stored(v.view.dtype);
+    std::int64_t before = 0;
+    for_each_piece(backend, v.view, staging, [&](std::span<const std::byte> piece) {
+      // Loading would refuse it: such a checkpoint must not push a good one out.
+      const std::int64_t bad = first_non_finite(type, piece);
+      QT_CHECK(bad < 0, DivergedError, "tensor '{}', element {}: not a finite number, so it is not saved",
+               v.name, before + bad);
+      before += static_cast<std::int64_t>(piece.size()) / dtype_bytes(v.view.dtype);
+      writer.write(v.name, piece);
+    });
   }
   writer.finish();
-}
-
-// Index of the first NaN or infinity among f32 or bf16 values; -1 when there is none. Bits only: the file
-// need not be aligned.
-std::int64_t first_non_finite_stored(const StoredTensor& t) {
-  const std::int64_t width = t.type == StoredType::f32 ? 4 : t.type == StoredType::bf16 ? 2 : 0;
-  if (width == 0) return -1;
-  for (std::int64_t i = 0; i < t.elems(); ++i) {
-    // The exponent lies in the top 16 bits of either type; all ones mean not finite.
-    std::uint16_t top = 0;
-    std::memcpy(&top, t.data + i * width + (width - 2), sizeof top);
-    if ((top & 0x7F80u) == 0x7F80u) return i;
-  }
-  return -1;
 }
 
 void read_tensors(const std::filesystem::path& path, Backend& backend, const std::vector<NamedView>& views) {
   const Safetensors file = Safetensors::open(path);
   for (const NamedView& v : views) {
     const StoredTensor& stored = file.get(v.name, v.view.dtype, shape_of(v.view));
-    const std::int64_t bad = first_non_finite_stored(stored);
+    const std::int64_t bad = first_non_finite(stored.type, {stored.data, stored.bytes});
     QT_CHECK(bad < 0, DataError, "{}: tensor '{}', element {}: not a finite number", path.string(), v.name,
              bad);
     backend.upload(std::span<const std::byte>(stored.data, stored.bytes), v.view.flat());
@@ -96,6 +107,8 @@ std::string run_state_json(const RunState& s) {
   json["step"] = s.step;
   json["applied"] = s.applied;
   json["window"] = s.window;
+  json["tokens"] = s.tokens;
+  json["bad_in_a_row"] = s.bad_in_a_row;
   json["bad_windows"] = s.bad_windows;
   json["restores"] = s.restores;
   json["seconds"] = s.seconds;
@@ -116,6 +129,8 @@ RunState parse_run_state(const std::string& text, const std::string& origin) {
   s.step = json_int(json, "step", origin, 0);
   s.applied = json_int(json, "applied", origin, 0, s.step);
   s.window = json_int(json, "window", origin, 0);
+  s.tokens = json_int(json, "tokens", origin, 0);
+  s.bad_in_a_row = json_int(json, "bad_in_a_row", origin, 0);
   s.restores = json_int(json, "restores", origin, 0);
   s.seconds = json_number(json, "seconds", origin);
   QT_CHECK(s.seconds >= 0, DataError, "{}: field 'seconds' is negative", origin);
@@ -189,6 +204,20 @@ std::string CheckpointStore::newest(std::string& explanation) const {
     throw DataError(fmt::format("'{}' holds a run, but none of its checkpoints can be used:\n{}", run_dir_,
                                 fmt::join(choice.rejected, "\n")),
                     "restore one of them from a backup, or choose another --out to start over");
+  }
+  return {};
+}
+
+std::string CheckpointStore::newest_trusted() const {
+  std::vector<Checkpoint> newest_first = find_checkpoints(run_dir_);
+  std::reverse(newest_first.begin(), newest_first.end());
+  for (const Checkpoint& checkpoint : newest_first) {
+    try {
+      verify_checkpoint(checkpoint.path);
+      if (read_state(checkpoint.path.string()).bad_in_a_row == 0) return checkpoint.path.string();
+    } catch (const DataError& e) {
+      log_warning("{}", e.what());
+    }
   }
   return {};
 }

@@ -19,6 +19,8 @@ struct RunState {
   std::int64_t step = 0;                  // windows trained on, skipped ones included: the schedule's clock
   std::int64_t applied = 0;               // updates applied: Adam's t
   std::int64_t window = 0;                // next data window: row window * rows per step of the data order
+  std::int64_t tokens = 0;                // trained on, skipped windows included
+  std::int64_t bad_in_a_row = 0;          // windows before this moment that were not finite: 0 is trusted
   std::vector<std::int64_t> bad_windows;  // left out since a restore
   std::int64_t restores = 0;
   double seconds = 0;  // of training, over all sessions
@@ -46,13 +48,16 @@ class CheckpointStore {
   // progress looks the same.
   void remove_leftovers();
 
-  // Writes step-<N> and removes what --keep no longer wants. DiskError: nothing changed.
+  // Writes step-<N> and removes what --keep no longer wants. DiskError: nothing changed. DivergedError: a
+  // weight or moment is not finite; nothing changed.
   void save(Engine& engine, const RunState& state);
 
   // Newest checkpoint that verifies; empty when the folder never held one. `explanation`: what was rejected,
   // empty when the newest was fine. DataError when there are checkpoints and none verifies: a fresh start
   // would bury them.
   std::string newest(std::string& explanation) const;
+  // The same among those saved while the loss was finite: what a diverged run goes back to.
+  std::string newest_trusted() const;
 
   // Fills engine and returns the state. Shapes and dtypes must match the engine: DataError naming the tensor
   // otherwise.

@@ -25,11 +25,11 @@ const Verdict* find_verdict(const PlannedRun& run, std::string_view resource) {
 }
 
 std::string verdict_text(const Verdict* v) {
-  if (v == nullptr || v->available_bytes == 0) return "not judged (limit unknown)";
-  const std::int64_t margin = v->available_bytes - v->needed_bytes;
-  return v->fits ? fmt::format("fits {}, {} to spare", format_bytes(v->available_bytes), format_bytes(margin))
-                 : fmt::format("DOES NOT FIT {}: {} too much", format_bytes(v->available_bytes),
-                               format_bytes(-margin));
+  if (v == nullptr || !v->available_bytes) return "not judged (limit unknown)";
+  const std::int64_t available = *v->available_bytes, margin = available - v->needed_bytes;
+  return v->fits
+             ? fmt::format("fits {}, {} to spare", format_bytes(available), format_bytes(margin))
+             : fmt::format("DOES NOT FIT {}: {} too much", format_bytes(available), format_bytes(-margin));
 }
 
 std::string hardware_text(const PlannedRun& run) {
@@ -106,7 +106,7 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
 std::string plan_json(const PlannedRun& run, const Limits& limits) {
   const Verdict* device = find_verdict(run, "device");
   const std::int64_t margin =
-      device != nullptr && device->available_bytes > 0 ? device->available_bytes - device->needed_bytes : 0;
+      device != nullptr && device->available_bytes ? *device->available_bytes - device->needed_bytes : 0;
   std::string rows;
   for (const PlanRow& row : run.device_rows)
     rows += fmt::format("{}\"{}\":{}", rows.empty() ? "" : ",", row.name, row.bytes);

@@ -13,8 +13,10 @@ namespace qt {
 
 namespace {
 
-constexpr int kBadWindowsBeforeRestore = 3;
+constexpr std::int64_t kBadWindowsBeforeRestore = 3;
 constexpr std::int64_t kMaxRestores = 3;
+// So far past the trouble that it was an episode: restores of months ago do not end a run.
+constexpr std::int64_t kStepsThatForgive = 100;
 // The first steps pay for caches, page faults and just-in-time kernels: they never enter averages.
 constexpr std::int64_t kWarmupSteps = 2;
 // A save may cost 1 % of the time; and nobody needs one every few seconds.
@@ -26,6 +28,10 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }
 
 }  // namespace
+
+bool save_is_due(double since_s, double save_s) {
+  return since_s >= std::max(kMinSaveInterval_s, save_s / kSaveShare);
+}
 
 EvalResult evaluate(Engine& engine, const EvalBatches& validation, const std::function<void()>& poll) {
   const std::int64_t rows = engine.options().memory.micro_batch_rows;
@@ -72,7 +78,8 @@ double Trainer::session_seconds() const { return seconds_since(started_); }
 
 void Trainer::poll(std::int64_t done) {
   poll_stop();
-  if (options_.stop_after_s > 0 && session_seconds() >= options_.stop_after_s) {
+  // Not before the first step is done: a limit shorter than a step would never get anywhere.
+  if (options_.stop_after_s > 0 && session_steps_ > 0 && session_seconds() >= options_.stop_after_s) {
     throw StopRequested(fmt::format("stopped after {} (--stop-after)", format_duration(session_seconds())),
                         "the same command again continues from here");
   }
@@ -92,27 +99,26 @@ void Trainer::fetch(std::int64_t micro) {
 TrainResult Trainer::run() {
   if (options_.schedule.steps <= state_.step) {
     log_info("the run is complete: {} of {} steps", state_.step, options_.schedule.steps);
-  } else {
+  } else if (options_.log_every > 0) {
     std::puts(step_header().c_str());
   }
   try {
-    while (state_.step < options_.schedule.steps) {
-      step();
-      const bool last = state_.step == options_.schedule.steps;
-      const bool evaluating = validation_ != nullptr && options_.eval_every > 0 &&
-                              state_.step % options_.eval_every == 0 && !last;
-      const bool sampling = engine_.options().sample_tokens > 0 && options_.sample_every > 0 &&
-                            state_.step % options_.sample_every == 0 && !last;
-      // Saved before an evaluation starts: whatever it does, the training behind it is safe.
-      if (evaluating) {
-        save();
-      } else {
-        maybe_save();
+    // What a stop or a kill kept from being looked at, right after the save that came before it.
+    if (saved_step_ == state_.step && state_.step < options_.schedule.steps) watch();
+    do {
+      while (state_.step < options_.schedule.steps) {
+        const std::int64_t before = state_.step;
+        step();
+        if (state_.step <= before) continue;  // an earlier state was restored
+        // Saved before an evaluation starts: whatever it does, the training behind it is safe.
+        if (evaluates_at(state_.step) && state_.bad_in_a_row == 0) {
+          if (!save()) continue;
+        } else {
+          maybe_save();
+        }
+        watch();
       }
-      if (evaluating) evaluate_and_log();
-      if (sampling) sample_and_log();
-    }
-    save();
+    } while (!save());
     if (validation_ != nullptr) evaluate_and_log();
     if (engine_.options().sample_tokens > 0) sample_and_log();
   } catch (const StopRequested&) {
@@ -123,6 +129,7 @@ TrainResult Trainer::run() {
   }
   TrainResult result;
   result.step = state_.step;
+  result.tokens = state_.tokens;
   result.train_loss = last_loss_;
   result.eval = last_eval_;
   result.sample = last_sample_;
@@ -165,6 +172,7 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
   const std::int64_t window = state_.window;
   ++state_.step;
   ++state_.window;
+  state_.tokens += engine_.options().step_tokens();
   if (stats.applied()) ++state_.applied;
   state_.seconds = seconds_before_ + session_seconds();
   last_loss_ = stats.loss;
@@ -187,7 +195,7 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
                  .add("lr", lr)
                  .add("seconds", seconds)
                  .add("tokens_per_s", tokens / seconds)
-                 .add("tokens", state_.step * engine_.options().step_tokens())
+                 .add("tokens", state_.tokens)
                  .add("skipped", !stats.applied()));
   if (options_.log_every > 0 &&
       (state_.step % options_.log_every == 0 || !stats.finite || state_.step == options_.schedule.steps)) {
@@ -202,13 +210,13 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
                   .skipped = !stats.finite};
     if (measured_steps_ > 0)
       line.eta_s = typical * static_cast<double>(options_.schedule.steps - state_.step);
-    if (options_.show_progress) std::fputs("\r\x1b[K", stdout);
+    clear_progress();
     std::puts(step_line(line).c_str());
     std::fflush(stdout);
   }
 
-  consecutive_bad_ = stats.finite ? 0 : consecutive_bad_ + 1;
-  if (consecutive_bad_ < kBadWindowsBeforeRestore) return;
+  state_.bad_in_a_row = stats.finite ? 0 : state_.bad_in_a_row + 1;
+  if (state_.bad_in_a_row < kBadWindowsBeforeRestore) return;
   // Only the first of the three is known to be bad of itself; the others may have suffered from the same
   // weights.
   state_.bad_windows.push_back(window - (kBadWindowsBeforeRestore - 1));
@@ -217,7 +225,7 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
 }
 
 void Trainer::restore(const std::string& why) {
-  consecutive_bad_ = 0;
+  trouble_step_ = std::max(trouble_step_, state_.step);
   const std::vector<std::int64_t> bad = state_.bad_windows;
   const std::int64_t restores = state_.restores + 1;
   if (restores > kMaxRestores) {
@@ -227,16 +235,19 @@ void Trainer::restore(const std::string& why) {
                         "from the last checkpoint");
   }
   std::string explanation;
-  const std::string checkpoint = store_.newest(explanation);
+  std::string checkpoint = store_.newest_trusted();
+  if (checkpoint.empty()) checkpoint = store_.newest(explanation);
+  state_.bad_in_a_row = 0;
   if (checkpoint.empty()) {
     engine_.init_weights(state_.seed);
-    state_.step = state_.applied = state_.window = 0;
+    state_.step = state_.applied = state_.window = state_.tokens = 0;
   } else {
     // Options, seed and hashes are this run's: they may have been changed on purpose since the checkpoint.
     const RunState good = store_.load(checkpoint, engine_);
     state_.step = good.step;
     state_.applied = good.applied;
     state_.window = good.window;
+    state_.tokens = good.tokens;
   }
   saved_step_ = checkpoint.empty() ? -1 : state_.step;
   state_.restores = restores;
@@ -250,25 +261,55 @@ void Trainer::restore(const std::string& why) {
                  .add("left_out_window", bad.back()));
 }
 
-void Trainer::save() {
-  // After a window that was not finite the state is under suspicion until one is: what a restore goes back to
-  // must be good.
-  if (saved_step_ == state_.step || consecutive_bad_ > 0) return;
+bool Trainer::save() {
+  if (saved_step_ == state_.step) return true;
   const auto start = Clock::now();
-  store_.save(engine_, state_);
+  if (state_.bad_in_a_row == 0 && trouble_step_ >= 0 && state_.step >= trouble_step_ + kStepsThatForgive) {
+    state_.restores = 0;
+    trouble_step_ = -1;
+  }
+  try {
+    store_.save(engine_, state_);
+  } catch (const DivergedError& e) {
+    // An update made a weight or a moment overflow, and no loss has shown it yet: the window before did it.
+    state_.bad_windows.push_back(state_.window - 1);
+    restore(e.what());
+    return false;
+  }
   saved_step_ = state_.step;
   save_seconds_ = seconds_since(start);
   last_save_ = Clock::now();
   log_.write(JsonRecord().add("kind", "save").add("step", state_.step).add("seconds", save_seconds_));
+  return true;
 }
 
 void Trainer::maybe_save() {
-  if (options_.save_every > 0) {
-    if (state_.step % options_.save_every == 0) save();
-    return;
-  }
-  const double interval = std::max(kMinSaveInterval_s, save_seconds_ / kSaveShare);
-  if (seconds_since(last_save_) >= interval) save();
+  // After a window that was not finite the state is under suspicion until one is: only a stop or the end of
+  // the run saves it then, marked, so that a restore goes further back.
+  if (state_.bad_in_a_row > 0) return;
+  const bool due = options_.save_every > 0 ? state_.step % options_.save_every == 0
+                                           : save_is_due(seconds_since(last_save_), save_seconds_);
+  if (due) save();
+}
+
+bool Trainer::evaluates_at(std::int64_t step) const {
+  return validation_ != nullptr && options_.eval_every > 0 && step > 0 && step % options_.eval_every == 0 &&
+         step < options_.schedule.steps;
+}
+
+bool Trainer::samples_at(std::int64_t step) const {
+  return engine_.options().sample_tokens > 0 && options_.sample_every > 0 && step > 0 &&
+         step % options_.sample_every == 0 && step < options_.schedule.steps;
+}
+
+// Evaluates and samples where the current step is one for it.
+void Trainer::watch() {
+  if (evaluates_at(state_.step)) evaluate_and_log();
+  if (samples_at(state_.step)) sample_and_log();
+}
+
+void Trainer::clear_progress() {
+  if (options_.show_progress) std::fputs("\r\x1b[K", stdout);
 }
 
 void Trainer::evaluate_and_log() {
@@ -282,6 +323,7 @@ void Trainer::evaluate_and_log() {
                  .add("val_tokens", last_eval_->tokens)
                  .add("val_bytes", last_eval_->bytes)
                  .add("seconds", seconds_since(start)));
+  clear_progress();
   std::puts(fmt::format("  validation at step {}: {:.4f} bits per byte, loss {:.4f} over {} tokens",
                         state_.step, last_eval_->bpb, last_eval_->loss, format_thousands(last_eval_->tokens))
                 .c_str());
@@ -307,6 +349,7 @@ std::string Trainer::sample_text() {
 void Trainer::sample_and_log() {
   last_sample_ = sample_text();
   log_.write(JsonRecord().add("kind", "sample").add("step", state_.step).add("text", last_sample_));
+  clear_progress();
   std::puts(fmt::format("  sample at step {}: {}", state_.step, last_sample_).c_str());
   std::fflush(stdout);
 }

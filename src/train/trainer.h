@@ -28,7 +28,7 @@ struct TrainerOptions {
   std::int64_t sample_every = 0;  // steps; 0: only at the end
   std::int64_t log_every = 1;
   std::int64_t keep = 2;
-  double stop_after_s = 0;
+  double stop_after_s = 0;  // of this session, which finishes one step at least; 0: never
   SampleOptions sample;
   std::string prompt;
   bool show_progress = false;     // a terminal
@@ -44,12 +44,17 @@ struct EvalResult {
 
 struct TrainResult {
   std::int64_t step = 0;
+  std::int64_t tokens = 0;
   double train_loss = 0;  // of the last step
   std::optional<EvalResult> eval;
   std::string sample;
   double seconds = 0;  // of training, over all sessions of the run
   std::string state_hash;
 };
+
+// Whether a run without --save-every saves now, `since_s` after the last save, which took `save_s`: so that
+// saving stays below 1 % of the time, and at most once a minute.
+bool save_is_due(double since_s, double save_s);
 
 // One pass over a validation split, in micro-batches of the engine's shape. `poll` is called between them and
 // may throw.
@@ -77,8 +82,13 @@ class Trainer {
   void fetch(std::int64_t micro);
   void after_window(const StepStats& stats, double seconds);
   void restore(const std::string& why);
-  void save();
+  bool evaluates_at(std::int64_t step) const;
+  bool samples_at(std::int64_t step) const;
+  void watch();
+  // False when the state turned out to be unfit and an earlier one was restored.
+  bool save();
   void maybe_save();
+  void clear_progress();
   void evaluate_and_log();
   void sample_and_log();
   void poll(std::int64_t done);
@@ -99,7 +109,7 @@ class Trainer {
   double measured_seconds_ = 0;  // of the steps that enter averages
   std::int64_t measured_steps_ = 0;
   double save_seconds_ = 0;
-  int consecutive_bad_ = 0;
+  std::int64_t trouble_step_ = -1;  // where the last restore began; -1: none in this session
   double last_loss_ = 0;
   Clock::time_point started_ = Clock::now();
   Clock::time_point window_started_ = started_;

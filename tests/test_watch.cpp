@@ -1,0 +1,142 @@
+// The loop around the steps: when it saves, evaluates, samples and stops, and the lines it prints.
+#include <gtest/gtest.h>
+
+#include "src/io/json.h"
+#include "src/train/screen.h"
+#include "src/train/stop.h"
+#include "src/train/trainer.h"
+#include "tests/support/process.h"
+#include "tests/support/tiny_run.h"
+
+namespace qt::test {
+namespace {
+
+TEST(SaveInterval, HoldsSavingToOnePercentAndToOnceAMinute) {
+  EXPECT_FALSE(save_is_due(59.0, 0.001));
+  EXPECT_TRUE(save_is_due(60.0, 0.001));
+  EXPECT_FALSE(save_is_due(2999.0, 30.0));  // 30 s each: every 3,000 s
+  EXPECT_TRUE(save_is_due(3000.0, 30.0));
+}
+
+class Watch : public ::testing::Test {
+ protected:
+  TempDir dir;
+  TinyData data{dir.path()};
+  TokenBatches batches = data.batches(32);
+  EvalBatches validation = data.validation(32);
+
+  TrainerOptions options(const std::string& name) {
+    TrainerOptions o;
+    o.run_dir = dir / name;
+    o.schedule = Schedule{.steps = 6};
+    o.save_every = 1000;
+    o.log_every = 0;
+    o.sample = SampleOptions{.new_tokens = 2};
+    return o;
+  }
+
+  // "save 3", "eval 3", ... in the order of the log.
+  std::vector<std::string> events(const std::string& name, const std::vector<std::string>& kinds) {
+    std::vector<std::string> found;
+    std::istringstream lines(read_text(dir / name + "/log.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      const Json json = parse_json(line, "log.jsonl");
+      const std::string kind = json["kind"].get<std::string>();
+      if (std::find(kinds.begin(), kinds.end(), kind) != kinds.end())
+        found.push_back(kind + " " + std::to_string(json["step"].get<std::int64_t>()));
+    }
+    return found;
+  }
+};
+
+using Events = std::vector<std::string>;
+
+TEST_F(Watch, SavesBeforeItEvaluates) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  TrainerOptions o = options("run");
+  o.eval_every = 2;
+  o.sample_every = 3;
+  Trainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
+  trainer.run();
+  EXPECT_EQ(events("run", {"save", "eval", "sample"}),
+            (Events{"save 2", "eval 2", "sample 3", "save 4", "eval 4", "save 6", "eval 6", "sample 6"}));
+}
+
+TEST_F(Watch, MakesUpForAnEvaluationThatAStopPrevented) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  TrainerOptions o = options("run");
+  o.eval_every = 3;
+  {
+    Trainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
+    trainer.after_step = [](const RunState& now, const StepStats&) {
+      if (now.step == 3) request_stop();
+    };
+    EXPECT_THROW(trainer.run(), StopRequested);
+    clear_stop_request();
+  }
+  EXPECT_EQ(events("run", {"save", "eval", "stop"}), (Events{"save 3", "stop 3"}));
+  Trainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
+  trainer.run();
+  EXPECT_EQ(events("run", {"save", "eval", "stop"}),
+            (Events{"save 3", "stop 3", "eval 3", "save 6", "eval 6"}));
+}
+
+TEST_F(Watch, ATimeLimitShorterThanAStepStillGetsOneStepFurther) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  TrainerOptions o = options("run");
+  o.stop_after_s = 1e-9;
+  for (std::int64_t session = 1; session <= 3; ++session) {
+    Trainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
+    EXPECT_THROW(trainer.run(), StopRequested);
+    EXPECT_EQ(state.step, session);
+  }
+}
+
+TEST_F(Watch, CountsTokensAndPrintsThemInTheLog) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  const TrainResult result = trainer.run();
+  EXPECT_EQ(result.tokens, 6 * 2 * 2 * 32);
+  EXPECT_EQ(state.tokens, result.tokens);
+  EXPECT_NE(read_text(dir / "run/log.jsonl").find("\"tokens\":768"), std::string::npos);
+}
+
+TEST(Screen, StepLinesStandUnderTheirHeader) {
+  StepLine line{.step = 12,
+                .steps = 300,
+                .loss = 4.5678,
+                .norm = 0.25,
+                .lr = 1.5e-3,
+                .seconds = 0.4,
+                .tokens_per_s = 10240,
+                .device_bytes = 300 << 20,
+                .eta_s = 3700};
+  const std::string header = step_header(), text = step_line(line);
+  EXPECT_EQ(header.size(), text.size());
+  for (const char* word :
+       {"12/300", "4.00", "4.5678", "0.25", "0.0015", "400", "10240", "300.0 MiB", "1 h 2 min"})
+    EXPECT_NE(text.find(word), std::string::npos) << word << " in " << text;
+  EXPECT_EQ(text.find("SKIPPED"), std::string::npos);
+  line.skipped = true;
+  line.eta_s = -1;
+  EXPECT_NE(step_line(line).find("SKIPPED"), std::string::npos);
+}
+
+TEST(Screen, ProgressIsShownOnlyWhereAStepHasParts) {
+  EXPECT_TRUE(progress_line(3, 1, 1, 2.0).empty());
+  const std::string half = progress_line(3, 8, 16, 2.0);
+  EXPECT_NE(half.find("[===============               ]"), std::string::npos) << half;
+  EXPECT_NE(half.find("8/16"), std::string::npos);
+  EXPECT_EQ(half.front(), '\r') << "redrawn in place";
+}
+
+}  // namespace
+}  // namespace qt::test
