@@ -23,24 +23,47 @@ class AdamW:
             ref.group_of(name)
         ]
 
+    def decay(self, w):
+        """Weight decay of a parameter."""
+        return self.weight_decay
+
     def torch_optimizer(self, weights):
-        groups = [{"params": [w], "lr": self.lr(n)} for n, w in weights.items()]
-        return torch.optim.AdamW(
-            groups,
-            betas=(self.beta1, self.beta2),
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            foreach=False,
-        )
+        groups = [
+            {"params": [w], "lr": self.lr(n), "weight_decay": self.decay(w)} for n, w in weights.items()
+        ]
+        return torch.optim.AdamW(groups, betas=(self.beta1, self.beta2), eps=self.eps, foreach=False)
 
 
-def written_out_step(opt, lr, t, w, g, m, v, decay_after=False, plain_eps=False, correct=True):
+@dataclasses.dataclass(frozen=True)
+class NanoGptAdamW(AdamW):
+    """nanoGPT's: one rate for all, and only tensors of at least decay_min_dims dimensions decay."""
+
+    decay_min_dims: int = 2
+
+    def lr(self, name):
+        return self.lr_matrix
+
+    def decay(self, w):
+        return self.weight_decay if w.dim() >= self.decay_min_dims else 0.0
+
+
+# Flags of written_out_step.
+MISTAKES = {
+    "decay_after": {"decay_after": True},
+    "plain_eps": {"plain_eps": True},
+    "correct": {"correct": False},
+}
+
+
+def written_out_step(
+    opt, lr, t, w, g, m, v, decay_after=False, plain_eps=False, correct=True, decay_all=False
+):
     """One step in qtrain's order; returns (w, m, v). The flags are mistakes, to see what they would cost."""
     m = opt.beta1 * m + (1 - opt.beta1) * g
     v = opt.beta2 * v + (1 - opt.beta2) * g * g
     c1 = 1 - opt.beta1**t if correct else 1.0
     c2 = (1 - opt.beta2**t) ** 0.5 if correct else 1.0
-    decay = 1 - lr * opt.weight_decay
+    decay = 1 - lr * (opt.weight_decay if decay_all else opt.decay(w))
     step = -lr * c2 / c1 * m / (v.sqrt() + (1.0 if plain_eps else c2) * opt.eps)
     return ((w + step) * decay if decay_after else w * decay + step), m, v
 

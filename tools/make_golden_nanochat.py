@@ -11,21 +11,31 @@ What each file holds is described in tools/README.md.
     make_golden_nanochat.py --check [--out DIR] [--only NAME]  make them again, compare, exit 1 if they differ
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
-import pathlib
 import sys
 
 import numpy as np
 import torch
-import transformers
 from transformers.models.nanochat import modeling_nanochat as hf
 
 import adamw_ref
-import golden_io
 import nanochat_ref as ref
+from golden_make import (
+    FROM_F32,
+    FROM_F64,
+    as_f32,
+    brief,
+    class_of,
+    learnable_stream,
+    main,
+    metadata,
+    rel,
+    train,
+    trajectory_golden,
+    worst_by_class,
+)
 
 HF_PARTS = {
     "attn.c_q": "self_attn.q_proj",
@@ -35,11 +45,6 @@ HF_PARTS = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-
-# --check: inputs bit for bit; float64 results rounded to f32 to two ulps of the largest element (another BLAS
-# or libm); results of f32 arithmetic to the accuracy that the tests ask for.
-FROM_F64 = 2.0**-22
-FROM_F32 = 1e-5
 
 # The steps golden allows each f32 gradient element this share of its tensor's max-norm: four times what was
 # observed.
@@ -112,27 +117,6 @@ def hf_loss_and_grads(model, cfg, ids, targets):
     return loss.detach(), logits.detach(), grads
 
 
-def rel(a, b):
-    return golden_io.max_norm_error(a.detach().double().numpy(), b.detach().double().numpy())
-
-
-def brief(value):
-    """Evidence is stored to two digits: it says how large, and more would change from machine to machine."""
-    return float(f"{float(value):.2g}")
-
-
-def class_of(name):
-    return name.removesuffix(".weight").split(".", 3)[-1] if ".h." in name else name.split(".")[-2]
-
-
-def worst_by_class(errors):
-    worst = {}
-    for name, error in errors.items():
-        key = class_of(name.removeprefix("grad."))
-        worst[key] = brief(max(worst.get(key, 0.0), error))
-    return worst
-
-
 def random_tensor_scales(cfg, wte, qk, other, head):
     """Standard deviation of every weight when all are random and non-zero."""
     scales = {}
@@ -141,25 +125,6 @@ def random_tensor_scales(cfg, wte, qk, other, head):
         factor = qk if ".c_q." in name or ".c_k." in name else other
         scales[name] = {ref.EMBEDDING: wte, ref.HEAD: head / n_in**0.5}.get(group, factor / n_in**0.5)
     return scales
-
-
-def metadata(cfg, seed, evidence, **more):
-    return {
-        "script": "tools/make_golden_nanochat.py",
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "numpy": np.__version__,
-        },
-        "seed": str(seed),
-        "config": dataclasses.asdict(cfg),
-        "evidence": evidence,
-        **more,
-    }
-
-
-def as_f32(t):
-    return t.detach().numpy().astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -210,7 +175,7 @@ def make_forward():
     tensors |= {f"grad.{n}": as_f32(g) for n, g in grads.items()}
     cos, sin = ref.rope_tables(cfg, cfg.seq_len)
     tensors |= {"rope.cos": cos.numpy(), "rope.sin": sin.numpy()}
-    return tensors, metadata(cfg, seed, evidence)
+    return tensors, metadata(__file__, cfg, seed, evidence)
 
 
 def forward_mutants(cfg, weights, ids, targets, logits, grads):
@@ -244,55 +209,6 @@ def forward_mutants(cfg, weights, ids, targets, logits, grads):
 # ------------------------------------------------------------------------------------------------------------
 # trajectory: 20 optimizer steps from random non-zero weights
 
-
-def learnable_stream(rng, length, vocab):
-    """A walk through one random cycle of all tokens that now and then jumps to a skewed random token."""
-    follower = np.empty(vocab, np.int64)
-    cycle = rng.permutation(vocab)
-    follower[cycle] = np.roll(cycle, -1)
-    skewed = 1.0 / np.arange(1, vocab + 1)
-    cumulative = np.cumsum(skewed) / skewed.sum()
-    stream = np.empty(length, np.int32)
-    token = 0
-    for i in range(length):
-        stream[i] = token
-        jump, where = rng.random_sample(2)
-        token = int(np.searchsorted(cumulative, where)) if jump < 0.2 else int(follower[token])
-    return stream
-
-
-def train(weights, ids, targets, cfg, opt, dtype, model="reference", **mistakes):
-    """Losses before each step, gradient norms before clipping, final weights."""
-    if model == "transformers":
-        net = hf_model(cfg, weights, dtype)
-        w = {n: net.get_parameter(hf_name(n)) for n in weights}
-    else:
-        w = ref.to_torch(weights, dtype)
-    optimizer = opt.torch_optimizer(w)
-    state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in w.items()}
-    losses, norms = [], []
-    for step, (step_ids, step_targets) in enumerate(zip(torch.tensor(ids), torch.tensor(targets)), start=1):
-        if model == "transformers":
-            loss = hf_loss_and_grads(net, cfg, step_ids, step_targets)[0]
-        else:
-            loss = ref.loss_and_grads(w, step_ids, step_targets, cfg)[0]
-        losses.append(loss.double().item())
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in w.values()], foreach=False).item())
-        if opt.clip_norm:
-            torch.nn.utils.clip_grad_norm_(w.values(), opt.clip_norm, foreach=False)
-        if model == "written out":
-            with torch.no_grad():
-                for n, p in w.items():
-                    new, m, v = adamw_ref.written_out_step(
-                        opt, opt.lr(n), step, p, p.grad, *state[n], **mistakes
-                    )
-                    p.copy_(new)
-                    state[n] = (m, v)
-        else:
-            optimizer.step()
-    return np.array(losses), np.array(norms), {n: p.detach() for n, p in w.items()}
-
-
 TRAJECTORY_VARIANTS = {
     "plain": adamw_ref.AdamW(lr_matrix=3e-3, lr_embedding=1e-2, lr_head=1e-2),
     "decay_clip": adamw_ref.AdamW(
@@ -311,47 +227,26 @@ def make_trajectory():
     ids = stream[:-1].reshape(steps, rows, cfg.seq_len)
     targets = stream[1:].reshape(steps, rows, cfg.seq_len)
 
+    def run(opt, who, dtype, written_out):
+        if who == "transformers":
+            net = hf_model(cfg, weights, dtype)
+            w = {n: net.get_parameter(hf_name(n)) for n in weights}
+            step = functools.partial(hf_loss_and_grads, net, cfg)
+        else:
+            w = ref.to_torch(weights, dtype)
+            step = functools.partial(reference_step, w)
+        return train(w, ids, targets, opt, lambda *batch: step(*batch)[0], written_out)
+
+    def reference_step(w, step_ids, step_targets):
+        return ref.loss_and_grads(w, step_ids, step_targets, cfg)
+
     tensors = dict(weights) | {"ids": ids, "targets": targets, "stream": stream}
     evidence = {}
     for variant, opt in TRAJECTORY_VARIANTS.items():
-        run = functools.partial(train, weights, ids, targets, cfg, opt)
-        losses, norms, final = run(torch.float64)
-        losses32, norms32, final32 = run(torch.float32)
-        losses_hf, _, _ = run(torch.float32, "transformers")
-        written, _, final_written = run(torch.float64, "written out")
-        fall = losses[0] - losses[-1]
-        same = max(np.abs(written - losses).max(), max(rel(final_written[n], final[n]) for n in final))
-        gap = np.abs(losses32 - losses).max()
-        if not (fall >= 1 and same < 1e-10 and gap < 3e-6):
-            raise SystemExit(
-                f"{variant}: fall {fall:.3f}, written-out AdamW off by {same:.2g}, f32 off by {gap:.2g}"
-            )
-        if opt.clip_norm and not (norms.min() < opt.clip_norm < norms.max()):
-            raise SystemExit(f"{variant}: clipping must act in some steps and not in others, norms {norms}")
-        evidence[variant] = {
-            "loss_first": brief(losses[0]),
-            "loss_last": brief(losses[-1]),
-            "f32_minus_f64_loss": {
-                "reference": brief(gap),
-                "transformers": brief(np.abs(losses_hf - losses).max()),
-            },
-            "f32_minus_f64_norm_relative": brief(np.abs(norms32 / norms - 1).max()),
-            "f32_minus_f64_final_weights_abs": worst_by_class(
-                {n: (final32[n].double() - final[n]).abs().max() for n in final}
-            ),
-            "mistakes_loss": {
-                name: brief(np.abs(run(torch.float64, "written out", **{name: value})[0] - losses).max())
-                for name, value in (("decay_after", True), ("plain_eps", True), ("correct", False))
-            },
-        }
-        tensors |= {
-            f"{variant}.loss": losses.astype(np.float32),
-            f"{variant}.loss.f32": losses32.astype(np.float32),
-            f"{variant}.grad_norm": norms.astype(np.float32),
-        }
-        tensors |= {f"{variant}.final.{n}": as_f32(w) for n, w in final.items()}
+        results, evidence[variant] = trajectory_golden(opt, functools.partial(run, opt), adamw_ref.MISTAKES)
+        tensors |= {f"{variant}.{n}": x for n, x in results.items()}
     optimizers = {name: dataclasses.asdict(opt) for name, opt in TRAJECTORY_VARIANTS.items()}
-    return tensors, metadata(cfg, seed, evidence, optimizer=optimizers)
+    return tensors, metadata(__file__, cfg, seed, evidence, optimizer=optimizers)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -431,7 +326,7 @@ def make_steps():
         "first_nonzero_gradient": zero_until,
         "grad_error": str(GRAD_ERROR),
     }
-    return tensors, metadata(cfg, seed, evidence, **more)
+    return tensors, metadata(__file__, cfg, seed, evidence, **more)
 
 
 def first_nonzero_step(name):
@@ -465,50 +360,5 @@ def tolerance_of(golden):
     return of
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    repository = pathlib.Path(__file__).resolve().parent.parent
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=repository / "tests/golden", help="default: tests/golden"
-    )
-    parser.add_argument("--only", choices=MAKERS, action="append", help="this golden alone (may be repeated)")
-    parser.add_argument(
-        "--check", action="store_true", help="compare with the files in --out instead of writing them"
-    )
-    args = parser.parse_args()
-
-    # One thread and no fused kernels of choice: the same sums in the same order on every run.
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    failed = False
-    for name in args.only or MAKERS:
-        path = args.out / f"nanochat_{name}.safetensors"
-        made = MAKERS[name]()
-        if args.check:
-            if not path.exists():
-                lines = ["the file is missing"]
-            else:
-                lines = golden_io.differences(made, golden_io.read(path), tolerance_of(name))
-            failed |= bool(lines)
-            print(f"{path}: {'differs' if lines else 'agrees'}", *lines, sep="\n  ")
-        else:
-            args.out.mkdir(parents=True, exist_ok=True)
-            golden_io.write(path, *made)
-            print(f"{path}: {path.stat().st_size} bytes")
-            print_evidence(made[1]["evidence"], "  ")
-    return 1 if failed else 0
-
-
-def print_evidence(table, indent):
-    for key, value in table.items():
-        if isinstance(value, dict):
-            print(f"{indent}{key}")
-            print_evidence(value, indent + "  ")
-        else:
-            print(f"{indent}{key}: {value}")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, "nanochat", MAKERS, tolerance_of))
