@@ -130,6 +130,7 @@ def tokens_of(args):
 
 def train(args):
     """The result that is printed."""
+    rss_import_bytes = peak_rss_bytes()
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     tokens, eval_tokens = tokens_of(args)
     rng = np.random.RandomState(args.seed)
@@ -191,7 +192,8 @@ def train(args):
         "tokens_per_s": tokens_per_step / timed[len(timed) // 2],
         "train_s": sum(seconds),
         "peak_rss_bytes": peak_rss_bytes(),
-        "rss_start_bytes": rss_start_bytes,  # interpreter, libraries and weights, before the first step
+        "rss_import_bytes": rss_import_bytes,  # interpreter and libraries
+        "rss_start_bytes": rss_start_bytes,  # with data and weights, before the first step
         "losses": losses,
         "evals": evals,
     }
@@ -214,7 +216,8 @@ def best(args, command):
         if child.returncode:
             raise SystemExit(f"{' '.join(call)}: exit code {child.returncode}")
         results.append(json.loads(child.stdout))
-        shown = {k: results[-1][k] for k in ("tokens_per_s", "step_ms_median", "peak_rss_bytes")}
+        keys = ("tokens_per_s", "step_ms_median", "peak_rss_bytes", "rss_import_bytes")
+        shown = {k: results[-1][k] for k in keys}
         table.append({"how": f"{'compiled' if compiled else 'eager'}{f' {way}' if way else ''}"} | shown)
     return max(results, key=lambda r: r["tokens_per_s"]) | {"all": table}
 
