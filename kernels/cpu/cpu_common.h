@@ -66,6 +66,15 @@ struct Context {
 void parallel_ranges(Context& ctx, std::int64_t n, std::int64_t grain,
                      const std::function<void(std::int64_t begin, std::int64_t end, int worker)>& fn);
 
+// Calls fn.operator()<T>() with the type behind a compute dtype; check() has let no other through.
+template <class Fn>
+decltype(auto) with_float(DType dtype, Fn&& fn) {
+  if (dtype == DType::bf16) return fn.template operator()<bf16>();
+  if (dtype == DType::f16) return fn.template operator()<f16>();
+  QT_CHECK(dtype == DType::f32, DTypeError, "no arithmetic on {}", dtype_name(dtype));
+  return fn.template operator()<float>();
+}
+
 #define QT_DECLARE_CPU_OP(Op) void run(const Op& op, Context& ctx);
 QT_FOR_EACH_OP(QT_DECLARE_CPU_OP)
 #undef QT_DECLARE_CPU_OP

@@ -1,5 +1,5 @@
-// Highway helpers for kernels that compute in f32 and store f32 or bf16: loads that widen, stores that round
-// to nearest even, and forms for the last few elements of a row that touch nothing beyond them.
+// Highway helpers for kernels that compute in f32 and store f32, bf16 or f16: loads that widen, stores that
+// round to nearest even, and forms for the last few elements of a row that touch nothing beyond them.
 //
 // Include it after hwy/highway.h in a file that is compiled once per instruction set (hwy/foreach_target.h).
 
@@ -66,6 +66,48 @@ HWY_INLINE void StoreF32(D d, hn::Vec<D> v, bf16* to) {
   // Every lane is at most 0xFFFF, so that the saturating conversion saturates nothing.
   hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di32, RoundToBf16Bits(d, v))), d16, &to->bits);
 }
+
+// Conversion instructions for f16: exact for denormals and rounding to nearest even, as qt::to_f16. Highway's
+// own code for targets without them truncates: there each lane takes the scalar function.
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || \
+    (HWY_ARCH_ARM_A64 && HWY_TARGET == HWY_NEON)
+#define QTRAIN_NATIVE_F16 1
+#else
+#define QTRAIN_NATIVE_F16 0
+#endif
+
+template <class D>
+HWY_INLINE hn::Vec<D> LoadF32(D d, const f16* from) {
+#if QTRAIN_NATIVE_F16
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Rebind<hwy::float16_t, D> df16;
+  return hn::PromoteTo(d, hn::BitCast(df16, hn::LoadU(d16, &from->bits)));
+#else
+  float wide[hn::MaxLanes(d)];
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) wide[i] = to_float(from[i]);
+  return hn::LoadU(d, wide);
+#endif
+}
+
+template <class D>
+HWY_INLINE void StoreF32(D d, hn::Vec<D> v, f16* to) {
+#if QTRAIN_NATIVE_F16
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Rebind<hwy::float16_t, D> df16;
+  const hn::RebindToUnsigned<D> d32;
+  // The instruction keeps what it can of a NaN's payload; to_f16 keeps its sign alone.
+  const auto plain_nan =
+      hn::Or(hn::And(hn::BitCast(d32, v), hn::Set(d32, 0x80000000u)), hn::Set(d32, 0x7FC00000u));
+  const auto safe = hn::IfThenElse(hn::IsNaN(v), hn::BitCast(d, plain_nan), v);
+  hn::StoreU(hn::BitCast(d16, hn::DemoteTo(df16, safe)), d16, &to->bits);
+#else
+  float wide[hn::MaxLanes(d)];
+  hn::StoreU(v, d, wide);
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) to[i] = to_f16(wide[i]);
+#endif
+}
+
+#undef QTRAIN_NATIVE_F16
 
 // n < Lanes(d) elements; the other lanes are 0. Through a small buffer: masked loads read the whole vector on
 // some targets, and sanitizers count such a read as out of bounds on all of them.
