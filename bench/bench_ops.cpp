@@ -165,6 +165,24 @@ void setup(Bench& b, Relu2Bwd& op) {
   op.dx = b.empty({b.s.N(), b.s.F()});
 }
 
+void setup(Bench& b, GeluFwd& op) {
+  op.x = b.normal({b.s.N(), b.s.F()});
+  op.y = b.empty({b.s.N(), b.s.F()});
+}
+
+void setup(Bench& b, GeluBwd& op) {
+  op.x = b.normal({b.s.N(), b.s.F()});
+  op.dy = b.normal({b.s.N(), b.s.F()});
+  op.dx = b.empty({b.s.N(), b.s.F()});
+}
+
+void setup(Bench& b, Dropout& op) {
+  op.x = b.normal({b.s.N(), b.s.C});
+  op.y = b.empty({b.s.N(), b.s.C});
+  op.rate = 0.1f;
+  op.rng = {.seed = 1, .purpose = RngPurpose::dropout};
+}
+
 void setup(Bench& b, EmbeddingFwd& op) {
   op.ids = b.ids(b.s.N());
   op.table = b.normal({b.s.V, b.s.C});
@@ -188,6 +206,32 @@ void setup(Bench& b, RmsNormBwd& op) {
   op.rstd = b.normal({b.s.N()}, DType::f32);
   op.dy = b.normal({b.s.N(), b.s.C});
   op.dx = b.empty({b.s.N(), b.s.C});
+}
+
+void setup(Bench& b, PositionBwd& op) {
+  op.dy = b.normal({b.s.N(), b.s.C});
+  op.dpositions = b.empty({b.s.T, b.s.C}, DType::f32);
+  op.T = b.s.T;
+}
+
+void setup(Bench& b, LayerNormFwd& op) {
+  op.x = b.normal({b.s.N(), b.s.C});
+  op.weight = b.normal({b.s.C}, DType::f32);
+  op.bias = b.normal({b.s.C}, DType::f32);
+  op.y = b.empty({b.s.N(), b.s.C});
+  op.mean = b.empty({b.s.N()}, DType::f32);
+  op.rstd = b.empty({b.s.N()}, DType::f32);
+}
+
+void setup(Bench& b, LayerNormBwd& op) {
+  op.x = b.normal({b.s.N(), b.s.C});
+  op.mean = b.normal({b.s.N()}, DType::f32);
+  op.rstd = b.normal({b.s.N()}, DType::f32);
+  op.weight = b.normal({b.s.C}, DType::f32);
+  op.dy = b.normal({b.s.N(), b.s.C});
+  op.dx = b.empty({b.s.N(), b.s.C});
+  op.dweight = b.empty({b.s.C}, DType::f32);
+  op.dbias = b.empty({b.s.C}, DType::f32);
 }
 
 void setup(Bench& b, RopeTable& op) {
@@ -244,6 +288,11 @@ void setup(Bench& b, PackedMatmul& op) {
   op.x = b.normal({b.s.N(), b.s.C});
   op.w = b.packed(b.s.F(), b.s.C);
   op.y = b.empty({b.s.N(), b.s.F()});
+}
+
+void setup(Bench& b, ColumnSum& op) {
+  op.x = b.normal({b.s.N(), b.s.F()});
+  op.out = b.empty({b.s.F()}, DType::f32);
 }
 
 void setup(Bench& b, SoftcapCrossEntropy& op) {

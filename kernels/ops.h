@@ -89,13 +89,65 @@ struct Relu2Bwd {
   Cost cost() const;
 };
 
+// y = x Phi(x), Phi the normal distribution (1 + erf(x / sqrt(2))) / 2: the exact GELU of GPT-2's nanoGPT
+// form, not the tanh approximation. Phi within 12 f32 roundoffs plus x^2 / 2 more where x < 0 (the argument
+// of its exponential), relative; 0 below x = -13.1, where it is smaller than 1e-38.
+struct GeluFwd {
+  static constexpr const char* kName = "gelu_fwd";
+  TensorView x;  // in  [N, F] f
+  TensorView y;  // out [N, F] f
+  void check() const;
+  Cost cost() const;
+};
+
+// dx = dy (Phi(x) + x phi(x)), phi the normal density.
+struct GeluBwd {
+  static constexpr const char* kName = "gelu_bwd";
+  TensorView x;   // in  [N, F] f, the input of the forward op
+  TensorView dy;  // in  [N, F] f
+  TensorView dx;  // out [N, F] f; may be dy
+  void check() const;
+  Cost cost() const;
+};
+
+// y[i] = keeps(i) ? x[i] * (1 / (1 - rate)) : 0, the factor and the product rounded to f32. Element i of the
+// view is element first_element + i of the mask: keeps(e) compares draw e of rng with a threshold
+// (kernels/dropout.h), in integers, so that the mask is the same on every backend, whatever is cut how, and
+// the same op on dy is the backward pass. rate 0 copies.
+struct Dropout {
+  static constexpr const char* kName = "dropout";
+  TensorView x;    // in  any shape, f
+  TensorView y;    // out same; may be x
+  float rate = 0;  // in [0, 1): the share that is dropped
+  RngStream rng;   // of purpose dropout
+  std::int64_t first_element = 0;
+  void check() const;
+  Cost cost() const;
+};
+
 // ---- embedding ----------------------------------------------------------------------------------------
 
+// y[n] = table[ids[n]], or with positions y[n] = table[ids[n]] + positions[first_position + n % T]: an f32
+// sum, rounded once.
 struct EmbeddingFwd {
   static constexpr const char* kName = "embedding_fwd";
-  TensorView ids;    // in  [N] i32, every id in [0, V)
-  TensorView table;  // in  [V, C] f
-  TensorView y;      // out [N, C] f
+  TensorView ids;        // in  [N] i32, every id in [0, V)
+  TensorView table;      // in  [V, C] f
+  TensorView y;          // out [N, C] f
+  TensorView positions;  // in  [P, C] f, P >= first_position + T; or undefined
+  std::int64_t T = 0;    // tokens of a row, with positions only; N is a multiple
+  std::int64_t first_position = 0;
+  void check() const;
+  Cost cost() const;
+};
+
+// dpositions[t] += the sum of dy[b T + t] over the rows b of the batch, in f32 in ascending order, added
+// once.
+struct PositionBwd {
+  static constexpr const char* kName = "position_bwd";
+  TensorView dy;          // in     [N, C] f
+  TensorView dpositions;  // in/out [P, C] f32 | bf16 (the gradient's dtype), P >= T; later rows stay
+  std::int64_t T = 0;     // tokens of a row; N is a multiple
   void check() const;
   Cost cost() const;
 };
@@ -132,6 +184,41 @@ struct RmsNormBwd {
   TensorView dy;    // in  [N, C] f
   TensorView dx;    // out, or in/out when accumulate: [N, C] f; may be dy when not accumulating
   bool accumulate = false;
+  void check() const;
+  Cost cost() const;
+};
+
+// y = (x - mean) * rstd * weight + bias per row, rstd = 1 / sqrt(mean((x - mean)^2) + eps). Two passes over
+// the row in f32, first the mean, then the squares of what is left: no cancellation between large sums.
+struct LayerNormFwd {
+  static constexpr const char* kName = "layernorm_fwd";
+  TensorView x;       // in  [N, C] f
+  TensorView weight;  // in  [C] f32
+  TensorView bias;    // in  [C] f32, or undefined: none
+  TensorView y;       // out [N, C] f; may be x
+  TensorView mean;    // out [N] f32
+  TensorView rstd;    // out [N] f32
+  float eps = 0;
+  void check() const;
+  Cost cost() const;
+};
+
+// With h = (x - mean) * rstd and g = dy * weight:
+//   dx (+)= rstd * (g - mean(g) - h * mean(g h)),  dweight += sum of dy h,  dbias += sum of dy
+// The sums over rows run over blocks of rows that depend on N alone (kernels/row_blocks.h), in ascending
+// order within a block, and the blocks in ascending order.
+struct LayerNormBwd {
+  static constexpr const char* kName = "layernorm_bwd";
+  TensorView x;             // in  [N, C] f, the input of the forward op
+  TensorView mean;          // in  [N] f32
+  TensorView rstd;          // in  [N] f32
+  TensorView weight;        // in  [C] f32
+  TensorView dy;            // in  [N, C] f
+  TensorView dx;            // out, or in/out when accumulate: [N, C] f; may be dy when not accumulating
+  TensorView dweight;       // in/out [C] f32
+  TensorView dbias;         // in/out [C] f32, or undefined: none
+  TensorView scratch;       // u8 [scratch_bytes(op)]
+  bool accumulate = false;  // of dx; the gradients of weight and bias always are
   void check() const;
   Cost cost() const;
 };
@@ -183,6 +270,10 @@ struct RopeNormBwd {
 // Causal softmax(scale * q k^T) v with grouped key/value heads: query head h reads key head h / (H / G).
 // Tq <= Tk: query i stands at position i + Tk - Tq and sees keys 0 .. that position (decoding reads a cache).
 // Streaming softmax, f32 accumulation; probabilities are rounded to the dtype before they meet v.
+//
+// Dropout as in PyTorch: after the softmax, a probability counts 1 / (1 - dropout) times or not at all; lse
+// is that of all keys. The mask depends on rng and the position (first_row + b, head, query, key) alone
+// (kernels/dropout.h): the backward pass draws it again.
 struct AttentionFwd {
   static constexpr const char* kName = "attention_fwd";
   TensorView q;        // in  [B, Tq, H, D] f
@@ -192,6 +283,9 @@ struct AttentionFwd {
   TensorView lse;      // out [B, H, Tq] f32: log of the sum of exp(scale * score), saved for backward
   TensorView scratch;  // u8 [scratch_bytes(op)]
   float scale = 1;
+  float dropout = 0;           // in [0, 1); above 0 only with Tq == Tk
+  RngStream rng;               // of purpose dropout
+  std::int64_t first_row = 0;  // of the batch, for the mask
   void check() const;
   Cost cost() const;
 };
@@ -211,6 +305,9 @@ struct AttentionBwd {
   TensorView dv;       // out [B, T, G, D] f
   TensorView scratch;  // u8 [scratch_bytes(op)]; holds delta = rowsum(dy * y) and more
   float scale = 1;
+  float dropout = 0;  // this and the next two as in the forward op
+  RngStream rng;
+  std::int64_t first_row = 0;
   void check() const;
   Cost cost() const;
 };
@@ -221,12 +318,14 @@ struct AttentionBwd {
 // tn: c[N,K] = a[M,N]^T b[M,K] (dW = dy^T x)
 enum class GemmLayout : std::uint8_t { nt, nn, tn };
 
-// f32 accumulation, one rounding into c. With accumulate the f32 sum is added to the widened c, then rounded.
+// f32 accumulation, one rounding into c. With accumulate the f32 sum is added to the widened c, then rounded;
+// with bias (nt only, not with accumulate) bias[n] is added to the f32 sum of column n, then rounded.
 struct Matmul {
   static constexpr const char* kName = "matmul";
   TensorView a;        // in  f; rows may be pitched
   TensorView b;        // in  f; rows may be pitched
   TensorView c;        // out or in/out, f32 | bf16 (f32 c with bf16 operands allowed); rows may be pitched
+  TensorView bias;     // in  [N] f32, or undefined: none
   TensorView scratch;  // u8 [scratch_bytes(op)], undefined when that is 0
   GemmLayout layout = GemmLayout::nt;
   bool accumulate = false;
@@ -241,8 +340,19 @@ struct PackedMatmul {
   TensorView x;        // in  f: [M, K] for nt, [M, N] for nn
   PackedView w;        // in  [N, K] packed
   TensorView y;        // out f: [M, N] for nt, [M, K] for nn
+  TensorView bias;     // in  [N] f32, nt only, as in Matmul; or undefined: none
   TensorView scratch;  // u8 [scratch_bytes(op)], undefined when that is 0
   GemmLayout layout = GemmLayout::nt;
+  void check() const;
+  Cost cost() const;
+};
+
+// out[n] += the sum of column n of x: the gradient of a bias. f32, by the blocks of rows of LayerNormBwd.
+struct ColumnSum {
+  static constexpr const char* kName = "column_sum";
+  TensorView x;        // in     [M, N] f; rows may be pitched
+  TensorView out;      // in/out [N] f32
+  TensorView scratch;  // u8 [scratch_bytes(op)]
   void check() const;
   Cost cost() const;
 };
@@ -380,8 +490,9 @@ struct Dequantise {
 // their list from here.
 // clang-format off
 #define QT_FOR_EACH_OP(X)                                                                                  \
-  X(Fill) X(Cast) X(Add) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(EmbeddingFwd) X(EmbeddingBwd)             \
-  X(RmsNormFwd) X(RmsNormBwd) X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd)   \
-  X(Matmul) X(PackedMatmul) X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares) X(PrepareStep)      \
-  X(AdamW) X(AdamW8) X(Quantise) X(Dequantise)
+  X(Fill) X(Cast) X(Add) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(GeluFwd) X(GeluBwd) X(Dropout)            \
+  X(EmbeddingFwd) X(EmbeddingBwd) X(PositionBwd) X(RmsNormFwd) X(RmsNormBwd) X(LayerNormFwd)               \
+  X(LayerNormBwd) X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd)               \
+  X(Matmul) X(PackedMatmul) X(ColumnSum) X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares)        \
+  X(PrepareStep) X(AdamW) X(AdamW8) X(Quantise) X(Dequantise)
 // clang-format on

@@ -12,6 +12,7 @@ namespace qt {
 namespace {
 
 constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
+constexpr std::initializer_list<DType> kGradients = {DType::f32, DType::bf16};
 
 }  // namespace
 
@@ -60,6 +61,41 @@ void Relu2Bwd::check() const {
   c.separate({{"dx", dx}}, {{"dy", dy}, {"x", x}}, {"dy"});
 }
 
+void GeluFwd::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1, -1}, kFloats);
+  c.dense({"y", y}, {x.dim(0), x.dim(1)}, {x.dtype});
+  c.separate({{"y", y}}, {{"x", x}});
+}
+
+void GeluBwd::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1, -1}, kFloats);
+  c.dense({"dy", dy}, {x.dim(0), x.dim(1)}, {x.dtype});
+  c.dense({"dx", dx}, {x.dim(0), x.dim(1)}, {x.dtype});
+  c.separate({{"dx", dx}}, {{"dy", dy}, {"x", x}}, {"dy"});
+}
+
+namespace {
+
+void check_dropout(const Checker& c, float rate, const RngStream& rng, const char* field) {
+  if (!(rate >= 0 && rate < 1))
+    c.require(false, fmt::format("{} must be at least 0 and below 1, not {}", field, rate));
+  c.require(rate == 0 || rng.purpose == RngPurpose::dropout, "rng must be of purpose dropout");
+}
+
+}  // namespace
+
+void Dropout::check() const {
+  const Checker c(kName);
+  c.any_shape({"x", x}, kFloats);
+  c.any_shape({"y", y}, {x.dtype});
+  c.same_shape({"y", y}, {"x", x});
+  c.separate({{"y", y}}, {{"x", x}}, {"x"});
+  c.at_least(first_element, 0, "first_element");
+  check_dropout(c, rate, rng, "rate");
+}
+
 // ---- embedding ----------------------------------------------------------------------------------------
 
 void EmbeddingFwd::check() const {
@@ -67,14 +103,30 @@ void EmbeddingFwd::check() const {
   c.dense({"ids", ids}, {-1}, {DType::i32});
   c.dense({"table", table}, {-1, -1}, kFloats);
   c.dense({"y", y}, {ids.dim(0), table.dim(1)}, {table.dtype});
-  c.separate({{"y", y}}, {{"ids", ids}, {"table", table}});
+  c.separate({{"y", y}}, {{"ids", ids}, {"table", table}, {"positions", positions}});
+  if (!positions.defined()) return;
+  c.dense({"positions", positions}, {-1, table.dim(1)}, {table.dtype});
+  c.at_least(T, 1, "T");
+  c.require(ids.dim(0) % T == 0, "the tokens must be whole rows of T");
+  c.at_least(first_position, 0, "first_position");
+  c.at_least(positions.dim(0), first_position + T, "the number of positions in the table");
+}
+
+void PositionBwd::check() const {
+  const Checker c(kName);
+  c.dense({"dy", dy}, {-1, -1}, kFloats);
+  c.dense({"dpositions", dpositions}, {-1, dy.dim(1)}, kGradients);
+  c.at_least(T, 1, "T");
+  c.require(dy.dim(0) % T == 0, "the tokens must be whole rows of T");
+  c.at_least(dpositions.dim(0), T, "the number of positions in the table");
+  c.separate({{"dpositions", dpositions}}, {{"dy", dy}});
 }
 
 void EmbeddingBwd::check() const {
   const Checker c(kName);
   c.dense({"ids", ids}, {-1}, {DType::i32});
   c.dense({"dy", dy}, {ids.dim(0), -1}, kFloats);
-  c.dense({"dtable", dtable}, {-1, dy.dim(1)}, kFloats);
+  c.dense({"dtable", dtable}, {-1, dy.dim(1)}, kGradients);
   c.scratch(scratch);
   c.separate({{"dtable", dtable}, {"scratch", scratch}}, {{"ids", ids}, {"dy", dy}});
 }
@@ -102,6 +154,44 @@ void RmsNormBwd::check() const {
     c.separate({{"dx", dx}}, inputs);
   } else {
     c.separate({{"dx", dx}}, inputs, {"dy"});
+  }
+}
+
+void LayerNormFwd::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1, -1}, kFloats);
+  const std::int64_t N = x.dim(0), C = x.dim(1);
+  c.at_least(C, 1, "the width of x");
+  c.dense({"weight", weight}, {C}, {DType::f32});
+  if (bias.defined()) c.dense({"bias", bias}, {C}, {DType::f32});
+  c.dense({"y", y}, {N, C}, {x.dtype});
+  c.dense({"mean", mean}, {N}, {DType::f32});
+  c.dense({"rstd", rstd}, {N}, {DType::f32});
+  c.separate({{"y", y}, {"mean", mean}, {"rstd", rstd}}, {{"x", x}, {"weight", weight}, {"bias", bias}},
+             {"x"});
+}
+
+void LayerNormBwd::check() const {
+  const Checker c(kName);
+  c.dense({"x", x}, {-1, -1}, kFloats);
+  const std::int64_t N = x.dim(0), C = x.dim(1);
+  c.at_least(C, 1, "the width of x");
+  c.dense({"mean", mean}, {N}, {DType::f32});
+  c.dense({"rstd", rstd}, {N}, {DType::f32});
+  c.dense({"weight", weight}, {C}, {DType::f32});
+  c.dense({"dy", dy}, {N, C}, {x.dtype});
+  c.dense({"dx", dx}, {N, C}, {x.dtype});
+  c.dense({"dweight", dweight}, {C}, {DType::f32});
+  if (dbias.defined()) c.dense({"dbias", dbias}, {C}, {DType::f32});
+  c.scratch(scratch);
+  const std::initializer_list<Field> outputs = {
+      {"dx", dx}, {"dweight", dweight}, {"dbias", dbias}, {"scratch", scratch}};
+  const std::initializer_list<Field> inputs = {
+      {"dy", dy}, {"x", x}, {"mean", mean}, {"rstd", rstd}, {"weight", weight}};
+  if (accumulate) {
+    c.separate(outputs, inputs);
+  } else {
+    c.separate(outputs, inputs, {"dy"});
   }
 }
 
@@ -173,6 +263,9 @@ void AttentionFwd::check() const {
   c.dense({"lse", lse}, {B, H, Tq}, {DType::f32});
   c.scratch(scratch);
   c.separate({{"y", y}, {"lse", lse}, {"scratch", scratch}}, {{"q", q}, {"k", k}, {"v", v}});
+  check_dropout(c, dropout, rng, "dropout");
+  c.require(dropout == 0 || k.dim(1) == Tq, "dropout needs as many keys as queries");
+  c.at_least(first_row, 0, "first_row");
 }
 
 void AttentionBwd::check() const {
@@ -189,6 +282,8 @@ void AttentionBwd::check() const {
   c.scratch(scratch);
   c.separate({{"dq", dq}, {"dk", dk}, {"dv", dv}, {"scratch", scratch}},
              {{"q", q}, {"k", k}, {"v", v}, {"y", y}, {"lse", lse}, {"dy", dy}});
+  check_dropout(c, dropout, rng, "dropout");
+  c.at_least(first_row, 0, "first_row");
 }
 
 // ---- matrix products ----------------------------------------------------------------------------------
@@ -204,8 +299,13 @@ void Matmul::check() const {
   const std::int64_t rows = layout == GemmLayout::tn ? a.dim(1) : a.dim(0);
   const std::int64_t cols = layout == GemmLayout::nt ? b.dim(0) : b.dim(1);
   checker.pitched({"c", c}, {rows, cols}, {DType::f32, a.dtype});  // never narrower than the operands
+  if (bias.defined()) {
+    checker.require(layout == GemmLayout::nt, "bias belongs to the nt layout");
+    checker.require(!accumulate, "bias cannot be added together with accumulate");
+    checker.dense({"bias", bias}, {cols}, {DType::f32});
+  }
   checker.scratch(scratch);
-  checker.separate({{"c", c}, {"scratch", scratch}}, {{"a", a}, {"b", b}});
+  checker.separate({{"c", c}, {"scratch", scratch}}, {{"a", a}, {"b", b}, {"bias", bias}});
 }
 
 void PackedMatmul::check() const {
@@ -215,8 +315,21 @@ void PackedMatmul::check() const {
   const bool nt = layout == GemmLayout::nt;
   c.dense({"x", x}, {-1, nt ? w.K : w.N}, kFloats);
   c.dense({"y", y}, {x.dim(0), nt ? w.N : w.K}, {x.dtype});
+  if (bias.defined()) {
+    c.require(nt, "bias belongs to the nt layout");
+    c.dense({"bias", bias}, {w.N}, {DType::f32});
+  }
   c.scratch(scratch);
-  c.separate({{"y", y}, {"scratch", scratch}}, {{"x", x}, {"w.codes", w.codes}, {"w.absmax", w.absmax}});
+  c.separate({{"y", y}, {"scratch", scratch}},
+             {{"x", x}, {"w.codes", w.codes}, {"w.absmax", w.absmax}, {"bias", bias}});
+}
+
+void ColumnSum::check() const {
+  const Checker c(kName);
+  c.pitched({"x", x}, {-1, -1}, kFloats);
+  c.dense({"out", out}, {x.dim(1)}, {DType::f32});
+  c.scratch(scratch);
+  c.separate({{"out", out}, {"scratch", scratch}}, {{"x", x}});
 }
 
 // ---- loss ---------------------------------------------------------------------------------------------

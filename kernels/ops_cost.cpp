@@ -49,8 +49,25 @@ Cost Relu2Fwd::cost() const { return elementwise(2, x, bytes(x), bytes(y)); }
 
 Cost Relu2Bwd::cost() const { return elementwise(3, x, bytes(x) + bytes(dy), bytes(dx)); }
 
-// Of the table only the rows asked for are read.
-Cost EmbeddingFwd::cost() const { return elementwise(0, y, bytes(ids) + bytes(y), bytes(y)); }
+// One exponential and a polynomial of degree nine.
+Cost GeluFwd::cost() const { return elementwise(40, x, bytes(x), bytes(y)); }
+
+Cost GeluBwd::cost() const { return elementwise(44, x, bytes(x) + bytes(dy), bytes(dx)); }
+
+// As InitNormal: four draws share a generator block.
+Cost Dropout::cost() const { return elementwise(rate == 0 ? 0 : 32, x, bytes(x), bytes(y)); }
+
+// Of the tables only the rows asked for are read.
+Cost EmbeddingFwd::cost() const {
+  const double position_bytes =
+      positions.defined() ? static_cast<double>(T * y.dim(1) * dtype_bytes(y.dtype)) : 0;
+  return elementwise(positions.defined() ? 1 : 0, y, bytes(ids) + bytes(y) + position_bytes, bytes(y));
+}
+
+Cost PositionBwd::cost() const {
+  const double table_bytes = static_cast<double>(T * dy.dim(1) * dtype_bytes(dpositions.dtype));
+  return elementwise(1, dy, bytes(dy) + table_bytes, table_bytes);
+}
 
 // dtable: at most one row per token is read and written.
 Cost EmbeddingBwd::cost() const {
@@ -64,6 +81,18 @@ Cost RmsNormFwd::cost() const { return elementwise(3, x, bytes(x), bytes(y) + by
 Cost RmsNormBwd::cost() const {
   return elementwise(accumulate ? 6 : 5, y, bytes(y) + bytes(dy) + bytes(rstd) + (accumulate ? bytes(dx) : 0),
                      bytes(dx));
+}
+
+Cost LayerNormFwd::cost() const {
+  return elementwise(7, x, bytes(x) + bytes(weight) + bytes(bias), bytes(y) + bytes(mean) + bytes(rstd));
+}
+
+Cost LayerNormBwd::cost() const {
+  const double gradients = bytes(dweight) + bytes(dbias);
+  return elementwise(14, x,
+                     bytes(x) + bytes(dy) + bytes(mean) + bytes(rstd) + bytes(weight) + gradients +
+                         (accumulate ? bytes(dx) : 0),
+                     bytes(dx) + gradients);
 }
 
 // A sine and a cosine with their range reduction.
@@ -102,18 +131,20 @@ Cost Matmul::cost() const {
   const double inner = static_cast<double>(layout == GemmLayout::tn ? a.dim(0) : a.dim(1));
   const double flops = 2 * elems(c) * inner;
   return Cost{.model_flops = flops,
-              .executed_flops = flops,
-              .read_bytes = bytes(a) + bytes(b) + (accumulate ? bytes(c) : 0),
+              .executed_flops = flops + (bias.defined() ? elems(c) : 0),
+              .read_bytes = bytes(a) + bytes(b) + bytes(bias) + (accumulate ? bytes(c) : 0),
               .written_bytes = bytes(c)};
 }
 
 Cost PackedMatmul::cost() const {
   const double flops = 2 * static_cast<double>(x.dim(0)) * static_cast<double>(w.elems());
   return Cost{.model_flops = flops,
-              .executed_flops = flops,
-              .read_bytes = bytes(x) + packed_bytes_of(w),
+              .executed_flops = flops + (bias.defined() ? elems(y) : 0),
+              .read_bytes = bytes(x) + packed_bytes_of(w) + bytes(bias),
               .written_bytes = bytes(y)};
 }
+
+Cost ColumnSum::cost() const { return elementwise(1, x, bytes(x) + bytes(out), bytes(out)); }
 
 Cost SoftcapCrossEntropy::cost() const {
   const double passes = dlogits.defined() ? 2 : 1;  // the second pass scales and subtracts

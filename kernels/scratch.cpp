@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/gemm_grid.h"
+#include "kernels/row_blocks.h"
 #include "src/core/units.h"
 
 namespace qt {
@@ -34,6 +35,15 @@ std::int64_t scratch_bytes(const EmbeddingBwd& op, const Target& target) {
   if (on_cpu(target)) return N * 8 + (N + 1) * 4;
   // Keys and values of the radix sort, double-buffered.
   return 4 * N * 4 + kRadixSortTempBytes;
+}
+
+// Sums of each block of rows, f32: of dy h, then of dy.
+std::int64_t scratch_bytes(const LayerNormBwd& op, const Target&) {
+  return row_blocks(op.x.dim(0)).count * 2 * op.x.dim(1) * 4;
+}
+
+std::int64_t scratch_bytes(const ColumnSum& op, const Target&) {
+  return row_blocks(op.x.dim(0)).count * op.x.dim(1) * 4;
 }
 
 std::int64_t scratch_bytes(const AttentionFwd&, const Target&) { return 0; }

@@ -10,10 +10,12 @@
 namespace qt {
 
 std::int64_t scratch_bytes(const EmbeddingBwd& op, const Target& target);
+std::int64_t scratch_bytes(const LayerNormBwd& op, const Target& target);
 std::int64_t scratch_bytes(const AttentionFwd& op, const Target& target);
 std::int64_t scratch_bytes(const AttentionBwd& op, const Target& target);
 std::int64_t scratch_bytes(const Matmul& op, const Target& target);
 std::int64_t scratch_bytes(const PackedMatmul& op, const Target& target);
+std::int64_t scratch_bytes(const ColumnSum& op, const Target& target);
 std::int64_t scratch_bytes(const SumSquares& op, const Target& target);
 
 // The route a packed product takes on a target: what scratch_bytes and the implementations both ask.

@@ -22,7 +22,34 @@ struct Sizes {
 const std::vector<Sizes> kForwardSizes = {
     {1, 1, 1, 1, 1, 2},      {2, 7, 7, 4, 2, 16},    {1, 65, 65, 4, 1, 48}, {2, 1, 5, 4, 2, 16},
     {1, 1, 131, 2, 1, 64},   {2, 3, 70, 4, 1, 24},   {1, 66, 130, 2, 2, 8}, {2, 17, 17, 2, 2, 64},
-    {1, 130, 130, 2, 1, 32}, {1, 33, 33, 2, 1, 128}, {1, 9, 9, 4, 4, 6}};
+    {1, 130, 130, 2, 1, 32}, {1, 33, 33, 2, 1, 128}, {1, 9, 9, 4, 4, 6},    {1, 19, 19, 3, 3, 20},
+    {2, 18, 18, 2, 2, 80},   {2, 12, 12, 12, 12, 48}};
+
+constexpr std::int64_t kFirstRow = 3;
+const RngStream kStream{.seed = 0x1234567890ull, .purpose = RngPurpose::dropout, .stream = 11};
+
+// Draw (((row H + head) T + query) ceil4(T) + key of the stream, ceil4 the next multiple of four: dropped
+// where draw / 2^32 is below the rate.
+std::vector<double> dropout_factors(const Case& t, const Sizes& s, float rate) {
+  std::vector<double> factors;
+  if (rate == 0 || t.is("dropout is forgotten")) return factors;
+  const double scale = oracle::round_to(1 / (1 - static_cast<double>(rate)), DType::f32);
+  for (std::int64_t b = 0; b < s.B; ++b) {
+    for (std::int64_t h = 0; h < s.H; ++h) {
+      for (std::int64_t i = 0; i < s.Tq; ++i) {
+        for (std::int64_t j = 0; j < s.Tk; ++j) {
+          const std::int64_t row = b + (t.is("first_row is ignored") ? 0 : kFirstRow);
+          const std::int64_t head = t.is("every head has the same mask") ? 0 : h;
+          const std::int64_t at = ((row * s.H + head) * s.Tq + i) * ((s.Tk + 3) / 4 * 4) + j;
+          const double draw = static_cast<double>(rng_u32(kStream, static_cast<std::uint64_t>(at)));
+          const bool drops = draw * 0x1p-32 < static_cast<double>(rate);
+          factors.push_back(drops ? 0 : t.is("kept probabilities are not scaled") ? 1 : scale);
+        }
+      }
+    }
+  }
+  return factors;
+}
 
 AttentionShape oracle_shape(const Case& t, const Sizes& s, double scale) {
   const auto size = [](std::int64_t n) { return static_cast<size_t>(n); };
@@ -34,6 +61,7 @@ AttentionShape oracle_shape(const Case& t, const Sizes& s, double scale) {
           .D = size(s.D),
           .scale = t.is("scale is dropped") ? 1.0 : scale,
           .dtype = t.dtype(),
+          .dropout = {},
           .mask_off_by_one = t.is("the mask is off by one"),
           .heads_interleaved = t.is("query head h reads key head h modulo G"),
           .queries_at_start = t.is("queries stand at the start of the keys")};
@@ -54,8 +82,13 @@ void attention_fwd(Case& t) {
   for (const Sizes& s : kForwardSizes) {
     // Peaked rows as trained heads have them: scores up to about 20, which a softmax without its maximum
     // would not bear in the other direction either.
-    for (const double sharpness : {1.0, 5.0}) {
-      if (!t.next(fmt::format("{} sharpness={}", s.text(), sharpness))) return;
+    struct Kind {
+      double sharpness;
+      float dropout;
+    };
+    for (const auto [sharpness, dropout] : {Kind{1, 0}, Kind{5, 0}, Kind{1, 0.25f}}) {
+      if (dropout != 0 && s.Tq != s.Tk) continue;
+      if (!t.next(fmt::format("{} sharpness={} dropout={}", s.text(), sharpness, dropout))) return;
       const auto q = t.normal(static_cast<size_t>(s.B * s.Tq * s.H * s.D), sharpness);
       const auto k = t.normal(static_cast<size_t>(s.B * s.Tk * s.G * s.D)), v = t.normal(k.size());
       AttentionFwd op{.q = t.in(q, {s.B, s.Tq, s.H, s.D}),
@@ -63,11 +96,15 @@ void attention_fwd(Case& t) {
                       .v = t.in(v, {s.B, s.Tk, s.G, s.D}),
                       .y = t.out({s.B, s.Tq, s.H, s.D}),
                       .lse = t.out({s.B, s.H, s.Tq}, DType::f32),
-                      .scale = scale_of(s)};
+                      .scale = scale_of(s),
+                      .dropout = dropout,
+                      .rng = kStream,
+                      .first_row = kFirstRow};
       op.scratch = t.scratch_for(op);
       t.run(op);
-      const auto want = oracle::attention<Tracked>(oracle_shape(t, s, static_cast<double>(op.scale)),
-                                                   tracked(q), tracked(k), tracked(v));
+      AttentionShape shape = oracle_shape(t, s, static_cast<double>(op.scale));
+      shape.dropout = dropout_factors(t, s, dropout);
+      const auto want = oracle::attention<Tracked>(shape, tracked(q), tracked(k), tracked(v));
       t.expect("y", op.y, want.y);
       t.expect("lse", op.lse, want.lse);
     }
@@ -76,48 +113,60 @@ void attention_fwd(Case& t) {
 
 void attention_bwd(Case& t) {
   for (const Sizes& s : kForwardSizes) {
-    if (s.Tq != s.Tk) continue;
-    if (!t.next(s.text())) return;
-    const auto q = t.normal(static_cast<size_t>(s.B * s.Tq * s.H * s.D), 2), dy = t.normal(q.size());
-    const auto k = t.normal(static_cast<size_t>(s.B * s.Tk * s.G * s.D)), v = t.normal(k.size());
-    const float scale = scale_of(s);
-    AttentionShape right = oracle_shape(t, s, static_cast<double>(scale));
-    right.mask_off_by_one = right.heads_interleaved = false;
-    right.scale = static_cast<double>(scale);
-    const auto forward = oracle::attention<Tracked>(right, tracked(q), tracked(k), tracked(v));
-    const auto y = rounded(forward.y, t.dtype()), lse = rounded(forward.lse, DType::f32);
+    for (const float dropout : {0.0f, 0.25f}) {
+      if (s.Tq != s.Tk) continue;
+      if (!t.next(fmt::format("{} dropout={}", s.text(), dropout))) return;
+      const auto q = t.normal(static_cast<size_t>(s.B * s.Tq * s.H * s.D), 2), dy = t.normal(q.size());
+      const auto k = t.normal(static_cast<size_t>(s.B * s.Tk * s.G * s.D)), v = t.normal(k.size());
+      const float scale = scale_of(s);
+      AttentionShape right = oracle_shape(t, s, static_cast<double>(scale));
+      right.mask_off_by_one = right.heads_interleaved = false;
+      right.scale = static_cast<double>(scale);
+      right.dropout = dropout_factors(t, s, dropout);
+      const auto forward = oracle::attention<Tracked>(right, tracked(q), tracked(k), tracked(v));
+      const auto y = rounded(forward.y, t.dtype()), lse = rounded(forward.lse, DType::f32);
 
-    AttentionBwd op{.q = t.in(q, {s.B, s.Tq, s.H, s.D}),
-                    .k = t.in(k, {s.B, s.Tk, s.G, s.D}),
-                    .v = t.in(v, {s.B, s.Tk, s.G, s.D}),
-                    .y = t.in(y, {s.B, s.Tq, s.H, s.D}),
-                    .lse = t.in(lse, {s.B, s.H, s.Tq}, DType::f32),
-                    .dy = t.in(dy, {s.B, s.Tq, s.H, s.D}),
-                    .dq = t.out({s.B, s.Tq, s.H, s.D}),
-                    .dk = t.out({s.B, s.Tk, s.G, s.D}),
-                    .dv = t.out({s.B, s.Tk, s.G, s.D}),
-                    .scale = scale};
-    op.scratch = t.scratch_for(op);
-    t.run(op);
+      AttentionBwd op{.q = t.in(q, {s.B, s.Tq, s.H, s.D}),
+                      .k = t.in(k, {s.B, s.Tk, s.G, s.D}),
+                      .v = t.in(v, {s.B, s.Tk, s.G, s.D}),
+                      .y = t.in(y, {s.B, s.Tq, s.H, s.D}),
+                      .lse = t.in(lse, {s.B, s.H, s.Tq}, DType::f32),
+                      .dy = t.in(dy, {s.B, s.Tq, s.H, s.D}),
+                      .dq = t.out({s.B, s.Tq, s.H, s.D}),
+                      .dk = t.out({s.B, s.Tk, s.G, s.D}),
+                      .dv = t.out({s.B, s.Tk, s.G, s.D}),
+                      .scale = scale,
+                      .dropout = dropout,
+                      .rng = kStream,
+                      .first_row = kFirstRow};
+      op.scratch = t.scratch_for(op);
+      t.run(op);
 
-    const auto want = oracle::attention_backward<Tracked>(
-        oracle_shape(t, s, static_cast<double>(scale)), tracked(q), tracked(k), tracked(v), tracked(y),
-        tracked(lse), tracked(dy), !t.is("delta is dropped"), !t.is("ds is not scaled"));
-    t.expect("dq", op.dq, want.dq);
-    t.expect("dk", op.dk, want.dk);
-    t.expect("dv", op.dv, want.dv);
+      AttentionShape shape = oracle_shape(t, s, static_cast<double>(scale));
+      shape.dropout = right.dropout;
+      const auto want = oracle::attention_backward<Tracked>(
+          shape, tracked(q), tracked(k), tracked(v), tracked(y), tracked(lse), tracked(dy),
+          !t.is("delta is dropped"), !t.is("ds is not scaled"));
+      t.expect("dq", op.dq, want.dq);
+      t.expect("dk", op.dk, want.dk);
+      t.expect("dv", op.dv, want.dv);
+    }
   }
 }
 
 const Proves kForward({"attention_fwd",
                        kBothFloats,
                        {"scale is dropped", "the mask is off by one",
-                        "query head h reads key head h modulo G", "queries stand at the start of the keys"},
+                        "query head h reads key head h modulo G", "queries stand at the start of the keys",
+                        "dropout is forgotten", "every head has the same mask", "first_row is ignored",
+                        "kept probabilities are not scaled"},
                        attention_fwd});
 const Proves kBackward({"attention_bwd",
                         kBothFloats,
                         {"scale is dropped", "the mask is off by one",
-                         "query head h reads key head h modulo G", "delta is dropped", "ds is not scaled"},
+                         "query head h reads key head h modulo G", "delta is dropped", "ds is not scaled",
+                         "dropout is forgotten", "every head has the same mask",
+                         "kept probabilities are not scaled"},
                         attention_bwd});
 
 // ---- figures ----

@@ -33,9 +33,11 @@ const char* layout_name(GemmLayout layout) {
   return layout == GemmLayout::nt ? "nt" : layout == GemmLayout::nn ? "nn" : "tn";
 }
 
-// The oracle's product plus what c held, as the op stores it.
-std::vector<Tracked> finished(std::vector<Tracked> product, std::span<const double> before, DType dtype) {
+// The oracle's product plus the bias and what c held, as the op stores it.
+std::vector<Tracked> finished(std::vector<Tracked> product, std::span<const double> bias,
+                              std::span<const double> before, DType dtype) {
   for (size_t i = 0; i < product.size(); ++i) {
+    if (!bias.empty()) product[i] = product[i] + bias[i % bias.size()];
     if (!before.empty()) product[i] = product[i] + before[i];
     product[i] = oracle::stored(product[i], dtype);
   }
@@ -71,6 +73,8 @@ void matmul(Case& t) {
           auto a = t.normal(static_cast<size_t>(rows * inner)),
                b = t.normal(static_cast<size_t>(cols * inner));
           auto before = t.normal_as(out, static_cast<size_t>(rows * cols), 3);
+          const bool has_bias = layout == GemmLayout::nt && !accumulate && rows % 2 == 1;
+          auto bias = t.normal_as(DType::f32, has_bias ? static_cast<size_t>(cols) : 0, 3);
           const std::int64_t a_rows = a_is_transposed ? inner : rows, a_cols = a_is_transposed ? rows : inner;
           const std::int64_t b_rows = b_is_transposed ? cols : inner, b_cols = b_is_transposed ? inner : cols;
           const std::int64_t gap = pitched ? 5 : 0;
@@ -78,11 +82,13 @@ void matmul(Case& t) {
                     .b = t.in_pitched(b, {b_rows, b_cols}, in, b_cols + 2 * gap),
                     .c = accumulate ? t.inout(before, {rows, cols}, out, cols + 3 * gap)
                                     : t.out({rows, cols}, out, cols + 3 * gap),
+                    .bias = has_bias ? t.in(bias, {cols}, DType::f32) : TensorView(),
                     .layout = layout,
                     .accumulate = accumulate};
           op.scratch = t.scratch_for(op);
           t.run(op);
 
+          if (t.is("the bias is dropped")) bias.clear();
           if (!accumulate || t.is("accumulate is dropped")) before.clear();
           if (t.is("the last term is left out")) {
             for (std::int64_t r = 0; r < rows; ++r)
@@ -92,7 +98,7 @@ void matmul(Case& t) {
             b = transposed(b, static_cast<size_t>(b_rows), static_cast<size_t>(b_cols));
           const auto want = oracle::matmul<Tracked>(layout, tracked(a), tracked(b), static_cast<size_t>(rows),
                                                     static_cast<size_t>(cols), static_cast<size_t>(inner));
-          t.expect(out == DType::f32 ? "c f32" : "c bf16", op.c, finished(want, before, out));
+          t.expect(out == DType::f32 ? "c f32" : "c bf16", op.c, finished(want, bias, before, out));
         }
       }
     }
@@ -121,9 +127,13 @@ void packed_matmul(Case& t) {
       const auto x = t.normal(static_cast<size_t>(M * inner));
       PackedMatmul op{
           .x = t.in(x, {M, inner}), .w = weight.view(t, N, K), .y = t.out({M, cols}), .layout = layout};
+      const bool has_bias = nt && M % 2 == 1;
+      auto bias = t.normal_as(DType::f32, has_bias ? static_cast<size_t>(N) : 0, 3);
+      if (has_bias) op.bias = t.in(bias, {N}, DType::f32);
       op.scratch = t.scratch_for(op);
       t.run(op);
 
+      if (t.is("the bias is dropped")) bias.clear();
       const auto w =
           oracle::unpack_nf4(weight.codes, weight.absmax, static_cast<size_t>(N), static_cast<size_t>(K),
                              {.rounds_to_bf16 = !t.is("the weight keeps its f32 bits"),
@@ -131,24 +141,26 @@ void packed_matmul(Case& t) {
                               .blocks_restart_in_rows = t.is("every row begins a block")});
       auto want = oracle::matmul<Tracked>(layout, tracked(x), tracked(w), static_cast<size_t>(M),
                                           static_cast<size_t>(cols), static_cast<size_t>(inner));
-      t.expect("y", op.y, finished(std::move(want), {}, t.dtype()));
+      t.expect("y", op.y, finished(std::move(want), bias, {}, t.dtype()));
     }
   }
 }
 
 const Proves kMatmul({"matmul",
                       kBothFloats,
-                      {"accumulate is dropped", "the last term is left out",
+                      {"accumulate is dropped", "the bias is dropped", "the last term is left out",
                        "b is read along the other dimension"},
                       matmul});
 const Proves kPackedF32({"packed_matmul",
                          {DType::f32},
                          {"the weight keeps its f32 bits", "the nibbles are swapped",
-                          "every row begins a block"},
+                          "every row begins a block", "the bias is dropped"},
                          packed_matmul});
 // Products in bf16 round more than the weight does: there that mistake hides, and dequantise has to show it.
-const Proves kPackedBf16(
-    {"packed_matmul", {DType::bf16}, {"the nibbles are swapped", "every row begins a block"}, packed_matmul});
+const Proves kPackedBf16({"packed_matmul",
+                          {DType::bf16},
+                          {"the nibbles are swapped", "every row begins a block", "the bias is dropped"},
+                          packed_matmul});
 
 // ---- figures ----
 
@@ -172,6 +184,11 @@ TEST(MatmulCost, CountsTwoOperationsForEachMultiplyAdd) {
   const Matmul nn{
       .a = shape_only({7, 3}), .b = shape_only({3, 5}), .c = shape_only({7, 5}), .layout = GemmLayout::nn};
   EXPECT_EQ(nn.cost().model_flops, 2.0 * 7 * 3 * 5);
+  Matmul biased = nt;
+  biased.bias = shape_only({3}, DType::f32);
+  EXPECT_EQ(biased.cost().model_flops, nt.cost().model_flops);
+  EXPECT_EQ(biased.cost().executed_flops, 2.0 * 7 * 3 * 5 + 7 * 3);
+  EXPECT_EQ(biased.cost().read_bytes, nt.cost().read_bytes + 4.0 * 3);
 }
 
 TEST(MatmulCost, OfAPackedOperandIsThatOfThePlainOneInFlopsAndLessInBytes) {

@@ -63,8 +63,8 @@ TEST_P(Op, IsToldApartFromEachOfItsMutants) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, Op, ::testing::ValuesIn(subjects()), [](const auto& subject) {
-  return fmt::format("{}_{}_{}", subject.param.proof.op, dtype_name(subject.param.dtype),
-                     subject.param.backend);
+  return fmt::format("{}{}_{}_{}", subject.param.proof.op, subject.param.proof.part,
+                     dtype_name(subject.param.dtype), subject.param.backend);
 });
 
 TEST(OpCoverage, EveryOpHasAProofAndAMutant) {

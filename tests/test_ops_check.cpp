@@ -1,98 +1,10 @@
 // check() of every op: a sound call passes, and malformed ones are refused with an error that names the op
-// and the field. Views here point at made-up addresses: check() never looks behind them.
-#include <functional>
-#include <set>
-#include <type_traits>
-
-#include <gtest/gtest.h>
-
-#include "kernels/ops.h"
+// and the field.
 #include "quant/q8.h"
+#include "tests/support/malformed.h"
 
-namespace qt {
+namespace qt::test {
 namespace {
-
-using Shape = std::initializer_list<std::int64_t>;
-
-// Each view in memory of its own.
-TensorView view(Shape shape, DType dtype = DType::f32) {
-  static std::uintptr_t next = 1 << 20;
-  const TensorView v(reinterpret_cast<void*>(next), dtype, shape);
-  next += static_cast<std::uintptr_t>(v.bytes() + 4096);
-  return v;
-}
-
-TensorView pitched(TensorView v, std::int64_t pitch) {
-  v.pitch = pitch;
-  return v;
-}
-TensorView in_host_memory(TensorView v) {
-  v.space = Space::host;
-  return v;
-}
-TensorView behind(TensorView v, std::int64_t bytes) {
-  v.data += bytes;
-  return v;
-}
-
-PackedView packed(std::int64_t N, std::int64_t K) {
-  PackedView w;
-  w.format = FormatId::nf4;
-  w.N = N;
-  w.K = K;
-  w.codes = view({code_bytes(FormatId::nf4, N * K)}, DType::u8);
-  w.absmax = view({scale_count(FormatId::nf4, N * K)});
-  return w;
-}
-
-std::set<std::string>& checked_ops() {
-  static std::set<std::string> names;
-  return names;
-}
-
-// Ways to spoil one sound call.
-template <class Op>
-class Calls {
- public:
-  explicit Calls(Op sound) : sound_(std::move(sound)) {
-    EXPECT_NO_THROW(sound_.check()) << Op::kName;
-    checked_ops().insert(Op::kName);
-  }
-
-  // Sound in another way.
-  Calls& accept(const std::function<void(Op&)>& change) {
-    Op op = sound_;
-    change(op);
-    EXPECT_NO_THROW(op.check()) << Op::kName;
-    return *this;
-  }
-  Calls& shape_error(const std::string& names, const std::function<void(Op&)>& spoil) {
-    return refuse<ShapeError>(names, spoil);
-  }
-  Calls& dtype_error(const std::string& names, const std::function<void(Op&)>& spoil) {
-    return refuse<DTypeError>(names, spoil);
-  }
-
- private:
-  template <class Kind>
-  Calls& refuse(const std::string& names, const std::function<void(Op&)>& spoil) {
-    Op op = sound_;
-    spoil(op);
-    try {
-      op.check();
-      ADD_FAILURE() << Op::kName << " accepts a malformed " << names;
-    } catch (const Kind& error) {
-      const std::string what = error.what();
-      EXPECT_NE(what.find(Op::kName), std::string::npos) << what;
-      EXPECT_NE(what.find(names), std::string::npos) << what << " does not name " << names;
-    } catch (const Error& error) {
-      ADD_FAILURE() << Op::kName << ": another kind of error: " << error.what();
-    }
-    return *this;
-  }
-
-  Op sound_;
-};
 
 void check_elementwise() {
   using D = DType;
@@ -265,6 +177,7 @@ void check_attention() {
                              .v = view({2, 7, 2, 8}),
                              .y = view({2, 5, 4, 8}),
                              .lse = view({2, 4, 5})};
+  const auto drops = [](auto& o) { o.dropout = 0.1f, o.rng = dropout_stream(); };
   Calls(forward)
       .shape_error("key heads",
                    [](auto& o) {
@@ -294,6 +207,14 @@ void check_attention() {
       .dtype_error("lse", [](auto& o) {
         o.lse = view({2, 4, 5}, D::f64);
       });
+  Calls(forward)
+      .accept([&](auto& o) {
+        o.k = view({2, 5, 2, 8}), o.v = view({2, 5, 2, 8}), drops(o);
+      })
+      .shape_error("as many keys", [&](auto& o) { drops(o); })
+      .shape_error("dropout", [](auto& o) { o.dropout = 1; })
+      .shape_error("purpose dropout", [](auto& o) { o.dropout = 0.5f; })
+      .shape_error("first_row", [](auto& o) { o.first_row = -1; });
   const auto q = [] { return view({2, 5, 4, 8}); };
   const auto k = [] { return view({2, 5, 2, 8}); };
   Calls(AttentionBwd{.q = q(),
@@ -305,6 +226,9 @@ void check_attention() {
                      .dq = q(),
                      .dk = k(),
                      .dv = k()})
+      .accept([&](auto& o) { drops(o); })
+      .shape_error("dropout", [](auto& o) { o.dropout = -1; })
+      .shape_error("first_row", [](auto& o) { o.first_row = -1; })
       .shape_error("as many keys",
                    [](auto& o) {
                      o.k = o.v = o.dk = o.dv = view({2, 7, 2, 8});
@@ -333,6 +257,14 @@ void check_products() {
       .accept([](auto& o) {
         o.layout = GemmLayout::nn, o.b = view({7, 3});
       })
+      .accept([](auto& o) { o.bias = view({3}); })
+      .shape_error("bias", [](auto& o) { o.bias = view({5}); })
+      .shape_error("bias", [](auto& o) { o.bias = view({3}), o.accumulate = true; })
+      .shape_error("bias",
+                   [](auto& o) {
+                     o.layout = GemmLayout::nn, o.b = view({7, 3}), o.bias = view({3});
+                   })
+      .dtype_error("bias", [](auto& o) { o.bias = view({3}, D::bf16); })
       .accept([](auto& o) {
         o.layout = GemmLayout::tn, o.a = view({7, 5}), o.b = view({7, 3});
       })
@@ -361,6 +293,8 @@ void check_products() {
       .accept([](auto& o) {
         o.layout = GemmLayout::nn, o.x = view({5, 3}), o.y = view({5, 100});
       })
+      .accept([](auto& o) { o.bias = view({3}); })
+      .shape_error("bias", [](auto& o) { o.bias = view({100}); })
       .shape_error("tn", [](auto& o) { o.layout = GemmLayout::tn; })
       .shape_error("x", [](auto& o) { o.layout = GemmLayout::nn; })
       .shape_error("y",
@@ -476,6 +410,9 @@ void check_optimizer() {
 TEST(OpCheck, RefusesMalformedCallsOfEveryOpNamingOpAndField) {
   checked_ops().clear();
   check_elementwise();
+  check_gelu_and_dropout();
+  check_positions_and_sums();
+  check_layernorm();
   check_norm_and_rope();
   check_attention();
   check_products();
@@ -488,4 +425,4 @@ TEST(OpCheck, RefusesMalformedCallsOfEveryOpNamingOpAndField) {
 }
 
 }  // namespace
-}  // namespace qt
+}  // namespace qt::test

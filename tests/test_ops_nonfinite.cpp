@@ -50,6 +50,9 @@ TEST_P(NonFinite, ValuesPassElementwiseOps) {
     expect_lost([](auto x, auto, auto y) { return Relu2Fwd{.x = x, .y = y}; });
     expect_lost([](auto x, auto one, auto y) { return Relu2Bwd{.x = x, .dy = one, .dx = y}; });
     expect_lost([](auto x, auto one, auto y) { return Relu2Bwd{.x = one, .dy = x, .dx = y}; });
+    expect_lost([](auto x, auto, auto y) { return GeluFwd{.x = x, .y = y}; });
+    expect_lost([](auto x, auto one, auto y) { return GeluBwd{.x = x, .dy = one, .dx = y}; });
+    expect_lost([](auto x, auto one, auto y) { return GeluBwd{.x = one, .dy = x, .dx = y}; });
     expect_lost([](auto x, auto one, auto y) { return Add{.a = one, .b = x, .y = y}; });
   }
 }
@@ -59,6 +62,44 @@ TEST_P(NonFinite, ValuesSpoilTheirRowOfANormAndNoOther) {
   t.run(RmsNormFwd{.x = t.in(broken(15, 7), {3, 5}), .y = y, .rstd = rstd, .eps = 1e-6f});
   EXPECT_EQ(lost(y), (std::vector<size_t>{5, 6, 7, 8, 9}));
   EXPECT_EQ(lost(rstd), std::vector<size_t>{1});
+}
+
+TEST_P(NonFinite, ValuesSpoilTheirRowOfALayerNormAndTheSumsOverRows) {
+  const auto f32 = [&](std::vector<double> x) {
+    return t.in(x, {static_cast<std::int64_t>(x.size())}, DType::f32);
+  };
+  LayerNormFwd forward{.x = t.in(broken(15, 7), {3, 5}),
+                       .weight = f32(std::vector<double>(5, 1)),
+                       .bias = f32(std::vector<double>(5, 1)),
+                       .y = t.out({3, 5}),
+                       .mean = t.out({3}, DType::f32),
+                       .rstd = t.out({3}, DType::f32),
+                       .eps = 1e-5f};
+  t.run(forward);
+  EXPECT_EQ(lost(forward.y), (std::vector<size_t>{5, 6, 7, 8, 9}));
+  EXPECT_EQ(lost(forward.mean), std::vector<size_t>{1});
+  EXPECT_EQ(lost(forward.rstd), std::vector<size_t>{1});
+
+  t.next("backward");
+  LayerNormBwd backward{.x = t.in(t.normal(15), {3, 5}),
+                        .mean = f32(std::vector<double>(3, 0)),
+                        .rstd = f32(std::vector<double>(3, 1)),
+                        .weight = f32(std::vector<double>(5, 1)),
+                        .dy = t.in(broken(15, 7), {3, 5}),
+                        .dx = t.out({3, 5}),
+                        .dweight = t.inout(std::vector<double>(5, 1), {5}, DType::f32),
+                        .dbias = t.inout(std::vector<double>(5, 1), {5}, DType::f32)};
+  backward.scratch = t.scratch_for(backward);
+  t.run(backward);
+  EXPECT_EQ(lost(backward.dx), (std::vector<size_t>{5, 6, 7, 8, 9}));
+  EXPECT_EQ(lost(backward.dweight), std::vector<size_t>{2});
+  EXPECT_EQ(lost(backward.dbias), std::vector<size_t>{2});
+
+  t.next("column sum");
+  ColumnSum sum{.x = t.in(broken(15, 7), {3, 5}), .out = t.inout(std::vector<double>(5, 1), {5}, DType::f32)};
+  sum.scratch = t.scratch_for(sum);
+  t.run(sum);
+  EXPECT_EQ(lost(sum.out), std::vector<size_t>{2});
 }
 
 TEST_P(NonFinite, ValuesSpoilTheirRowOfAProductAndNoOther) {

@@ -7,7 +7,9 @@
 #include <gtest/gtest.h>
 
 #include "tests/oracle/attention.h"
+#include "tests/oracle/gelu.h"
 #include "tests/oracle/gradient.h"
+#include "tests/oracle/layernorm.h"
 #include "tests/oracle/loss.h"
 #include "tests/oracle/matmul.h"
 #include "tests/oracle/norm.h"
@@ -79,6 +81,58 @@ TEST(ClosedForm, OfReluSquaredIsItsDerivative) {
   EXPECT_LT(distance(dx, exact), kClosedForm);
 }
 
+TEST(ClosedForm, OfTheExactGeluIsItsDerivative) {
+  std::vector<double> x, dy = normal(50, 30);
+  for (int i = 0; i < 50; ++i) x.push_back(-2.5 + 0.1 * i);
+  const auto exact = complex_step(x, [&](const std::vector<Complex>& z) {
+    std::vector<Complex> y;
+    for (const Complex& v : z) y.push_back(gelu(v));
+    return weighted_sum(y, dy);
+  });
+  std::vector<double> dx, without_slope;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    dx.push_back(gelu_backward(x[i], dy[i]));
+    without_slope.push_back(dy[i] * normal_cdf(x[i]));
+    EXPECT_NEAR(gelu(Complex(x[i])).real(), gelu(x[i]), 1e-14);  // series and library agree
+  }
+  EXPECT_LT(distance(dx, exact), kClosedForm);
+  EXPECT_GT(distance(without_slope, exact), 1e-2);  // complex step would have told
+}
+
+TEST(ClosedForm, OfLayerNormBackwardIsTheDerivativeOfForward) {
+  const std::size_t C = 13, N = 3;
+  const auto x = normal(N * C, 31), weight = normal(C, 32), bias = normal(C, 33), dy = normal(N * C, 34);
+  const double eps = 0.01;
+  const auto loss = [&](std::span<const Complex> a, std::span<const Complex> w, std::span<const Complex> b) {
+    return weighted_sum(layernorm<Complex>(a, w, b, eps, DType::f32).y, dy);
+  };
+  const auto x_C = constants(x), weight_C = constants(weight), bias_C = constants(bias);
+  const auto forward = layernorm<double>(x, weight, bias, eps, DType::f32);
+  const auto got = layernorm_backward<double>(x, forward.mean, forward.rstd, weight, dy);
+  using Z = const std::vector<Complex>&;
+  EXPECT_LT(distance(got.dx, complex_step(x, [&](Z z) { return loss(z, weight_C, bias_C); })), kClosedForm);
+  EXPECT_LT(distance(got.dweight, complex_step(weight, [&](Z z) { return loss(x_C, z, bias_C); })),
+            kClosedForm);
+  EXPECT_LT(distance(got.dbias, complex_step(bias, [&](Z z) { return loss(x_C, weight_C, z); })),
+            kClosedForm);
+}
+
+TEST(ClosedForm, OfLearnedPositionsIsTheirDerivative) {
+  const std::size_t C = 3, T = 4, P = 6;
+  const auto tokens = normal(2 * T * C, 35), positions = normal(P * C, 36), dy = normal(2 * T * C, 37);
+  const auto exact = complex_step(positions, [&](const std::vector<Complex>& z) {
+    return weighted_sum(add_positions<Complex>(constants(tokens), z, C, T, 0), dy);
+  });
+  auto got = positions_backward<double>(dy, C, T);
+  got.resize(P * C, 0);  // positions that no token stands at
+  EXPECT_LT(distance(got, exact), kClosedForm);
+  // A bias is a position that every token stands at.
+  const auto bias_exact = complex_step(normal(C, 38), [&](const std::vector<Complex>& z) {
+    return weighted_sum(add_positions<Complex>(constants(tokens), z, C, 1, 0), dy);
+  });
+  EXPECT_LT(distance(column_sum<double>(dy, C), bias_exact), kClosedForm);
+}
+
 TEST(ClosedForm, OfTheEmbeddingIsItsDerivative) {
   const std::vector<std::int32_t> ids = {2, 0, 2, 3, 2};
   const std::size_t C = 3, V = 5;
@@ -104,7 +158,9 @@ TEST(ClosedForm, OfMatrixProductsAreTheirDerivatives) {
 
 TEST(ClosedForm, OfAttentionBackwardIsTheDerivativeOfForward) {
   for (const std::size_t G : {1, 2, 4}) {
-    const AttentionShape s{.B = 2, .Tq = 5, .Tk = 5, .H = 4, .G = G, .D = 3, .scale = 0.7};
+    AttentionShape s{.B = 2, .Tq = 5, .Tk = 5, .H = 4, .G = G, .D = 3, .scale = 0.7};
+    for (std::size_t i = 0; G == 2 && i < s.B * s.H * s.Tq * s.Tk; ++i)
+      s.dropout.push_back(i % 3 == 0 ? 0 : 1.5);
     const std::size_t nq = s.B * s.Tq * s.H * s.D, nk = s.B * s.Tk * G * s.D;
     const auto q = normal(nq, 12), k = normal(nk, 13), v = normal(nk, 14), dy = normal(nq, 15);
     const auto forward = attention<double>(s, q, k, v);

@@ -13,6 +13,7 @@
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/gemm_tile.h"
+#include "kernels/dropout.h"
 #include "src/core/error.h"
 
 namespace qt::cpu {
@@ -21,7 +22,7 @@ namespace {
 
 // Queries and keys of a tile. 128: the products run near their peak, and half of a diagonal tile is little
 // waste.
-constexpr std::int64_t kLargestTile = 128, kSmallestTile = 8;
+constexpr std::int64_t kLargestTile = kMaxTileKeys, kSmallestTile = 8;
 // Cache line of a buffer's start.
 constexpr std::int64_t kAlign = 64;
 
@@ -96,8 +97,21 @@ struct Shape {
   }
 };
 
+// The mask of the tile at (q0, k0) of a head. k0 is a multiple of the tile, and so of a generator block.
+template <class Op>
+TileDropout tile_dropout(const Op& op, const Shape& s, std::int64_t b, std::int64_t h, std::int64_t q0,
+                         std::int64_t k0) {
+  if (op.dropout == 0) return {};
+  const AttentionMaskRows rows{.H = s.H, .T = s.Tk};
+  return {.threshold = dropout_threshold(op.dropout),
+          .scale = dropout_scale(op.dropout),
+          .rng = op.rng,
+          .first_block = rows.first_block(op.first_row + b, h, q0) + static_cast<std::uint64_t>(k0) / 4,
+          .row_blocks = rows.blocks_per_row()};
+}
+
 ScoreTile score_tile(const TileBuffers& buffers, DType dtype, std::int64_t queries, std::int64_t keys,
-                     std::int64_t first_visible, float scale) {
+                     std::int64_t first_visible, float scale, const TileDropout& dropout) {
   return {.scores = buffers.scores(),
           .probs = buffers.probs(),
           .dtype = dtype,
@@ -105,7 +119,8 @@ ScoreTile score_tile(const TileBuffers& buffers, DType dtype, std::int64_t queri
           .queries = queries,
           .keys = keys,
           .first_visible = first_visible,
-          .scale = scale};
+          .scale = scale,
+          .dropout = dropout};
 }
 
 void forward_tile(const AttentionFwd& op, const Shape& s, const TileBuffers& buffers, std::int64_t tile,
@@ -123,7 +138,8 @@ void forward_tile(const AttentionFwd& op, const Shape& s, const TileBuffers& buf
     const std::int64_t keys = std::min(tile, key_end - k0);
     tile_gemm(queries, keys, s.D, q.from(q0), k.from(k0).transposed(), buffers.scores(), buffers.pitch(),
               false, buffers.product());
-    softmax_tile(score_tile(buffers, dtype, queries, keys, q0 + offset + 1 - k0, op.scale),
+    softmax_tile(score_tile(buffers, dtype, queries, keys, q0 + offset + 1 - k0, op.scale,
+                            tile_dropout(op, s, b, h, q0, k0)),
                  {.max = max,
                   .sum = sum,
                   .out = buffers.out(0),
@@ -139,6 +155,7 @@ void forward_tile(const AttentionFwd& op, const Shape& s, const TileBuffers& buf
                 .to_pitch = y.pitch,
                 .rows = queries,
                 .cols = s.D,
+                .factor = op.dropout == 0 ? 1.0f : dropout_scale(op.dropout),
                 .row_divisor = sum});
   float* const lse = op.lse.as<float>() + (b * s.H + h) * s.Tq + q0;
   for (std::int64_t i = 0; i < queries; ++i) lse[i] = max[i] + std::log(sum[i]);
@@ -154,7 +171,8 @@ void recompute_tile(const AttentionBwd& op, const Shape& s, const TileBuffers& b
   tile_gemm(queries, keys, s.D, dy.from(q0), v.from(k0).transposed(), buffers.dprobs(), buffers.pitch(),
             false, buffers.product());
   const std::int64_t row = (b * s.H + h) * s.Tq + q0;
-  grad_tile(score_tile(buffers, op.q.dtype, queries, keys, q0 + 1 - k0, op.scale),
+  grad_tile(score_tile(buffers, op.q.dtype, queries, keys, q0 + 1 - k0, op.scale,
+                       tile_dropout(op, s, b, h, q0, k0)),
             {.lse = op.lse.as<float>() + row,
              .delta = reinterpret_cast<const float*>(op.scratch.data) + row,
              .dprobs = buffers.dprobs(),
@@ -206,7 +224,8 @@ void key_gradient_tile(const AttentionBwd& op, const Shape& s, const TileBuffers
       first = false;
     }
   }
-  store_gradient(buffers, 0, Head(op.dv, b, g), k0, keys, s.D, 1.0f);
+  store_gradient(buffers, 0, Head(op.dv, b, g), k0, keys, s.D,
+                 op.dropout == 0 ? 1.0f : dropout_scale(op.dropout));
   store_gradient(buffers, 1, Head(op.dk, b, g), k0, keys, s.D, op.scale);
 }
 

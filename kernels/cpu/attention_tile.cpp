@@ -13,6 +13,8 @@
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
+#include "kernels/cpu/cpu_common.h"
+#include "kernels/cpu/philox-inl.h"
 #include "kernels/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,7 +41,31 @@ HWY_INLINE void ClearHidden(T* row, std::int64_t from, std::int64_t keys) {
     std::memset(static_cast<void*>(row + from), 0, static_cast<std::size_t>(keys - from) * sizeof(T));
 }
 
-template <class T>
+// The draws of one row of a tile, with room for the lanes behind its last key.
+class RowDraws {
+ public:
+  RowDraws(const TileDropout& dropout, std::int64_t row, std::int64_t keys)
+      : threshold_(hn::Set(Tag(), dropout.threshold)) {
+    RandomWords(dropout.rng, dropout.first_block + static_cast<std::uint64_t>(row) * dropout.row_blocks,
+                (keys + 3) / 4, words_);
+  }
+  HWY_INLINE TileVec Kept(TileVec v, std::int64_t i) const {
+    const auto drops = hn::Lt(hn::LoadU(Tag(), words_ + i), threshold_);
+    return hn::IfThenZeroElse(hn::RebindMask(TileTag(), drops), v);
+  }
+
+ private:
+  using Tag = hn::RebindToUnsigned<TileTag>;
+  hn::Vec<Tag> threshold_;
+  std::uint32_t words_[kMaxTileKeys + 16] = {};
+};
+// In its place where nothing is dropped.
+struct NoDraws {
+  NoDraws(const TileDropout&, std::int64_t, std::int64_t) {}
+  HWY_INLINE TileVec Kept(TileVec v, std::int64_t) const { return v; }
+};
+
+template <class T, class Draws>
 void SoftmaxTileTyped(const ScoreTile& t, const SoftmaxState& state) {
   const TileTag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
@@ -62,12 +88,13 @@ void SoftmaxTileTyped(const ScoreTile& t, const SoftmaxState& state) {
     }
     const float old_max = state.max[row];
     const float new_max = std::max(old_max, hn::GetLane(hn::MaxOfLanes(d, top)));
+    const Draws draws(t.dropout, row, visible);
     const TileVec shift = hn::Set(d, new_max);
     TileVec sum = hn::Zero(d);
     for (std::int64_t i = 0; i < visible; i += lanes) {
       const TileVec p = ExpOf(hn::Sub(hn::LoadU(d, scores + i), shift));  // exp(-inf) is 0: hidden keys
       sum = hn::Add(sum, p);
-      StoreF32(d, p, probs + i);
+      StoreF32(d, draws.Kept(p, i), probs + i);
     }
     ClearHidden(probs, visible, t.keys);
     const float rescale = std::exp(old_max - new_max);  // 0 in the first tile
@@ -84,10 +111,13 @@ void SoftmaxTileTyped(const ScoreTile& t, const SoftmaxState& state) {
 }
 
 void SoftmaxTile(const ScoreTile& t, const SoftmaxState& state) {
-  t.dtype == DType::f32 ? SoftmaxTileTyped<float>(t, state) : SoftmaxTileTyped<bf16>(t, state);
+  with_float(t.dtype, [&]<class T>() {
+    t.dropout.threshold == 0 ? SoftmaxTileTyped<T, NoDraws>(t, state)
+                             : SoftmaxTileTyped<T, RowDraws>(t, state);
+  });
 }
 
-template <class T>
+template <class T, class Draws>
 void GradTileTyped(const ScoreTile& t, const GradRows& rows) {
   const TileTag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
@@ -99,10 +129,13 @@ void GradTileTyped(const ScoreTile& t, const GradRows& rows) {
     T* dscores = static_cast<T*>(rows.dscores) + row * t.pitch;
     const TileVec lse = hn::Set(d, rows.lse[row]), delta = hn::Set(d, rows.delta[row]);
     const std::int64_t visible = VisibleKeys(t, row);
+    const Draws draws(t.dropout, row, visible);
+    const TileVec kept_scale = hn::Set(d, t.dropout.scale);
     for (std::int64_t i = 0; i < visible; i += lanes) {
       const TileVec p = ExpOf(hn::MulSub(hn::LoadU(d, scores + i), scale, lse));
-      StoreF32(d, p, probs + i);
-      StoreF32(d, hn::Mul(p, hn::Sub(hn::LoadU(d, dprobs + i), delta)), dscores + i);
+      StoreF32(d, draws.Kept(p, i), probs + i);
+      const TileVec dp = draws.Kept(hn::Mul(hn::LoadU(d, dprobs + i), kept_scale), i);
+      StoreF32(d, hn::Mul(p, hn::Sub(dp, delta)), dscores + i);
     }
     ClearHidden(probs, visible, t.keys);
     ClearHidden(dscores, visible, t.keys);
@@ -110,7 +143,9 @@ void GradTileTyped(const ScoreTile& t, const GradRows& rows) {
 }
 
 void GradTile(const ScoreTile& t, const GradRows& rows) {
-  t.dtype == DType::f32 ? GradTileTyped<float>(t, rows) : GradTileTyped<bf16>(t, rows);
+  with_float(t.dtype, [&]<class T>() {
+    t.dropout.threshold == 0 ? GradTileTyped<T, NoDraws>(t, rows) : GradTileTyped<T, RowDraws>(t, rows);
+  });
 }
 
 template <class T>
@@ -119,7 +154,7 @@ void StoreScaledTyped(const ScaledRows& s) {
   for (std::int64_t row = 0; row < s.rows; ++row) {
     const float* from = s.from + row * s.from_pitch;
     T* to = static_cast<T*>(s.to) + row * s.to_pitch;
-    const F32Vec factor = hn::Set(d, s.row_divisor == nullptr ? s.factor : 1.0f / s.row_divisor[row]);
+    const F32Vec factor = hn::Set(d, s.row_divisor == nullptr ? s.factor : s.factor / s.row_divisor[row]);
     ForVectors(
         d, 0, s.cols,
         [&](std::int64_t i) HWY_ATTR { StoreF32(d, hn::Mul(LoadF32(d, from + i), factor), to + i); },
@@ -129,7 +164,7 @@ void StoreScaledTyped(const ScaledRows& s) {
 }
 
 void StoreScaled(const ScaledRows& s) {
-  s.dtype == DType::f32 ? StoreScaledTyped<float>(s) : StoreScaledTyped<bf16>(s);
+  with_float(s.dtype, [&]<class T>() { StoreScaledTyped<T>(s); });
 }
 
 // sum(a[i] * b[i]) in f32: one order for every call, vectors first.
@@ -146,12 +181,11 @@ float DotTyped(const T* a, const T* b, std::int64_t n) {
 
 void HeadDots(const std::byte* y, const std::byte* dy, DType dtype, std::int64_t H, std::int64_t D,
               float* delta, std::int64_t T) {
-  for (std::int64_t h = 0; h < H; ++h) {
-    delta[h * T] = dtype == DType::f32 ? DotTyped(reinterpret_cast<const float*>(y) + h * D,
-                                                  reinterpret_cast<const float*>(dy) + h * D, D)
-                                       : DotTyped(reinterpret_cast<const bf16*>(y) + h * D,
-                                                  reinterpret_cast<const bf16*>(dy) + h * D, D);
-  }
+  with_float(dtype, [&]<class F>() {
+    for (std::int64_t h = 0; h < H; ++h)
+      delta[h * T] =
+          DotTyped(reinterpret_cast<const F*>(y) + h * D, reinterpret_cast<const F*>(dy) + h * D, D);
+  });
 }
 
 }  // namespace HWY_NAMESPACE

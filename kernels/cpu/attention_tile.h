@@ -4,22 +4,36 @@
 
 #include <cstdint>
 
+#include "src/core/rng.h"
 #include "src/core/tensor.h"
 
 namespace qt::cpu {
+
+inline constexpr std::int64_t kMaxTileKeys = 128;
+
+// Which keys dropout keeps: the draws of row i of the tile begin at block first_block + i * row_blocks of
+// rng. threshold 0: all are kept.
+struct TileDropout {
+  std::uint32_t threshold = 0;
+  float scale = 1;
+  RngStream rng;
+  std::uint64_t first_block = 0;
+  std::uint64_t row_blocks = 0;
+};
 
 // A tile of raw scores q k^T and the probabilities that come of it. Rows of all tile buffers lie `pitch`
 // elements apart, at least 15 more than there are keys: the last vector of a row may reach into that gap. Row
 // i sees the first `first_visible + i` keys of the tile (none when that is negative).
 struct ScoreTile {
   float* scores = nullptr;  // in, destroyed
-  void* probs = nullptr;    // out, dtype; 0 for hidden keys
+  void* probs = nullptr;    // out, dtype; 0 for hidden keys and dropped ones, the factor of dropout left out
   DType dtype = DType::f32;
   std::int64_t pitch = 0;
   std::int64_t queries = 0;
   std::int64_t keys = 0;
   std::int64_t first_visible = 0;
   float scale = 1;
+  TileDropout dropout;
 };
 
 // Running state of a streaming softmax, per row of the tile. max starts at -inf and sum at 0; rows of `out`
@@ -34,8 +48,8 @@ struct SoftmaxState {
 };
 void softmax_tile(const ScoreTile& tile, const SoftmaxState& state);
 
-// probs = exp(scale * score - lse), dscores = probs * (dprobs - delta) before the factor `scale`, 0 for
-// hidden keys.
+// p = exp(scale * score - lse), dscores = p * (dprobs - delta) before the factor `scale`, 0 for hidden keys;
+// with dropout dprobs counts dropout.scale times or not at all.
 struct GradRows {
   const float* lse = nullptr;     // [queries]
   const float* delta = nullptr;   // [queries]
@@ -44,8 +58,8 @@ struct GradRows {
 };
 void grad_tile(const ScoreTile& tile, const GradRows& rows);
 
-// to[row, col] = from[row, col] * factor, or divided by row_divisor[row] where that is given; one rounding
-// into dtype.
+// to[row, col] = from[row, col] * factor, the factor divided by row_divisor[row] where that is given; one
+// rounding into dtype.
 struct ScaledRows {
   const float* from = nullptr;
   std::int64_t from_pitch = 0;

@@ -1,5 +1,6 @@
-// The token embedding on the cpu. Forward copies rows. Backward groups tokens of the same id, so that each
-// row of the gradient has one writer and one order of summation, whatever the number of threads.
+// The token embedding on the cpu. Forward copies rows, or adds a row of positions. Backward groups tokens of
+// the same id, so that each row of the gradient has one writer and one order of summation, whatever the
+// number of threads.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/embedding.cpp"
 #include <hwy/foreach_target.h>
@@ -58,6 +59,61 @@ void AddGroupOf(const EmbeddingBwd& op, const TokenGroup& group, std::int64_t be
   }
 }
 
+template <class T>
+void AddPositionsTyped(const EmbeddingFwd& op, std::int64_t begin, std::int64_t end) {
+  const F32Tag d;
+  const std::int64_t C = op.table.dim(1);
+  for (std::int64_t n = begin; n < end; ++n) {
+    const T* token = op.table.as<T>() + op.ids.as<std::int32_t>()[n] * C;
+    const T* position = op.positions.as<T>() + (op.first_position + n % op.T) * C;
+    T* y = op.y.as<T>() + n * C;
+    ForVectors(
+        d, 0, C,
+        [&](std::int64_t c)
+            HWY_ATTR { StoreF32(d, hn::Add(LoadF32(d, token + c), LoadF32(d, position + c)), y + c); },
+        [&](std::int64_t c, std::size_t n_left) HWY_ATTR {
+          StoreF32Partial(
+              d, hn::Add(LoadF32Partial(d, token + c, n_left), LoadF32Partial(d, position + c, n_left)),
+              y + c, n_left);
+        });
+  }
+}
+
+void AddPositions(const EmbeddingFwd& op, std::int64_t begin, std::int64_t end) {
+  with_float(op.table.dtype, [&]<class T>() { AddPositionsTyped<T>(op, begin, end); });
+}
+
+// Rows [begin, end) of dpositions.
+template <class G, class T>
+void SumPositionsTyped(const PositionBwd& op, std::int64_t begin, std::int64_t end) {
+  const F32Tag d;
+  const std::int64_t C = op.dy.dim(1), N = op.dy.dim(0);
+  for (std::int64_t t = begin; t < end; ++t) {
+    const G* dy = op.dy.as<G>();
+    T* row = op.dpositions.as<T>() + t * C;
+    ForVectors(
+        d, 0, C,
+        [&](std::int64_t c) HWY_ATTR {
+          F32Vec sum = LoadF32(d, dy + t * C + c);
+          for (std::int64_t n = t + op.T; n < N; n += op.T) sum = hn::Add(sum, LoadF32(d, dy + n * C + c));
+          StoreF32(d, hn::Add(LoadF32(d, row + c), sum), row + c);
+        },
+        [&](std::int64_t c, std::size_t n_left) HWY_ATTR {
+          F32Vec sum = LoadF32Partial(d, dy + t * C + c, n_left);
+          for (std::int64_t n = t + op.T; n < N; n += op.T)
+            sum = hn::Add(sum, LoadF32Partial(d, dy + n * C + c, n_left));
+          StoreF32Partial(d, hn::Add(LoadF32Partial(d, row + c, n_left), sum), row + c, n_left);
+        });
+  }
+}
+
+void SumPositions(const PositionBwd& op, std::int64_t begin, std::int64_t end) {
+  with_float(op.dy.dtype, [&]<class G>() {
+    op.dpositions.dtype == DType::f32 ? SumPositionsTyped<G, float>(op, begin, end)
+                                      : SumPositionsTyped<G, bf16>(op, begin, end);
+  });
+}
+
 void AddTokens(const EmbeddingBwd& op, const std::uint64_t* entries, std::int64_t count, std::int64_t begin,
                std::int64_t end) {
   const TokenGroup group{entries, count};
@@ -77,6 +133,8 @@ HWY_AFTER_NAMESPACE();
 
 namespace qt::cpu {
 
+HWY_EXPORT(AddPositions);
+HWY_EXPORT(SumPositions);
 HWY_EXPORT(AddTokens);
 
 namespace {
@@ -102,11 +160,21 @@ void run(const EmbeddingFwd& op, Context& ctx) {
   const std::int64_t row_bytes = C * dtype_bytes(op.table.dtype);
   const std::int64_t grain = std::max<std::int64_t>(1, 64 * 1024 / std::max<std::int64_t>(1, row_bytes));
   parallel_ranges(ctx, N, grain, [&](std::int64_t begin, std::int64_t end, int) {
+    if (op.positions.defined()) return HWY_DYNAMIC_DISPATCH(AddPositions)(op, begin, end);
     for (std::int64_t n = begin; n < end; ++n) {
       std::memcpy(op.y.data + n * row_bytes, op.table.data + ids[n] * row_bytes,
                   static_cast<std::size_t>(row_bytes));
     }
   });
+}
+
+void run(const PositionBwd& op, Context& ctx) {
+  if (op.dy.elems() == 0) return;
+  const std::int64_t row_elems = op.dy.dim(0) / op.T * op.dy.dim(1);  // what a row of the gradient sums
+  parallel_ranges(ctx, op.T, std::max<std::int64_t>(1, 16 * 1024 / row_elems),
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    HWY_DYNAMIC_DISPATCH(SumPositions)(op, begin, end);
+                  });
 }
 
 void run(const EmbeddingBwd& op, Context& ctx) {

@@ -41,6 +41,7 @@ struct Product {
   Stored b;
   TensorView c;
   bool accumulate = false;
+  const float* bias = nullptr;  // [N]
   std::byte* pieces = nullptr;  // f32 [pieces, M, N]
 };
 
@@ -120,7 +121,7 @@ void run_product(const Product& p, Context& ctx) {
     if (grid.pieces > 1) {
       float* const c = reinterpret_cast<float*>(p.pieces) + (piece * s.M + m) * s.N + n;
       compute_tile(p, m, n, r, r_end, c, s.N, staged, widened);
-    } else if (p.c.dtype == DType::f32 && !p.accumulate) {
+    } else if (p.c.dtype == DType::f32 && !p.accumulate && p.bias == nullptr) {
       compute_tile(p, m, n, r, r_end, reinterpret_cast<float*>(at(m, n)), p.c.pitch, staged, widened);
     } else {
       const std::int64_t pitch = padded_pitch(grid.tile_n);
@@ -132,10 +133,11 @@ void run_product(const Product& p, Context& ctx) {
                  .to_pitch = p.c.pitch,
                  .rows = std::min(grid.tile_m, s.M - m),
                  .cols = std::min(grid.tile_n, s.N - n),
-                 .accumulate = p.accumulate});
+                 .accumulate = p.accumulate,
+                 .bias = p.bias == nullptr ? nullptr : p.bias + n});
     }
   });
-  if (grid.pieces == 1) return;
+  if (grid.pieces == 1) return;  // only sums over tokens have more, and those have no bias
 
   constexpr std::int64_t kRowsPerTask = 16;
   parallel_ranges(ctx, s.M, kRowsPerTask, [&](std::int64_t begin, std::int64_t end, int) {
@@ -166,6 +168,7 @@ void run(const Matmul& op, Context& ctx) {
                .b = {.dense = &op.b, .transposed = op.layout == GemmLayout::nt},
                .c = op.c,
                .accumulate = op.accumulate,
+               .bias = op.bias.defined() ? op.bias.as<float>() : nullptr,
                .pieces = op.scratch.data},
               ctx);
 }
@@ -177,7 +180,8 @@ void run(const PackedMatmul& op, Context& ctx) {
                .grid = cpu_gemm_grid(shape, op.layout),
                .a = Operand::rows(op.x.data, op.x.dtype, op.x.pitch),
                .b = {.packed = &op.w, .transposed = op.layout == GemmLayout::nt},
-               .c = op.y},
+               .c = op.y,
+               .bias = op.bias.defined() ? op.bias.as<float>() : nullptr},
               ctx);
 }
 

@@ -13,11 +13,12 @@ HWY_BEFORE_NAMESPACE();
 namespace qt::cpu {
 namespace HWY_NAMESPACE {
 
-void WidenRows(const bf16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
-               std::int64_t to_pitch) {
+template <class T>
+void WidenRowsTyped(const T* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
+                    std::int64_t to_pitch) {
   const F32Tag d;
   for (std::int64_t row = 0; row < rows; ++row) {
-    const bf16* src = from + row * from_pitch;
+    const T* src = from + row * from_pitch;
     float* dst = to + row * to_pitch;
     ForVectors(
         d, 0, cols, [&](std::int64_t i) HWY_ATTR { StoreF32(d, LoadF32(d, src + i), dst + i); },
@@ -26,17 +27,30 @@ void WidenRows(const bf16* from, std::int64_t from_pitch, std::int64_t rows, std
   }
 }
 
-template <class T, bool kAccumulate>
+void WidenBf16(const bf16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
+               std::int64_t to_pitch) {
+  WidenRowsTyped(from, from_pitch, rows, cols, to, to_pitch);
+}
+void WidenF16(const f16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
+              std::int64_t to_pitch) {
+  WidenRowsTyped(from, from_pitch, rows, cols, to, to_pitch);
+}
+
+// What the sum of the pieces meets.
+enum class With { nothing, old, bias };
+
+template <class T, With kWith>
 void StoreSumTyped(const PieceSum& s) {
   const F32Tag d;
   for (std::int64_t row = 0; row < s.rows; ++row) {
     const float* src = s.pieces + row * s.pitch;
     T* dst = reinterpret_cast<T*>(s.to) + row * s.to_pitch;
-    const auto result = [&](auto load_piece, auto load_old) HWY_ATTR {
+    const auto result = [&](auto load_piece, auto load_old, auto load_bias) HWY_ATTR {
       F32Vec sum = load_piece(src);
       for (std::int64_t p = 1; p < s.piece_count; ++p)
         sum = hn::Add(sum, load_piece(src + p * s.piece_stride));
-      if constexpr (kAccumulate) sum = hn::Add(load_old(), sum);
+      if constexpr (kWith == With::old) sum = hn::Add(load_old(), sum);
+      if constexpr (kWith == With::bias) sum = hn::Add(sum, load_bias());
       return sum;
     };
     ForVectors(
@@ -44,13 +58,15 @@ void StoreSumTyped(const PieceSum& s) {
         [&](std::int64_t i) HWY_ATTR {
           StoreF32(d,
                    result([&](const float* piece) HWY_ATTR { return LoadF32(d, piece + i); },
-                          [&]() HWY_ATTR { return LoadF32(d, dst + i); }),
+                          [&]() HWY_ATTR { return LoadF32(d, dst + i); },
+                          [&]() HWY_ATTR { return LoadF32(d, s.bias + i); }),
                    dst + i);
         },
         [&](std::int64_t i, std::size_t n) HWY_ATTR {
           StoreF32Partial(d,
                           result([&](const float* piece) HWY_ATTR { return LoadF32Partial(d, piece + i, n); },
-                                 [&]() HWY_ATTR { return LoadF32Partial(d, dst + i, n); }),
+                                 [&]() HWY_ATTR { return LoadF32Partial(d, dst + i, n); },
+                                 [&]() HWY_ATTR { return LoadF32Partial(d, s.bias + i, n); }),
                           dst + i, n);
         });
   }
@@ -58,10 +74,14 @@ void StoreSumTyped(const PieceSum& s) {
 
 template <class T>
 void StoreSumOf(const PieceSum& s) {
-  s.accumulate ? StoreSumTyped<T, true>(s) : StoreSumTyped<T, false>(s);
+  s.accumulate        ? StoreSumTyped<T, With::old>(s)
+  : s.bias != nullptr ? StoreSumTyped<T, With::bias>(s)
+                      : StoreSumTyped<T, With::nothing>(s);
 }
 
-void StoreSum(const PieceSum& s) { s.to_dtype == DType::f32 ? StoreSumOf<float>(s) : StoreSumOf<bf16>(s); }
+void StoreSum(const PieceSum& s) {
+  with_float(s.to_dtype, [&]<class T>() { StoreSumOf<T>(s); });
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace qt::cpu
@@ -71,15 +91,34 @@ HWY_AFTER_NAMESPACE();
 
 namespace qt::cpu {
 
-HWY_EXPORT(WidenRows);
+HWY_EXPORT(WidenBf16);
+HWY_EXPORT(WidenF16);
 HWY_EXPORT(StoreSum);
 
 void widen_rows(const bf16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
                 std::int64_t to_pitch) {
-  HWY_DYNAMIC_DISPATCH(WidenRows)(from, from_pitch, rows, cols, to, to_pitch);
+  HWY_DYNAMIC_DISPATCH(WidenBf16)(from, from_pitch, rows, cols, to, to_pitch);
+}
+void widen_rows(const f16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
+                std::int64_t to_pitch) {
+  HWY_DYNAMIC_DISPATCH(WidenF16)(from, from_pitch, rows, cols, to, to_pitch);
 }
 
 void store_sum(const PieceSum& sum) { HWY_DYNAMIC_DISPATCH(StoreSum)(sum); }
+
+void add_blocks(Context& ctx, const float* sums, std::int64_t blocks, std::int64_t stride, std::int64_t C,
+                float* to) {
+  constexpr std::int64_t kColumnsPerTask = 512;
+  parallel_ranges(ctx, C, kColumnsPerTask, [&](std::int64_t begin, std::int64_t end, int) {
+    store_sum({.pieces = sums + begin,
+               .piece_count = blocks,
+               .piece_stride = stride,
+               .to = reinterpret_cast<std::byte*>(to + begin),
+               .rows = 1,
+               .cols = end - begin,
+               .accumulate = true});
+  });
+}
 
 }  // namespace qt::cpu
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/cpu_common.h"
 #include "src/core/half.h"
 #include "src/core/tensor.h"
 
@@ -12,8 +13,11 @@ namespace qt::cpu {
 void widen_rows(const bf16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
                 std::int64_t to_pitch);
 
+void widen_rows(const f16* from, std::int64_t from_pitch, std::int64_t rows, std::int64_t cols, float* to,
+                std::int64_t to_pitch);
+
 // to = sum of `pieces` buffers, `piece_stride` floats apart, added in ascending order; with accumulate, to +=
-// that sum. Sums in f32, one rounding into to. to: f32 | bf16.
+// that sum; with bias, that sum + bias[col]. Sums in f32, one rounding into to. to: f32 | bf16 | f16.
 struct PieceSum {
   const float* pieces = nullptr;
   std::int64_t piece_count = 1;
@@ -25,7 +29,12 @@ struct PieceSum {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   bool accumulate = false;
+  const float* bias = nullptr;  // not together with accumulate
 };
 void store_sum(const PieceSum& sum);
+
+// to[c] += the sum of sums[block * stride + c] over the blocks, in ascending order, c < C; in parallel.
+void add_blocks(Context& ctx, const float* sums, std::int64_t blocks, std::int64_t stride, std::int64_t C,
+                float* to);
 
 }  // namespace qt::cpu

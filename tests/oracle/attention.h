@@ -17,12 +17,22 @@ struct AttentionShape {
   double scale = 1;
   DType dtype = DType::f32;
 
+  // Factor of each probability after the softmax, [B, H, Tq, Tk]: 0 or 1 / (1 - dropout). Empty: 1.
+  std::vector<double> dropout = {};
+
   bool mask_off_by_one = false;    // the query misses the key at its own position
   bool heads_interleaved = false;  // query head h reads key head h % G
   bool queries_at_start = false;   // query i stands at position i although a cache precedes it
 
   std::size_t q_at(std::size_t b, std::size_t t, std::size_t h) const { return ((b * Tq + t) * H + h) * D; }
   std::size_t k_at(std::size_t b, std::size_t t, std::size_t g) const { return ((b * Tk + t) * G + g) * D; }
+  double kept(std::size_t b, std::size_t h, std::size_t i, std::size_t j) const {
+    return dropout.empty() ? 1 : dropout[((b * H + h) * Tq + i) * Tk + j];
+  }
+  // What is kept counts that much: applied once to a sum, which rounds once, or to each of its terms.
+  double keep_scale() const {
+    return dropout.empty() ? 1 : *std::max_element(dropout.begin(), dropout.end());
+  }
   std::size_t key_head(std::size_t h) const { return heads_interleaved ? h % G : h / (H / G); }
   // Number of keys that query i sees; at least one, so that a mistaken mask stays finite.
   std::size_t visible(std::size_t i) const {
@@ -88,10 +98,11 @@ Attended<T> attention(const AttentionShape& s, std::span<const T> q, std::span<c
         out.lse[(b * s.H + h) * s.Tq + i] = T(top) + log(total.value());
         for (std::size_t d = 0; d < s.D; ++d) {
           Sum<T> y;
-          for (std::size_t j = 0; j < p.size(); ++j)
-            y.add(stored(p[j], s.dtype) * v[s.k_at(b, j, s.key_head(h)) + d]);
+          for (std::size_t j = 0; j < p.size(); ++j) {
+            if (s.kept(b, h, i, j) != 0) y.add(stored(p[j], s.dtype) * v[s.k_at(b, j, s.key_head(h)) + d]);
+          }
           // A multiplication by the reciprocal rounds once more than a division.
-          out.y[s.q_at(b, i, h) + d] = stored(T(y.value() / total.value() * T(1.0)), s.dtype);
+          out.y[s.q_at(b, i, h) + d] = stored(T(y.value() / total.value() * T(s.keep_scale())), s.dtype);
         }
       }
     }
@@ -126,13 +137,15 @@ AttentionGradient<T> attention_backward(const AttentionShape& s, std::span<const
           const T p = exp(scores[j] - lse[(b * s.H + h) * s.Tq + i]);
           Sum<T> dp;
           for (std::size_t d = 0; d < s.D; ++d) dp.add(dy[row + d] * v[col + d]);
-          const T slope = with_delta ? T(dp.value() - delta.value()) : dp.value();
+          const bool kept = s.kept(b, h, i, j) != 0;
+          const T dp_kept = kept ? T(dp.value() * T(s.keep_scale())) : T{};
+          const T slope = with_delta ? T(dp_kept - delta.value()) : dp_kept;
           const T ds = stored(T(p * slope * T(with_scale ? s.scale : 1.0)), s.dtype);
           const T p_stored = stored(p, s.dtype);
           for (std::size_t d = 0; d < s.D; ++d) {
             dq[row + d].add(ds * k[col + d]);
             dk[col + d].add(ds * q[row + d]);
-            dv[col + d].add(p_stored * dy[row + d]);
+            if (kept) dv[col + d].add(p_stored * dy[row + d]);
           }
         }
       }
@@ -143,7 +156,9 @@ AttentionGradient<T> attention_backward(const AttentionShape& s, std::span<const
     for (const Sum<T>& sum : sums) out.push_back(stored(sum.value(), s.dtype));
     return out;
   };
-  return {.dq = values(dq), .dk = values(dk), .dv = values(dv)};
+  std::vector<T> dv_scaled;
+  for (const Sum<T>& sum : dv) dv_scaled.push_back(stored(T(sum.value() * T(s.keep_scale())), s.dtype));
+  return {.dq = values(dq), .dk = values(dk), .dv = dv_scaled};
 }
 
 }  // namespace qt::oracle

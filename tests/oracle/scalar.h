@@ -18,12 +18,14 @@
 
 namespace qt::oracle {
 
-// Unit roundoff, round to nearest even: f32 keeps 24 significant bits, bf16 keeps 8.
+// Unit roundoff, round to nearest even: f32 keeps 24 significant bits, bf16 keeps 8, f16 keeps 11.
 inline constexpr double kF32Roundoff = 0x1p-24;
 inline constexpr double kBf16Roundoff = 0x1p-8;
+inline constexpr double kF16Roundoff = 0x1p-11;
 // Half the smallest denormal, for results that underflow.
 inline constexpr double kF32Underflow = 0x1p-150;
 inline constexpr double kBf16Underflow = 0x1p-134;
+inline constexpr double kF16Underflow = 0x1p-25;
 
 // Worst errors of the vector math that backends use, in units in the last place (at most 2 roundoffs each),
 // as Highway 1.0 documents them; CUDA's exp, log and tanh stay within the same figures.
@@ -96,8 +98,11 @@ T stored(const T& x, DType) {
   return x;
 }
 inline Tracked stored(const Tracked& x, DType dtype) {
-  if (dtype != DType::bf16) return x;
-  return {x.value, x.error + kBf16Roundoff * (std::abs(x.value) + x.error) + kBf16Underflow};
+  if (dtype == DType::f32) return x;
+  const bool bf16 = dtype == DType::bf16;
+  const double roundoff = bf16 ? kBf16Roundoff : kF16Roundoff;
+  const double underflow = bf16 ? kBf16Underflow : kF16Underflow;
+  return {x.value, x.error + roundoff * (std::abs(x.value) + x.error) + underflow};
 }
 
 // A sum of f32 terms in any order and any grouping: n terms meet n - 1 roundings at most, each of at most a
@@ -135,10 +140,13 @@ class Sum<Tracked> {
 inline double round_to(double x, DType dtype) {
   if (dtype == DType::f32) return static_cast<double>(static_cast<float>(x));
   if (x == 0 || !std::isfinite(x)) return x;
-  const int exponent = std::max(std::ilogb(x), -126) - 7;  // of the last of bf16's 8 bits
+  // Of the last of bf16's 8 or f16's 11 bits; below the smallest normal number the last bit stays where it
+  // is.
+  const bool bf16 = dtype == DType::bf16;
+  const int exponent = bf16 ? std::max(std::ilogb(x), -126) - 7 : std::max(std::ilogb(x), -14) - 10;
   const double unit = std::ldexp(1.0, exponent);
   const double result = std::nearbyint(x / unit) * unit;
-  return std::abs(result) < 0x1p128 ? result : std::copysign(INFINITY, x);
+  return std::abs(result) < (bf16 ? 0x1p128 : 0x1p16) ? result : std::copysign(INFINITY, x);
 }
 
 }  // namespace qt::oracle

@@ -226,7 +226,8 @@ class Case {
   static constexpr std::int64_t kRegionBytes = 64 << 20;
   static constexpr std::int64_t kFenceBytes = 64 * 4;
   static constexpr std::int64_t kAlignBytes = 256;
-  static constexpr std::uint32_t kFence = 0xFFF7FFF5u;  // NaN as f32 and as two bf16, negative as i32
+  static constexpr std::uint32_t kFence =
+      0xFFF7FFF5u;  // NaN as f32, as two bf16 and as two f16, negative as i32
   static constexpr unsigned kSeed = 20;
 
   TensorView place(Shape shape, DType dtype, Kind kind, std::int64_t pitch) {
@@ -266,6 +267,7 @@ class Case {
       const double v = x[static_cast<std::size_t>(i)];
       if (dtype == DType::f32) put(to, static_cast<float>(v));
       if (dtype == DType::bf16) put(to, to_bf16(static_cast<float>(v)));
+      if (dtype == DType::f16) put(to, to_f16(static_cast<float>(v)));
       if (dtype == DType::f64) put(to, v);
     }
     return view;

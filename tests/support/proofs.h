@@ -16,6 +16,7 @@ struct OpProof {
   std::vector<DType> dtypes;         // of its inputs
   std::vector<std::string> mutants;  // sentences; all are caught in every dtype
   void (*body)(Case&);
+  std::string part = {};  // tells two proofs of one op and dtype apart in the names of tests
 };
 
 inline std::vector<OpProof>& op_proofs() {
