@@ -420,7 +420,7 @@ inline constexpr int kStepStatDoubles = 4;
 
 struct PrepareStep {
   static constexpr const char* kName = "prepare_step";
-  TensorView grad_sumsq;  // in  [1] f64
+  TensorView grad_sumsq;  // in  [r] f64, r >= 1: of the regions of gradients, added in order
   TensorView totals;      // in  [2] f64, of SumLoss over the accumulation window
   TensorView params;      // out [kStepParamFloats] f32
   TensorView stats;       // out [kStepStatDoubles] f64

@@ -385,7 +385,7 @@ void SumSquares::check() const {
 
 void PrepareStep::check() const {
   const Checker c(kName);
-  c.dense({"grad_sumsq", grad_sumsq}, {1}, {DType::f64});
+  c.dense({"grad_sumsq", grad_sumsq}, {-1}, {DType::f64});
   c.dense({"totals", totals}, {2}, {DType::f64});
   c.dense({"params", params}, {kStepParamFloats}, {DType::f32});
   c.dense({"stats", stats}, {kStepStatDoubles}, {DType::f64});

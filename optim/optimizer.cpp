@@ -34,12 +34,12 @@ const OptimizerInfo& optimizer_by_name(std::string_view name) {
 }
 
 Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params,
-                     const TensorView& gradients, FormatId weights, OptimizerOptions options,
+                     std::vector<TensorView> gradients, FormatId weights, OptimizerOptions options,
                      std::int64_t max_slab_bytes)
     : backend_(backend),
       pager_(backend, max_slab_bytes),
       params_(params),
-      gradients_(gradients),
+      gradients_(std::move(gradients)),
       weights_(weights),
       options_(std::move(options)) {
   const OptimizerInfo& info = optimizer_by_name(options_.name);
@@ -65,7 +65,8 @@ Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& par
     }
     states_.push_back(s);
   }
-  grad_sumsq_ = state.keep("grad_sumsq", MemoryTag::inputs, DType::f64, {1});
+  grad_sumsq_ =
+      state.keep("grad_sumsq", MemoryTag::inputs, DType::f64, {static_cast<std::int64_t>(gradients_.size())});
   step_params_ = state.keep("step_params", MemoryTag::inputs, DType::f32, {kStepParamFloats});
   stats_ = state.keep("step_stats", MemoryTag::inputs, DType::f64, {kStepStatDoubles});
   bad_index_ =
@@ -158,8 +159,10 @@ void Optimizer::encode_weights(Arena& step) {
 
 StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_multiplier, std::int64_t t,
                              double gradient_tokens) {
-  {
-    SumSquares op{.x = gradients_, .out = grad_sumsq_, .scratch = {}};
+  for (std::size_t region = 0; region < gradients_.size(); ++region) {
+    SumSquares op{.x = gradients_[region],
+                  .out = grad_sumsq_.flat(static_cast<std::int64_t>(region), 1),
+                  .scratch = {}};
     Buffer scratch;
     if (const std::int64_t bytes = scratch_bytes(op, backend_.target()); bytes > 0) {
       scratch = step.alloc(SumSquares::kName, MemoryTag::scratch, DType::u8, {bytes});
@@ -175,8 +178,9 @@ StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_mu
                       .max_norm = options_.max_norm,
                       .gradient_tokens = gradient_tokens};
   for (std::size_t g = 0; g < kParamGroups; ++g) {
+    const bool decays = static_cast<ParamGroup>(g) != ParamGroup::norm;
     prepare.hyper[g] = adam_hyper(options_.peak_lr[g] * lr_multiplier, options_.beta1, options_.beta2,
-                                  options_.eps, options_.weight_decay, t);
+                                  options_.eps, decays ? options_.weight_decay : 0.0, t);
   }
   backend_.run(prepare);
   const std::vector<double> stats = backend_.read_scalars(stats_);

@@ -38,9 +38,9 @@ struct OptimizerOptions {
   double beta1 = 0.8;
   double beta2 = 0.95;
   double eps = 1e-10;
-  double weight_decay = 0;
-  double max_norm = 1.0;  // global-norm clipping after accumulation; 0: off
-  bool paged = true;      // master and moments in host memory
+  double weight_decay = 0;  // of matrices, embedding and head; never of norm weights and biases
+  double max_norm = 1.0;    // global-norm clipping after accumulation; 0: off
+  bool paged = true;        // master and moments in host memory
   OptimizerControl control = OptimizerControl::none;
 };
 
@@ -64,10 +64,10 @@ struct StepStats {
 class Optimizer {
  public:
   // Places its memory: master and moments in `host` when paged, else in `state`; scalars in `state`. `params`
-  // must outlive the optimizer and have their compute copies and gradients placed. `gradients` is the whole
-  // region. max_slab_bytes bounds what is paged at once; the result does not depend on it. ConfigError for an
-  // unknown name or a beta outside [0, 1).
-  Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params, const TensorView& gradients,
+  // must outlive the optimizer and have their compute copies and gradients placed. `gradients` are the
+  // regions that hold them all. max_slab_bytes bounds what is paged at once; the result does not depend on
+  // it. ConfigError for an unknown name or a beta outside [0, 1).
+  Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params, std::vector<TensorView> gradients,
             FormatId weights, OptimizerOptions options, std::int64_t max_slab_bytes = kMaxSlabBytes);
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
@@ -117,13 +117,13 @@ class Optimizer {
   Backend& backend_;
   Pager pager_;
   ParamList& params_;
-  TensorView gradients_;
+  std::vector<TensorView> gradients_;
   FormatId weights_;
   OptimizerOptions options_;
   std::vector<ParamState> states_;
   std::vector<Slab> slabs_;
   std::vector<SlabOrigin> origins_;
-  TensorView grad_sumsq_;   // f64 [1]
+  TensorView grad_sumsq_;   // f64 [gradient regions]
   TensorView step_params_;  // f32 [kStepParamFloats]
   TensorView stats_;        // f64 [kStepStatDoubles]
   TensorView bad_index_;    // f64 [params]

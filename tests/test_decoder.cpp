@@ -7,7 +7,7 @@
 
 #include "src/model/decoder.h"
 #include "tests/support/engine_fixture.h"
-#include "tests/support/nanochat_golden.h"
+#include "tests/support/model_golden.h"
 
 namespace qt::test {
 namespace {
@@ -55,8 +55,8 @@ std::vector<Floats> decode(const ModelConfig& config, const ModelOptions& option
   return after;
 }
 
-const NanochatGolden& golden() {
-  static const NanochatGolden file("forward");
+const GoldenModel& golden() {
+  static const GoldenModel file("nanochat_forward");
   return file;
 }
 

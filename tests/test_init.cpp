@@ -8,7 +8,7 @@
 
 #include "quant/packed.h"
 #include "tests/support/engine_fixture.h"
-#include "tests/support/nanochat_golden.h"
+#include "tests/support/model_golden.h"
 
 namespace qt::test {
 namespace {

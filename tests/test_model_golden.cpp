@@ -14,7 +14,7 @@
 
 #include "quant/packed.h"
 #include "tests/support/engine_fixture.h"
-#include "tests/support/nanochat_golden.h"
+#include "tests/support/model_golden.h"
 
 namespace qt::test {
 namespace {
@@ -40,8 +40,8 @@ struct Outcome {
   StepStats stats;
 };
 
-const NanochatGolden& golden() {
-  static const NanochatGolden file("forward");
+const GoldenModel& golden() {
+  static const GoldenModel file("nanochat_forward");
   return file;
 }
 

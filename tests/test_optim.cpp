@@ -89,8 +89,8 @@ struct Placed {
     o.max_norm = s.max_norm;
     o.paged = s.paged;
     o.control = s.control;
-    optimizer =
-        std::make_unique<Optimizer>(be, state, host, params, gradients, s.weights, o, s.max_slab_bytes);
+    optimizer = std::make_unique<Optimizer>(be, state, host, params, std::vector{gradients}, s.weights, o,
+                                            s.max_slab_bytes);
   }
 
   ParamList params;
@@ -502,7 +502,7 @@ TEST(BadOptions, OfTheOptimizerAreRefused) {
     OptimizerOptions o;
     o.beta1 = beta1;
     o.beta2 = beta2;
-    Optimizer(*null, state, host, none, gradients, FormatId::none, o);
+    Optimizer(*null, state, host, none, {gradients}, FormatId::none, o);
   };
   EXPECT_NO_THROW(with_betas(0, 0.999));
   EXPECT_THROW(with_betas(1, 0.95), ConfigError);

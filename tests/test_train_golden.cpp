@@ -8,7 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/engine_fixture.h"
-#include "tests/support/nanochat_golden.h"
+#include "tests/support/model_golden.h"
 
 namespace qt::test {
 namespace {
@@ -19,8 +19,8 @@ constexpr double kLossBound = 1e-5;    // absolute, nats; PyTorch's own f32 runs
 constexpr double kNormBound = 1e-5;    // relative; 2e-7
 constexpr double kWeightBound = 1e-4;  // absolute, after twenty steps; 1.5e-5
 
-const NanochatGolden& trajectory() {
-  static const NanochatGolden file("trajectory");
+const GoldenModel& trajectory() {
+  static const GoldenModel file("nanochat_trajectory");
   return file;
 }
 
@@ -33,7 +33,7 @@ EngineOptions trajectory_options(const std::string& variant, bool paged) {
   EngineOptions o;
   o.model = trajectory().config();
   o.memory.micro_batch_rows = trajectory().shape("ids").at(1);
-  o.optim = NanochatGolden::optimizer(trajectory().json("optimizer").at(variant), paged);
+  o.optim = GoldenModel::optimizer(trajectory().json("optimizer").at(variant), paged);
   return o;
 }
 
@@ -119,8 +119,8 @@ TEST(TrajectoryGolden, WouldCatchMistakesOfTheOptimizer) {
 
 // ---- single steps ---------------------------------------------------------------------------------------
 
-const NanochatGolden& steps() {
-  static const NanochatGolden file("steps");
+const GoldenModel& steps() {
+  static const GoldenModel file("nanochat_steps");
   return file;
 }
 
@@ -148,7 +148,7 @@ EngineOptions steps_options() {
   EngineOptions o;
   o.model = steps().config();
   o.memory.micro_batch_rows = steps().shape("ids").at(1);
-  o.optim = NanochatGolden::optimizer(steps().json("optimizer"), true);
+  o.optim = GoldenModel::optimizer(steps().json("optimizer"), true);
   return o;
 }
 

@@ -158,7 +158,8 @@ void run(const SumLoss& op, Context&) {
 
 // Without a single target there is no loss to speak of: loss, norm and factor are 0, and the step is skipped.
 void run(const PrepareStep& op, Context&) {
-  const double sumsq = *op.grad_sumsq.as<double>();
+  double sumsq = 0;
+  for (std::int64_t r = 0; r < op.grad_sumsq.elems(); ++r) sumsq += op.grad_sumsq.as<double>()[r];
   const double loss_sum = op.totals.as<double>()[0], targets = op.totals.as<double>()[1];
   const double rescale =
       targets > 0 ? op.gradient_tokens / targets : 0.0;  // they were divided by gradient_tokens

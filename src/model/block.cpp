@@ -1,25 +1,61 @@
 #include "src/model/block.h"
 
 #include <cmath>
+#include <tuple>
+#include <utility>
 
 namespace qt {
 
-Block::Block(const ModelConfig& config, const Param* params, FormatId format)
+namespace {
+
+const Param* at(const ParamList& params, const ParamIndex& index) {
+  return index ? &params[*index] : nullptr;
+}
+
+Linear make_linear(const ParamList& params, const LinearRoles& roles, FormatId format) {
+  return {params[roles.weight], format, at(params, roles.bias)};
+}
+
+}  // namespace
+
+void drop(Backend& backend, const BatchContext& batch, std::uint64_t place, const TensorView& x_NC) {
+  if (batch.dropout == 0) return;
+  const std::int64_t row_elems = x_NC.elems() / batch.rows;
+  backend.run(Dropout{.x = x_NC,
+                      .y = x_NC,
+                      .rate = static_cast<float>(batch.dropout),
+                      .rng = batch.rng(place),
+                      .first_element = batch.first_row * row_elems});
+}
+
+Block::Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, FormatId format,
+             std::int64_t index)
     : config_(config),
-      q_(params[0], format),
-      k_(params[1], format),
-      v_(params[2], format),
-      proj_(params[3], format),
-      fc_(params[4], format),
-      mlp_proj_(params[5], format),
+      norm1_(config, at(params, roles.norm1.weight), at(params, roles.norm1.bias)),
+      norm2_(config, at(params, roles.norm2.weight), at(params, roles.norm2.bias)),
+      q_(make_linear(params, roles.q, format)),
+      k_(make_linear(params, roles.k, format)),
+      v_(make_linear(params, roles.v, format)),
+      proj_(make_linear(params, roles.proj, format)),
+      fc_(make_linear(params, roles.fc, format)),
+      mlp_proj_(make_linear(params, roles.mlp_proj, format)),
+      index_(static_cast<std::uint64_t>(index)),
       scale_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim())))) {}
 
-Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::int64_t rows,
-                                const RopeTables& rope, BlockActivations& act) const {
+void Block::activate(Backend& backend, const TensorView& h_NF, const TensorView& y_NF) const {
+  if (config_.activation == Activation::relu2) {
+    backend.run(Relu2Fwd{.x = h_NF, .y = y_NF});
+  } else {
+    backend.run(GeluFwd{.x = h_NF, .y = y_NF});
+  }
+}
+
+Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
+                                BlockActivations& act) const {
   Backend& be = ctx.backend;
   Arena& step = ctx.step;
   const DType t = x_NC.dtype;
-  const std::int64_t N = x_NC.dim(0), C = config_.n_embd, T = N / rows;
+  const std::int64_t rows = batch.rows, N = x_NC.dim(0), C = config_.n_embd, T = N / rows;
   const std::int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim(),
                      F = config_.mlp_width();
   constexpr MemoryTag kAct = MemoryTag::activations;
@@ -27,8 +63,8 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::i
   Buffer x1_NC = step.alloc("block.mid", kAct, t, {N, C});
 
   act.a = step.alloc("attn.norm", kAct, t, {N, C});
-  act.rstd1 = step.alloc("attn.rstd", kAct, DType::f32, {N});
-  be.run(RmsNormFwd{.x = x_NC, .y = act.a, .rstd = act.rstd1, .eps = config_.norm_eps});
+  act.stats1 = norm1_.alloc_stats(ctx, "attn.norm_stats", N);
+  norm1_.forward(be, x_NC, act.a, act.stats1);
 
   act.q = step.alloc("attn.q", kAct, t, {N, H, D});
   act.k = step.alloc("attn.k", kAct, t, {N, G, D});
@@ -37,22 +73,19 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::i
   k_.forward(ctx, act.a, act.k->reshape({N, G * D}));
   v_.forward(ctx, act.a, act.v->reshape({N, G * D}));
 
-  act.rq = step.alloc("attn.rstd_q", kAct, DType::f32, {N, H});
-  act.rk = step.alloc("attn.rstd_k", kAct, DType::f32, {N, G});
-  be.run(RopeNormFwd{.x = act.q,
-                     .y = act.q,
-                     .rstd = act.rq,
-                     .cos = rope.cos,
-                     .sin = rope.sin,
-                     .T = T,
-                     .eps = config_.norm_eps});
-  be.run(RopeNormFwd{.x = act.k,
-                     .y = act.k,
-                     .rstd = act.rk,
-                     .cos = rope.cos,
-                     .sin = rope.sin,
-                     .T = T,
-                     .eps = config_.norm_eps});
+  if (config_.positions == Positions::rope) {
+    act.rq = step.alloc("attn.rstd_q", kAct, DType::f32, {N, H});
+    act.rk = step.alloc("attn.rstd_k", kAct, DType::f32, {N, G});
+    for (const auto& [x, rstd] : {std::pair{&act.q, &act.rq}, std::pair{&act.k, &act.rk}}) {
+      be.run(RopeNormFwd{.x = *x,
+                         .y = *x,
+                         .rstd = *rstd,
+                         .cos = batch.rope.cos,
+                         .sin = batch.rope.sin,
+                         .T = T,
+                         .eps = config_.norm_eps});
+    }
+  }
 
   act.y = step.alloc("attn.y", kAct, t, {N, H, D});
   act.lse = step.alloc("attn.lse", kAct, DType::f32, {rows, H, T});
@@ -62,77 +95,112 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::i
                                      .y = act.y->reshape({rows, T, H, D}),
                                      .lse = act.lse,
                                      .scratch = {},
-                                     .scale = scale_});
+                                     .scale = scale_,
+                                     .dropout = static_cast<float>(batch.dropout),
+                                     .rng = batch.rng(attention_place()),
+                                     .first_row = batch.first_row});
 
   proj_.forward(ctx, act.y->reshape({N, H * D}), x1_NC);
+  drop(be, batch, proj_place(), x1_NC);
   be.run(Add{.a = x_NC, .b = x1_NC, .y = x1_NC});
 
   act.m = step.alloc("mlp.norm", kAct, t, {N, C});
-  act.rstd2 = step.alloc("mlp.rstd", kAct, DType::f32, {N});
-  be.run(RmsNormFwd{.x = x1_NC, .y = act.m, .rstd = act.rstd2, .eps = config_.norm_eps});
+  act.stats2 = norm2_.alloc_stats(ctx, "mlp.norm_stats", N);
+  norm2_.forward(be, x1_NC, act.m, act.stats2);
   act.h = step.alloc("mlp.h", kAct, t, {N, F});
   fc_.forward(ctx, act.m, act.h);
   return x1_NC;
 }
 
-void Block::forward(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
+void Block::forward(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
                     BlockActivations& act, const TensorView& out_NC) const {
-  const Buffer x1_NC = forward_to_hidden(ctx, x_NC, rows, rope, act);
-  const Buffer r_NF =
-      ctx.step.alloc("mlp.relu2", MemoryTag::activations, x_NC.dtype, {x_NC.dim(0), config_.mlp_width()});
-  ctx.backend.run(Relu2Fwd{.x = act.h, .y = r_NF});
-  mlp_proj_.forward(ctx, r_NF, out_NC);
+  Buffer x1_NC = forward_to_hidden(ctx, x_NC, batch, act);
+  {
+    const Buffer r_NF =
+        ctx.step.alloc("mlp.act", MemoryTag::activations, x_NC.dtype, {x_NC.dim(0), config_.mlp_width()});
+    activate(ctx.backend, act.h, r_NF);
+    mlp_proj_.forward(ctx, r_NF, out_NC);
+  }
+  drop(ctx.backend, batch, mlp_place(), out_NC);
   ctx.backend.run(Add{.a = x1_NC, .b = out_NC, .y = out_NC});
+  if (norm2_.needs_input()) act.x1 = std::move(x1_NC);
 }
 
-void Block::recompute(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
+void Block::recompute(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
                       BlockActivations& act) const {
   const RecomputeScope recompute(ctx.backend);
-  forward_to_hidden(ctx, x_NC, rows, rope, act);
+  Buffer x1_NC = forward_to_hidden(ctx, x_NC, batch, act);
+  if (norm2_.needs_input()) act.x1 = std::move(x1_NC);
 }
 
-void Block::backward(StepContext& ctx, BlockActivations& act, std::int64_t rows, const RopeTables& rope,
-                     const TensorView& dx_NC) const {
-  backward_mlp(ctx, act, dx_NC);
-  backward_attention(ctx, act, rows, rope, dx_NC);
+void Block::backward(StepContext& ctx, BlockActivations& act, const TensorView& x_NC,
+                     const BatchContext& batch, const TensorView& dx_NC) const {
+  backward_mlp(ctx, act, batch, dx_NC);
+  backward_attention(ctx, act, x_NC, batch, dx_NC);
 }
 
-void Block::backward_mlp(StepContext& ctx, BlockActivations& act, const TensorView& dx_NC) const {
+Buffer Block::branch_gradient(StepContext& ctx, const BatchContext& batch, std::uint64_t place,
+                              const TensorView& dx_NC) const {
+  if (batch.dropout == 0) return {};
+  Buffer dropped_NC =
+      ctx.step.alloc("block.d_dropped", MemoryTag::activations, dx_NC.dtype, {dx_NC.dim(0), dx_NC.dim(1)});
+  const std::int64_t row_elems = dx_NC.elems() / batch.rows;
+  ctx.backend.run(Dropout{.x = dx_NC,
+                          .y = dropped_NC,
+                          .rate = static_cast<float>(batch.dropout),
+                          .rng = batch.rng(place),
+                          .first_element = batch.first_row * row_elems});
+  return dropped_NC;
+}
+
+void Block::backward_mlp(StepContext& ctx, BlockActivations& act, const BatchContext& batch,
+                         const TensorView& dx_NC) const {
   Arena& step = ctx.step;
   const DType t = dx_NC.dtype;
   const std::int64_t N = dx_NC.dim(0), C = config_.n_embd, F = config_.mlp_width();
+  Buffer dropped_NC = branch_gradient(ctx, batch, mlp_place(), dx_NC);
+  const TensorView dout_NC = dropped_NC->defined() ? dropped_NC.view() : dx_NC;
   {
-    // relu^2 is computed again: it is one cheap pass, and h and dh are then the only wide buffers alive
-    // together.
-    const Buffer r_NF = step.alloc("mlp.relu2", MemoryTag::activations, t, {N, F});
-    ctx.backend.run(Relu2Fwd{.x = act.h, .y = r_NF});
-    mlp_proj_.backward_weight(ctx, dx_NC, r_NF);
+    // The activation is computed again: it is one cheap pass, and h and dh are then the only wide buffers
+    // alive together.
+    const Buffer r_NF = step.alloc("mlp.act", MemoryTag::activations, t, {N, F});
+    activate(ctx.backend, act.h, r_NF);
+    mlp_proj_.backward_weight(ctx, dout_NC, r_NF);
   }
   Buffer dh_NF = step.alloc("mlp.dh", MemoryTag::activations, t, {N, F});
-  mlp_proj_.backward_input(ctx, dx_NC, dh_NF);
-  ctx.backend.run(Relu2Bwd{.x = act.h, .dy = dh_NF, .dx = dh_NF});
+  mlp_proj_.backward_input(ctx, dout_NC, dh_NF);
+  dropped_NC.release();
+  if (config_.activation == Activation::relu2) {
+    ctx.backend.run(Relu2Bwd{.x = act.h, .dy = dh_NF, .dx = dh_NF});
+  } else {
+    ctx.backend.run(GeluBwd{.x = act.h, .dy = dh_NF, .dx = dh_NF});
+  }
   act.h.release();
   fc_.backward_weight(ctx, dh_NF, act.m);
   const Buffer dm_NC = step.alloc("mlp.dm", MemoryTag::activations, t, {N, C});
   fc_.backward_input(ctx, dh_NF, dm_NC);
   dh_NF.release();
-  ctx.backend.run(RmsNormBwd{.y = act.m, .rstd = act.rstd2, .dy = dm_NC, .dx = dx_NC, .accumulate = true});
+  norm2_.backward(ctx, act.x1, act.m, act.stats2, dm_NC, dx_NC, true);
+  act.x1.release();
   act.m.release();
-  act.rstd2.release();
+  act.stats2.release();
 }
 
-void Block::backward_attention(StepContext& ctx, BlockActivations& act, std::int64_t rows,
-                               const RopeTables& rope, const TensorView& dx_NC) const {
+void Block::backward_attention(StepContext& ctx, BlockActivations& act, const TensorView& x_NC,
+                               const BatchContext& batch, const TensorView& dx_NC) const {
   Backend& be = ctx.backend;
   Arena& step = ctx.step;
   const DType t = dx_NC.dtype;
-  const std::int64_t N = dx_NC.dim(0), C = config_.n_embd, T = N / rows;
+  const std::int64_t rows = batch.rows, N = dx_NC.dim(0), C = config_.n_embd, T = N / rows;
   const std::int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim();
   constexpr MemoryTag kAct = MemoryTag::activations;
 
-  proj_.backward_weight(ctx, dx_NC, act.y->reshape({N, H * D}));
+  Buffer dropped_NC = branch_gradient(ctx, batch, proj_place(), dx_NC);
+  const TensorView dout_NC = dropped_NC->defined() ? dropped_NC.view() : dx_NC;
+  proj_.backward_weight(ctx, dout_NC, act.y->reshape({N, H * D}));
   Buffer dy = step.alloc("attn.dy", kAct, t, {N, H, D});
-  proj_.backward_input(ctx, dx_NC, dy->reshape({N, H * D}));
+  proj_.backward_input(ctx, dout_NC, dy->reshape({N, H * D}));
+  dropped_NC.release();
 
   Buffer dq = step.alloc("attn.dq", kAct, t, {N, H, D});
   Buffer dk = step.alloc("attn.dk", kAct, t, {N, G, D});
@@ -147,15 +215,20 @@ void Block::backward_attention(StepContext& ctx, BlockActivations& act, std::int
                                      .dk = dk->reshape({rows, T, G, D}),
                                      .dv = dv->reshape({rows, T, G, D}),
                                      .scratch = {},
-                                     .scale = scale_});
+                                     .scale = scale_,
+                                     .dropout = static_cast<float>(batch.dropout),
+                                     .rng = batch.rng(attention_place()),
+                                     .first_row = batch.first_row});
   dy.release();
   act.y.release();
   act.lse.release();
   act.v.release();
-  be.run(
-      RopeNormBwd{.y = act.q, .rstd = act.rq, .dy = dq, .dx = dq, .cos = rope.cos, .sin = rope.sin, .T = T});
-  be.run(
-      RopeNormBwd{.y = act.k, .rstd = act.rk, .dy = dk, .dx = dk, .cos = rope.cos, .sin = rope.sin, .T = T});
+  if (config_.positions == Positions::rope) {
+    for (const auto& [y, rstd, d] : {std::tuple{&act.q, &act.rq, &dq}, std::tuple{&act.k, &act.rk, &dk}}) {
+      be.run(RopeNormBwd{
+          .y = *y, .rstd = *rstd, .dy = *d, .dx = *d, .cos = batch.rope.cos, .sin = batch.rope.sin, .T = T});
+    }
+  }
   act.q.release();
   act.k.release();
   act.rq.release();
@@ -175,9 +248,9 @@ void Block::backward_attention(StepContext& ctx, BlockActivations& act, std::int
   be.run(Add{.a = da_NC, .b = part_NC, .y = da_NC});
   v_.backward_input(ctx, dv_NG, part_NC);
   be.run(Add{.a = da_NC, .b = part_NC, .y = da_NC});
-  be.run(RmsNormBwd{.y = act.a, .rstd = act.rstd1, .dy = da_NC, .dx = dx_NC, .accumulate = true});
+  norm1_.backward(ctx, x_NC, act.a, act.stats1, da_NC, dx_NC, true);
   act.a.release();
-  act.rstd1.release();
+  act.stats1.release();
 }
 
 }  // namespace qt

@@ -3,52 +3,79 @@
 // Legend: B rows of T tokens, N = B T, C width, H query heads, G key/value heads, D head width, F MLP width.
 #pragma once
 
+#include "src/core/rng.h"
 #include "src/memory/arena.h"
 #include "src/model/config.h"
 #include "src/model/linear.h"
+#include "src/model/norm.h"
+#include "src/model/params.h"
 
 namespace qt {
 
-// cos and sin tables [positions, D/2] in the compute dtype.
+// cos and sin tables [positions, D/2] in the compute dtype; undefined with learned positions.
 struct RopeTables {
   TensorView cos;
   TensorView sin;
 };
 
+// What the blocks of one micro-batch share.
+struct BatchContext {
+  std::int64_t rows = 0;  // B, the number of sequences
+  RopeTables rope;
+  // Dropout: a mask depends on (seed, place in the model, row of the run, element), so that a recomputation
+  // draws it again and the size of the micro-batch does not matter.
+  double dropout = 0;  // 0 outside training
+  std::uint64_t seed = 0;
+  std::int64_t first_row = 0;  // of the run's data order
+
+  RngStream rng(std::uint64_t place) const {
+    return RngStream{.seed = seed, .purpose = RngPurpose::dropout, .stream = place};
+  }
+};
+
+// x [N, C] with elements dropped in place; nothing is run where dropout is off.
+void drop(Backend& backend, const BatchContext& batch, std::uint64_t place, const TensorView& x_NC);
+
 // Everything backward reads. RMSNorm's gradient is taken from its output, so neither the block's input nor
-// the residual stream between the halves is here.
+// the residual stream between the halves is needed with it; LayerNorm's needs both.
 struct BlockActivations {
-  Buffer a;      // [N, C] normed input of the attention half
-  Buffer rstd1;  // [N] f32
-  Buffer q;      // [N, H, D] after RoPE and QK-norm
-  Buffer k;      // [N, G, D] after RoPE and QK-norm
-  Buffer v;      // [N, G, D]
-  Buffer rq;     // [N, H] f32
-  Buffer rk;     // [N, G] f32
-  Buffer y;      // [N, H, D] attention output
-  Buffer lse;    // [B, H, T] f32
-  Buffer m;      // [N, C] normed input of the MLP half
-  Buffer rstd2;  // [N] f32
-  Buffer h;      // [N, F] before relu^2
+  Buffer a;  // [N, C] normed input of the attention half
+  NormStats stats1;
+  Buffer q;    // [N, H, D] after RoPE and QK-norm
+  Buffer k;    // [N, G, D] after RoPE and QK-norm
+  Buffer v;    // [N, G, D]
+  Buffer rq;   // [N, H] f32, RoPE only
+  Buffer rk;   // [N, G] f32, RoPE only
+  Buffer y;    // [N, H, D] attention output
+  Buffer lse;  // [B, H, T] f32
+  Buffer x1;   // [N, C] residual stream between the halves, LayerNorm only
+  Buffer m;    // [N, C] normed input of the MLP half
+  NormStats stats2;
+  Buffer h;  // [N, F] before the activation
 };
 
 class Block {
  public:
-  // `params` are the six matrices of this block in the order q, k, v, attention projection, fc, MLP
-  // projection.
-  Block(const ModelConfig& config, const Param* params, FormatId format);
+  // params must outlive the block and keep its address; index counts blocks from 0.
+  Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, FormatId format,
+        std::int64_t index);
 
-  // out [N, C] = block(x [N, C]); fills `act`. rows is B, the number of sequences in x.
-  void forward(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
-               BlockActivations& act, const TensorView& out_NC) const;
+  // out [N, C] = block(x [N, C]); fills `act`.
+  void forward(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch, BlockActivations& act,
+               const TensorView& out_NC) const;
   // The same work up to what backward reads: without the last product and the last residual add.
-  void recompute(StepContext& ctx, const TensorView& x_NC, std::int64_t rows, const RopeTables& rope,
+  void recompute(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
                  BlockActivations& act) const;
-  // dx [N, C] holds the gradient of the output on entry and that of the input on return. Accumulates into the
-  // weights' gradients. Releases the activations as soon as they are spent.
-  void backward(StepContext& ctx, BlockActivations& act, std::int64_t rows, const RopeTables& rope,
+  // dx [N, C] holds the gradient of the output on entry and that of the input on return. x is the block's
+  // input, read where needs_input(). Accumulates into the weights' gradients. Releases the activations as
+  // soon as they are spent.
+  void backward(StepContext& ctx, BlockActivations& act, const TensorView& x_NC, const BatchContext& batch,
                 const TensorView& dx_NC) const;
 
+  bool needs_input() const { return norm1_.needs_input(); }
+
+  const Norm& norm1() const { return norm1_; }
+  const Norm& norm2() const { return norm2_; }
   const Linear& q() const { return q_; }
   const Linear& k() const { return k_; }
   const Linear& v() const { return v_; }
@@ -56,17 +83,31 @@ class Block {
   const Linear& fc() const { return fc_; }
   const Linear& mlp_proj() const { return mlp_proj_; }
   float attention_scale() const { return scale_; }
+  // y [N, F] = activation(h).
+  void activate(Backend& backend, const TensorView& h_NF, const TensorView& y_NF) const;
 
  private:
   // Returns the residual stream between the halves.
-  Buffer forward_to_hidden(StepContext& ctx, const TensorView& x_NC, std::int64_t rows,
-                           const RopeTables& rope, BlockActivations& act) const;
-  void backward_mlp(StepContext& ctx, BlockActivations& act, const TensorView& dx_NC) const;
-  void backward_attention(StepContext& ctx, BlockActivations& act, std::int64_t rows, const RopeTables& rope,
-                          const TensorView& dx_NC) const;
+  Buffer forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
+                           BlockActivations& act) const;
+  // dx [N, C] as it enters a residual branch: with its dropout. Undefined buffer: dx itself.
+  Buffer branch_gradient(StepContext& ctx, const BatchContext& batch, std::uint64_t place,
+                         const TensorView& dx_NC) const;
+  void backward_mlp(StepContext& ctx, BlockActivations& act, const BatchContext& batch,
+                    const TensorView& dx_NC) const;
+  void backward_attention(StepContext& ctx, BlockActivations& act, const TensorView& x_NC,
+                          const BatchContext& batch, const TensorView& dx_NC) const;
+
+  // Where dropout happens in a block; place 0 is the embedding.
+  static constexpr std::uint64_t kPlacesPerBlock = 3;
+  std::uint64_t attention_place() const { return 1 + kPlacesPerBlock * index_; }
+  std::uint64_t proj_place() const { return attention_place() + 1; }
+  std::uint64_t mlp_place() const { return attention_place() + 2; }
 
   const ModelConfig& config_;
+  Norm norm1_, norm2_;
   Linear q_, k_, v_, proj_, fc_, mlp_proj_;
+  std::uint64_t index_;
   float scale_;
 };
 

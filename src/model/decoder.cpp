@@ -1,6 +1,7 @@
 #include "src/model/decoder.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace qt {
 
@@ -41,7 +42,8 @@ Decoder::Decoder(Model& model, std::int64_t max_tokens)
   q_ = step.alloc("attn.q", kAct, t, {P, H, D});
   y_ = step.alloc("attn.y", kAct, t, {P, H, D});
   h_ = step.alloc("mlp.h", kAct, t, {P, F});
-  r_ = step.alloc("mlp.relu2", kAct, t, {P, F});
+  r_ = step.alloc("mlp.act", kAct, t, {P, F});
+  if (model_.final_norm().needs_input()) mean_ = step.alloc("mean", kAct, DType::f32, {P});
   rstd_ = step.alloc("rstd", kAct, DType::f32, {P * H});
   lse_ = step.alloc("attn.lse", kAct, DType::f32, {P * H});
   logits_ = step.alloc("logits", MemoryTag::logits, DType::f32, {1, c.vocab_size});
@@ -57,7 +59,7 @@ Decoder::Decoder(Model& model, std::int64_t max_tokens)
                                &model_.blocks_[0].fc(), &model_.blocks_[0].mlp_proj()}) {
     bytes = std::max(bytes, linear->forward_scratch_bytes(target, t, P));
   }
-  bytes = std::max(bytes, Linear(model_.params().back(), FormatId::none).forward_scratch_bytes(target, t, 1));
+  bytes = std::max(bytes, model_.head().forward_scratch_bytes(target, t, 1));
   if (bytes > 0) scratch_ = step.alloc("scratch", MemoryTag::scratch, DType::u8, {bytes});
 }
 
@@ -73,9 +75,9 @@ void Decoder::feed(std::span<const std::int32_t> tokens, std::span<float> logits
     if (!tokens.empty()) continue;
     Backend& be = model_.backend_;
     const TensorView last = x_->rows(static_cast<std::int64_t>(n) - 1, 1), normed = a_->rows(0, 1);
-    be.run(RmsNormFwd{.x = last, .y = normed, .rstd = rstd_->flat(0, 1), .eps = c.norm_eps});
-    Linear(model_.params().back(), FormatId::none).forward_in(be, normed, logits_, scratch_);
-    be.run(Softcap{.x = logits_->flat(), .softcap = c.logit_softcap});
+    norm(model_.final_norm(), last, normed);
+    model_.head().forward_in(be, normed, logits_, scratch_);
+    if (c.logit_softcap > 0) be.run(Softcap{.x = logits_->flat(), .softcap = c.logit_softcap});
     be.download(logits_, std::as_writable_bytes(logits));
   }
 }
@@ -86,10 +88,22 @@ void Decoder::feed_piece(std::span<const std::int32_t> tokens) {
   const std::int64_t n = static_cast<std::int64_t>(tokens.size());
   be.upload(std::as_bytes(tokens), ids_->rows(0, n));
   const TensorView x = x_->rows(0, n);
-  be.run(EmbeddingFwd{.ids = ids_->rows(0, n), .table = model_.params().front().compute, .y = x});
-  be.run(RmsNormFwd{.x = x, .y = x, .rstd = rstd_->flat(0, n), .eps = c.norm_eps});
+  EmbeddingFwd embedding{
+      .ids = ids_->rows(0, n), .table = model_.params_[model_.roles_.embedding].compute, .y = x};
+  if (model_.roles_.positions) {
+    embedding.positions = model_.params_[*model_.roles_.positions].compute;
+    embedding.T = n;
+    embedding.first_position = position_;
+  }
+  be.run(embedding);
+  if (c.embedding_norm) be.run(RmsNormFwd{.x = x, .y = x, .rstd = rstd_->flat(0, n), .eps = c.norm_eps});
   for (std::size_t l = 0; l < model_.blocks_.size(); ++l) block(l, n);
   position_ += n;
+}
+
+void Decoder::norm(const Norm& norm, const TensorView& x, const TensorView& y) {
+  const std::int64_t n = x.dim(0);
+  norm.forward(model_.backend_, x, y, rstd_->flat(0, n), mean_->defined() ? mean_->flat(0, n) : TensorView());
 }
 
 void Decoder::block(std::size_t index, std::int64_t n) {
@@ -99,30 +113,25 @@ void Decoder::block(std::size_t index, std::int64_t n) {
   const std::int64_t H = c.n_head, G = c.n_kv_head, D = c.head_dim(), keys = position_ + n;
   const TensorView x = x_->rows(0, n), x1 = x1_->rows(0, n), a = a_->rows(0, n), h = h_->rows(0, n),
                    r = r_->rows(0, n);
-  const TensorView q = q_->rows(0, n), y = y_->rows(0, n), rstd = rstd_->flat(0, n);
+  const TensorView q = q_->rows(0, n), y = y_->rows(0, n);
   const TensorView k_new = k_cache_[index]->rows(position_, n), v_new = v_cache_[index]->rows(position_, n);
-  const RopeTables& rope = model_.rope_;
 
-  be.run(RmsNormFwd{.x = x, .y = a, .rstd = rstd, .eps = c.norm_eps});
+  norm(block.norm1(), x, a);
   block.q().forward_in(be, a, q.reshape({n, H * D}), scratch_);
   block.k().forward_in(be, a, k_new.reshape({n, G * D}), scratch_);
   block.v().forward_in(be, a, v_new.reshape({n, G * D}), scratch_);
-  be.run(RopeNormFwd{.x = q,
-                     .y = q,
-                     .rstd = rstd_->flat(0, n * H).reshape({n, H}),
-                     .cos = rope.cos,
-                     .sin = rope.sin,
-                     .T = n,
-                     .first_position = position_,
-                     .eps = c.norm_eps});
-  be.run(RopeNormFwd{.x = k_new,
-                     .y = k_new,
-                     .rstd = rstd_->flat(0, n * G).reshape({n, G}),
-                     .cos = rope.cos,
-                     .sin = rope.sin,
-                     .T = n,
-                     .first_position = position_,
-                     .eps = c.norm_eps});
+  if (c.positions == Positions::rope) {
+    for (const auto& [view, heads] : {std::pair{q, H}, std::pair{k_new, G}}) {
+      be.run(RopeNormFwd{.x = view,
+                         .y = view,
+                         .rstd = rstd_->flat(0, n * heads).reshape({n, heads}),
+                         .cos = model_.rope_.cos,
+                         .sin = model_.rope_.sin,
+                         .T = n,
+                         .first_position = position_,
+                         .eps = c.norm_eps});
+    }
+  }
   be.run(AttentionFwd{.q = q.reshape({1, n, H, D}),
                       .k = k_cache_[index]->rows(0, keys).reshape({1, keys, G, D}),
                       .v = v_cache_[index]->rows(0, keys).reshape({1, keys, G, D}),
@@ -132,9 +141,9 @@ void Decoder::block(std::size_t index, std::int64_t n) {
                       .scale = block.attention_scale()});
   block.proj().forward_in(be, y.reshape({n, H * D}), x1, scratch_);
   be.run(Add{.a = x, .b = x1, .y = x1});
-  be.run(RmsNormFwd{.x = x1, .y = a, .rstd = rstd, .eps = c.norm_eps});
+  norm(block.norm2(), x1, a);
   block.fc().forward_in(be, a, h, scratch_);
-  be.run(Relu2Fwd{.x = h, .y = r});
+  block.activate(be, h, r);
   block.mlp_proj().forward_in(be, r, x, scratch_);
   be.run(Add{.a = x1, .b = x, .y = x});
 }

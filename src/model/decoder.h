@@ -33,6 +33,7 @@ class Decoder {
 
   void feed_piece(std::span<const std::int32_t> tokens);
   void block(std::size_t index, std::int64_t n);
+  void norm(const Norm& norm, const TensorView& x, const TensorView& y);
 
   Model& model_;
   std::int64_t max_tokens_;
@@ -44,6 +45,7 @@ class Decoder {
   Buffer x_, x1_, a_, q_, y_;              // [P, C]
   Buffer h_, r_;                           // [P, F]
   Buffer rstd_;                            // [P * max(1, H)] f32
+  Buffer mean_;                            // [P] f32, LayerNorm only
   Buffer lse_;                             // [H * P] f32
   Buffer logits_;                          // [1, V] f32
   Buffer scratch_;

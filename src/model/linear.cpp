@@ -9,11 +9,16 @@ void Linear::forward(StepContext& ctx, const TensorView& x_MK, const TensorView&
     run_with_scratch(ctx, PackedMatmul{.x = x_MK,
                                        .w = packed_view(*param_, format_),
                                        .y = y_MN,
+                                       .bias = vector_view(bias_, &Param::compute),
                                        .scratch = {},
                                        .layout = GemmLayout::nt});
   } else {
-    run_with_scratch(
-        ctx, Matmul{.a = x_MK, .b = param_->compute, .c = y_MN, .scratch = {}, .layout = GemmLayout::nt});
+    run_with_scratch(ctx, Matmul{.a = x_MK,
+                                 .b = param_->compute,
+                                 .c = y_MN,
+                                 .bias = vector_view(bias_, &Param::compute),
+                                 .scratch = {},
+                                 .layout = GemmLayout::nt});
   }
 }
 
@@ -37,6 +42,8 @@ void Linear::backward_weight(StepContext& ctx, const TensorView& dy_MN, const Te
                                .scratch = {},
                                .layout = GemmLayout::tn,
                                .accumulate = true});
+  if (bias_ != nullptr)
+    run_with_scratch(ctx, ColumnSum{.x = dy_MN, .out = bias_->grad.flat(), .scratch = {}});
 }
 
 std::int64_t Linear::forward_scratch_bytes(const Target& target, DType dtype, std::int64_t M) const {
@@ -60,11 +67,16 @@ void Linear::forward_in(Backend& backend, const TensorView& x_MK, const TensorVi
     backend.run(PackedMatmul{.x = x_MK,
                              .w = packed_view(*param_, format_),
                              .y = y_MN,
+                             .bias = vector_view(bias_, &Param::compute),
                              .scratch = scratch,
                              .layout = GemmLayout::nt});
   } else {
-    backend.run(
-        Matmul{.a = x_MK, .b = param_->compute, .c = y_MN, .scratch = scratch, .layout = GemmLayout::nt});
+    backend.run(Matmul{.a = x_MK,
+                       .b = param_->compute,
+                       .c = y_MN,
+                       .bias = vector_view(bias_, &Param::compute),
+                       .scratch = scratch,
+                       .layout = GemmLayout::nt});
   }
 }
 

@@ -1,4 +1,4 @@
-// Linear: y = x W^T. The only class that knows a weight may be packed.
+// Linear: y = x W^T + b. The only class that knows a weight may be packed.
 //
 // Legend: M tokens, K input features, N output features.
 #pragma once
@@ -28,18 +28,24 @@ void run_with_scratch(StepContext& ctx, Op op) {
   ctx.backend.run(op);
 }
 
+// A vector param's view, or an undefined one where there is no such param.
+inline TensorView vector_view(const Param* param, TensorView Param::*view) {
+  return param == nullptr ? TensorView() : (param->*view).flat();
+}
+
 class Linear {
  public:
-  // The param must outlive the Linear and keep its address.
-  Linear(const Param& param, FormatId format) : param_(&param), format_(format) {}
+  // The params must outlive the Linear and keep their addresses. bias may be null.
+  Linear(const Param& param, FormatId format, const Param* bias = nullptr)
+      : param_(&param), bias_(bias), format_(format) {}
 
   const Param& param() const { return *param_; }
 
-  // y [M, N] = x [M, K] W^T.
+  // y [M, N] = x [M, K] W^T + b.
   void forward(StepContext& ctx, const TensorView& x_MK, const TensorView& y_MN) const;
   // dx [M, K] = dy [M, N] W.
   void backward_input(StepContext& ctx, const TensorView& dy_MN, const TensorView& dx_MK) const;
-  // grad [N, K] += dy^T x.
+  // grad [N, K] += dy^T x, and the bias's += the column sums of dy.
   void backward_weight(StepContext& ctx, const TensorView& dy_MN, const TensorView& x_MK) const;
 
   // For callers that plan their scratch once: what forward() would need for any number of rows up to M.
@@ -50,6 +56,7 @@ class Linear {
 
  private:
   const Param* param_;
+  const Param* bias_;
   FormatId format_;
 };
 

@@ -16,17 +16,19 @@
 #include "src/memory/arena.h"
 #include "src/model/block.h"
 #include "src/model/config.h"
+#include "src/model/params.h"
 
 namespace qt {
 
 struct ModelOptions {
-  DType compute = DType::f32;           // activations and unpacked weights: f32 | bf16
-  DType gradient = DType::f32;          // accumulators: f32 | bf16
+  DType compute = DType::f32;           // activations and unpacked weights: f32 | bf16 | f16
+  DType gradient = DType::f32;          // accumulators: f32 | bf16; those of norms and biases are always f32
   FormatId weights = FormatId::none;    // packed format of the block matrices
   bool checkpoint_activations = false;  // keep only block inputs; recompute a block in its backward
   std::int64_t micro_batch_rows = 1;    // B; evaluation uses the same shape
   std::int64_t loss_chunk_tokens = 0;   // M; 0: as many as kLogitsChunkBytes of f32 logits hold
   bool gradients = true;                // false: forward only, no accumulators are placed
+  std::uint64_t seed = 0;               // of dropout
 };
 
 // Logits of a chunk in f32: at a 65,536 vocabulary 512 tokens, wide enough for full GEMM speed.
@@ -36,6 +38,7 @@ inline constexpr std::int64_t kLogitsChunkBytes = 128 * 1024 * 1024;
 struct HostBatch {
   std::span<const std::int32_t> ids;
   std::span<const std::int32_t> targets;
+  std::int64_t first_row = 0;  // of the run's data order: what dropout draws by
 };
 
 class Model {
@@ -50,12 +53,12 @@ class Model {
   const ModelOptions& options() const { return options_; }
   ParamList& params() { return params_; }
   const ParamList& params() const { return params_; }
-  // All gradients, rank 1 (undefined without gradients); each param's part starts on a multiple of 256
-  // elements, gaps are zero.
-  const TensorView& gradients() const { return gradients_; }
+  // All gradients, rank 1: one region, or with 16-bit accumulators a second for norms and biases; none
+  // without gradients. Each param's part starts on a multiple of 256 elements, gaps are zero.
+  const std::vector<TensorView>& gradients() const { return gradients_; }
   std::int64_t loss_chunk_tokens() const { return chunk_tokens_; }
 
-  // Fills what is derived and never stored: the RoPE tables. Once, before the first step.
+  // Fills what is derived and never stored: RoPE tables. Once, before the first step.
   void prepare();
 
   // One micro-batch, forward and backward, inside an open phase of the step arena. Adds to the gradients
@@ -73,10 +76,17 @@ class Model {
   friend class Decoder;
 
   void place(Arena& state);
+  void place_gradients(Arena& state);
+  BatchContext batch_context(const HostBatch& batch, bool training) const;
+  Norm final_norm() const;
+  Linear head() const { return {params_[roles_.head], FormatId::none}; }
+  // Token and position embedding, dropout, and the norm where there is one.
+  void embed(const TensorView& ids_N, const BatchContext& batch, const TensorView& x_NC,
+             const TensorView& rstd_N);
   std::int64_t batch_tokens() const { return options_.micro_batch_rows * config_.seq_len; }
   Buffer upload_ids(const char* name, std::span<const std::int32_t> ids);
-  // Embedding, first norm, blocks, last norm: the final hidden state [N, C], nothing kept.
-  Buffer forward_hidden(std::span<const std::int32_t> ids);
+  // Embedding, blocks, last norm: the final hidden state [N, C], nothing kept.
+  Buffer forward_hidden(const HostBatch& batch);
   void loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals,
                    float grad_scale, const TensorView& dx_NC);
 
@@ -85,9 +95,10 @@ class Model {
   ModelConfig config_;
   ModelOptions options_;
   std::int64_t chunk_tokens_ = 0;
-  ParamList params_;  // wte, then six matrices per block, then lm_head
+  ParamList params_;
+  ModelRoles roles_;
   std::vector<Block> blocks_;
-  TensorView gradients_;
+  std::vector<TensorView> gradients_;
   RopeTables rope_;
 };
 

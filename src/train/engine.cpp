@@ -154,12 +154,12 @@ void Engine::encode_weights() {
   optimizer_->encode_weights(*step_);
 }
 
-void Engine::accumulate(const FetchBatch& fetch, const BetweenBatches& between) {
-  backend_->run(Fill{.x = model_->gradients(), .value = 0});
+void Engine::accumulate(const FetchBatch& fetch, const BetweenBatches& between, double loss_scale) {
+  for (const TensorView& region : model_->gradients()) backend_->run(Fill{.x = region, .value = 0});
   backend_->run(Fill{.x = totals_, .value = 0});
   // Each token's gradient is divided by the nominal number of tokens; measure() corrects for targets that
   // were not scored.
-  const float grad_scale = static_cast<float>(1.0 / static_cast<double>(options_.step_tokens()));
+  const float grad_scale = static_cast<float>(loss_scale / static_cast<double>(options_.step_tokens()));
   for (std::int64_t micro = 0; micro < options_.accumulation; ++micro) {
     {
       const PhaseScope phase(*step_, "micro_step");
@@ -169,9 +169,10 @@ void Engine::accumulate(const FetchBatch& fetch, const BetweenBatches& between) 
   }
 }
 
-StepStats Engine::measure(double lr_multiplier, std::int64_t t) {
+StepStats Engine::measure(double lr_multiplier, std::int64_t t, double loss_scale) {
   const PhaseScope phase(*step_, "norm");
-  return optimizer_->measure(*step_, totals_, lr_multiplier, t, static_cast<double>(options_.step_tokens()));
+  return optimizer_->measure(*step_, totals_, lr_multiplier, t,
+                             static_cast<double>(options_.step_tokens()) / loss_scale);
 }
 
 void Engine::update() {
@@ -180,9 +181,9 @@ void Engine::update() {
 }
 
 StepStats Engine::train_step(const FetchBatch& fetch, const BetweenBatches& between, double lr_multiplier,
-                             std::int64_t t) {
-  accumulate(fetch, between);
-  const StepStats stats = measure(lr_multiplier, t);
+                             std::int64_t t, double loss_scale) {
+  accumulate(fetch, between, loss_scale);
+  const StepStats stats = measure(lr_multiplier, t, loss_scale);
   if (stats.finite) update();
   return stats;
 }

@@ -84,15 +84,16 @@ class Engine {
   // moments alone.
   using BetweenBatches = std::function<void(std::int64_t done)>;
 
-  // Gradients and loss of one window of `accumulation` micro-batches.
-  void accumulate(const FetchBatch& fetch, const BetweenBatches& between);
-  // Norm and constants of the step; t counts applied steps from 1.
-  StepStats measure(double lr_multiplier, std::int64_t t);
+  // Gradients and loss of one window of `accumulation` micro-batches. Gradients are multiplied by loss_scale
+  // (a power of two, so that nothing is rounded) on their way through 16-bit numbers.
+  void accumulate(const FetchBatch& fetch, const BetweenBatches& between, double loss_scale = 1);
+  // Norm and constants of the step, free of the window's loss_scale; t counts applied steps from 1.
+  StepStats measure(double lr_multiplier, std::int64_t t, double loss_scale = 1);
   // Applies the step measured last.
   void update();
   // The three in order; the update is left out when the norm or the loss is not finite.
   StepStats train_step(const FetchBatch& fetch, const BetweenBatches& between, double lr_multiplier,
-                       std::int64_t t);
+                       std::int64_t t, double loss_scale = 1);
 
   // Sum of losses in nats and number of targets of one micro-batch.
   struct EvalSums {

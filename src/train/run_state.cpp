@@ -111,6 +111,8 @@ std::string run_state_json(const RunState& s) {
   json["bad_in_a_row"] = s.bad_in_a_row;
   json["bad_windows"] = s.bad_windows;
   json["restores"] = s.restores;
+  json["loss_scale"] = s.loss_scale.scale;
+  json["loss_scale_clean_steps"] = s.loss_scale.clean_steps;
   json["seconds"] = s.seconds;
   json["seed"] = s.seed;
   json["vocab_hash"] = s.vocab_hash;
@@ -132,6 +134,10 @@ RunState parse_run_state(const std::string& text, const std::string& origin) {
   s.tokens = json_int(json, "tokens", origin, 0);
   s.bad_in_a_row = json_int(json, "bad_in_a_row", origin, 0);
   s.restores = json_int(json, "restores", origin, 0);
+  s.loss_scale.scale = json_number(json, "loss_scale", origin);
+  QT_CHECK(s.loss_scale.scale >= 1, DataError, "{}: field 'loss_scale' is below 1", origin);
+  s.loss_scale.clean_steps =
+      json_int(json, "loss_scale_clean_steps", origin, 0, LossScale::kGrowthInterval - 1);
   s.seconds = json_number(json, "seconds", origin);
   QT_CHECK(s.seconds >= 0, DataError, "{}: field 'seconds' is negative", origin);
   s.seed = json_uint(json, "seed", origin);

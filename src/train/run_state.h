@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "optim/loss_scale.h"
 #include "src/io/file_system.h"
 #include "src/train/engine.h"
 
@@ -23,7 +24,8 @@ struct RunState {
   std::int64_t bad_in_a_row = 0;          // windows before this moment that were not finite: 0 is trusted
   std::vector<std::int64_t> bad_windows;  // left out since a restore
   std::int64_t restores = 0;
-  double seconds = 0;  // of training, over all sessions
+  LossScale loss_scale;  // --dtype fp16 only
+  double seconds = 0;    // of training, over all sessions
   std::uint64_t seed = 0;
   std::string vocab_hash;
   std::string data_hash;                       // of the training shards

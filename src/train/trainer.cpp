@@ -90,10 +90,11 @@ void Trainer::poll(std::int64_t done) {
   std::fflush(stdout);
 }
 
-void Trainer::fetch(std::int64_t micro) {
+HostBatch Trainer::fetch(std::int64_t micro) {
   const std::int64_t rows = engine_.options().memory.micro_batch_rows;
   const std::int64_t first = (state_.window * engine_.options().accumulation + micro) * rows;
   train_.fill(first, rows, ids_, targets_);
+  return HostBatch{.ids = ids_, .targets = targets_, .first_row = first};
 }
 
 TrainResult Trainer::run() {
@@ -109,7 +110,7 @@ TrainResult Trainer::run() {
       while (state_.step < options_.schedule.steps) {
         const std::int64_t before = state_.step;
         step();
-        if (state_.step <= before) continue;  // an earlier state was restored
+        if (state_.step <= before) continue;  // an overflow, or an earlier state was restored
         // Saved before an evaluation starts: whatever it does, the training behind it is safe.
         if (evaluates_at(state_.step) && state_.bad_in_a_row == 0) {
           if (!save()) continue;
@@ -151,21 +152,42 @@ void Trainer::step() {
   window_started_ = Clock::now();
   StepStats stats;
   try {
-    stats = engine_.train_step(
-        [this](std::int64_t micro) {
-          fetch(micro);
-          return HostBatch{ids_, targets_};
-        },
-        [this](std::int64_t done) { poll(done); }, options_.schedule.multiplier(state_.step),
-        state_.applied + 1);
+    stats = engine_.train_step([this](std::int64_t micro) { return fetch(micro); },
+                               [this](std::int64_t done) { poll(done); },
+                               options_.schedule.multiplier(state_.step), state_.applied + 1,
+                               scales_loss() ? state_.loss_scale.scale : 1.0);
   } catch (const DivergedError& e) {
     // A weight overflowed in the update itself: what is in memory is lost.
     state_.bad_windows.push_back(state_.window);
     restore(e.what());
     return;
   }
+  if (overflowed(stats)) return;
   after_window(stats, seconds_since(window_started_));
   if (after_step) after_step(state_, stats);
+}
+
+// A loss scale that was too large is no fault of the run: the window is left out, and neither the schedule
+// nor Adam's t counts it.
+bool Trainer::overflowed(const StepStats& stats) {
+  if (!scales_loss() || !std::isfinite(stats.loss)) return false;
+  if (stats.finite) {
+    state_.loss_scale.succeed();
+    return false;
+  }
+  const double before = state_.loss_scale.scale;
+  if (!state_.loss_scale.back_off()) return false;
+  const std::int64_t window = state_.window++;
+  state_.tokens += engine_.options().step_tokens();
+  log_.write(JsonRecord()
+                 .add("kind", "overflow")
+                 .add("step", state_.step)
+                 .add("window", window)
+                 .add("loss", stats.loss)
+                 .add("loss_scale", before));
+  log_info("a gradient overflowed fp16 at loss scale {:g}: this window is left out, the scale is now {:g}",
+           before, state_.loss_scale.scale);
+  return true;
 }
 
 void Trainer::after_window(const StepStats& stats, double seconds) {
@@ -241,6 +263,7 @@ void Trainer::restore(const std::string& why) {
   if (checkpoint.empty()) {
     engine_.init_weights(state_.seed);
     state_.step = state_.applied = state_.window = state_.tokens = 0;
+    state_.loss_scale = {};
   } else {
     // Options, seed and hashes are this run's: they may have been changed on purpose since the checkpoint.
     const RunState good = store_.load(checkpoint, engine_);
@@ -248,6 +271,7 @@ void Trainer::restore(const std::string& why) {
     state_.applied = good.applied;
     state_.window = good.window;
     state_.tokens = good.tokens;
+    state_.loss_scale = good.loss_scale;
   }
   saved_step_ = checkpoint.empty() ? -1 : state_.step;
   state_.restores = restores;

@@ -79,7 +79,9 @@ class Trainer {
   using Clock = std::chrono::steady_clock;
 
   void step();
-  void fetch(std::int64_t micro);
+  HostBatch fetch(std::int64_t micro);
+  bool scales_loss() const { return engine_.options().memory.compute == DType::f16; }
+  bool overflowed(const StepStats& stats);
   void after_window(const StepStats& stats, double seconds);
   void restore(const std::string& why);
   bool evaluates_at(std::int64_t step) const;

@@ -1,5 +1,5 @@
-// The files under tests/golden that tools/make_golden_nanochat.py made; tools/README.md lists what each
-// holds.
+// The files under tests/golden that tools/make_golden_nanochat.py and make_golden_gpt2.py made;
+// tools/README.md lists what each holds.
 #pragma once
 
 #include <cmath>
@@ -18,12 +18,12 @@
 
 namespace qt::test {
 
-class NanochatGolden {
+class GoldenModel {
  public:
-  // `name`: "forward", "trajectory" or "steps".
-  explicit NanochatGolden(const std::string& name)
+  // `name`: "nanochat_forward", "gpt2_trajectory", ...
+  explicit GoldenModel(const std::string& name)
       : file_(Safetensors::open(std::filesystem::path(QTRAIN_SOURCE_DIR) / "tests/golden" /
-                                ("nanochat_" + name + ".safetensors"))) {}
+                                (name + ".safetensors"))) {}
 
   std::vector<float> floats(const std::string& name) const { return read<float>(name, StoredType::f32); }
   std::vector<std::int32_t> ints(const std::string& name) const {
@@ -35,6 +35,16 @@ class NanochatGolden {
 
   ModelConfig config() const {
     const Json j = json("config");
+    if (j.contains("block_size")) {
+      ModelConfig c = model_by_name("gpt", {.vocab_size = j.at("vocab_size"),
+                                            .seq_len = j.at("block_size"),
+                                            .n_layer = j.at("n_layer"),
+                                            .n_head = j.at("n_head"),
+                                            .n_embd = j.at("n_embd"),
+                                            .bias = j.at("bias").get<bool>()});
+      c.norm_eps = j.at("norm_eps");
+      return c;
+    }
     ModelConfig c;
     c.name = "golden";
     c.n_layer = j.at("n_layer"), c.n_embd = j.at("n_embd"), c.n_head = j.at("n_head");
@@ -48,6 +58,7 @@ class NanochatGolden {
     OptimizerOptions o;
     o.name = "adamw";
     o.peak_lr[static_cast<std::size_t>(ParamGroup::matrix)] = settings.at("lr_matrix");
+    o.peak_lr[static_cast<std::size_t>(ParamGroup::norm)] = settings.at("lr_matrix");
     o.peak_lr[static_cast<std::size_t>(ParamGroup::embedding)] = settings.at("lr_embedding");
     o.peak_lr[static_cast<std::size_t>(ParamGroup::head)] = settings.at("lr_head");
     o.beta1 = settings.at("beta1"), o.beta2 = settings.at("beta2"), o.eps = settings.at("eps");
@@ -86,9 +97,10 @@ inline Ratio max_norm_ratio(const std::vector<float>& got, const std::vector<flo
   return r;
 }
 
-// "attn.c_q" of "transformer.h.0.attn.c_q.weight", "wte" of "transformer.wte.weight".
+// "attn.c_q" of "transformer.h.0.attn.c_q.weight", "wte" of "transformer.wte.weight", "ln_1.bias" of a bias.
 inline std::string part_of(const std::string& name) {
   std::string s = name.substr(0, name.rfind(".weight"));
+  if (s.ends_with(".bias")) return part_of(s.substr(0, s.size() - 5)) + ".bias";
   if (const std::size_t layer = s.find(".h."); layer != std::string::npos)
     return s.substr(s.find('.', layer + 3) + 1);
   return s.substr(s.rfind('.') + 1);

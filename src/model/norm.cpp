@@ -1,0 +1,46 @@
+#include "src/model/norm.h"
+
+namespace qt {
+
+NormStats Norm::alloc_stats(StepContext& ctx, const char* name, std::int64_t N) const {
+  NormStats stats;
+  stats.rstd = ctx.step.alloc(name, MemoryTag::activations, DType::f32, {N});
+  if (needs_input()) stats.mean = ctx.step.alloc(name, MemoryTag::activations, DType::f32, {N});
+  return stats;
+}
+
+void Norm::forward(Backend& backend, const TensorView& x_NC, const TensorView& y_NC, const TensorView& rstd_N,
+                   const TensorView& mean_N) const {
+  if (!needs_input()) {
+    backend.run(RmsNormFwd{.x = x_NC, .y = y_NC, .rstd = rstd_N, .eps = eps_});
+    return;
+  }
+  backend.run(LayerNormFwd{.x = x_NC,
+                           .weight = weight_->compute.flat(),
+                           .bias = vector_view(bias_, &Param::compute),
+                           .y = y_NC,
+                           .mean = mean_N,
+                           .rstd = rstd_N,
+                           .eps = eps_});
+}
+
+void Norm::backward(StepContext& ctx, const TensorView& x_NC, const TensorView& y_NC, const NormStats& stats,
+                    const TensorView& dy_NC, const TensorView& dx_NC, bool accumulate) const {
+  if (!needs_input()) {
+    ctx.backend.run(
+        RmsNormBwd{.y = y_NC, .rstd = stats.rstd, .dy = dy_NC, .dx = dx_NC, .accumulate = accumulate});
+    return;
+  }
+  run_with_scratch(ctx, LayerNormBwd{.x = x_NC,
+                                     .mean = stats.mean,
+                                     .rstd = stats.rstd,
+                                     .weight = weight_->compute.flat(),
+                                     .dy = dy_NC,
+                                     .dx = dx_NC,
+                                     .dweight = weight_->grad.flat(),
+                                     .dbias = vector_view(bias_, &Param::grad),
+                                     .scratch = {},
+                                     .accumulate = accumulate});
+}
+
+}  // namespace qt

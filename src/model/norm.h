@@ -1,0 +1,56 @@
+// Norm: RMSNorm without a weight, or LayerNorm with one: the only class that knows which.
+//
+// Legend: N tokens, C width.
+#pragma once
+
+#include "src/core/param.h"
+#include "src/memory/arena.h"
+#include "src/model/config.h"
+#include "src/model/linear.h"
+
+namespace qt {
+
+// What a norm leaves for its backward pass.
+struct NormStats {
+  Buffer rstd;  // [N] f32
+  Buffer mean;  // [N] f32, LayerNorm only
+
+  void release() {
+    rstd.release();
+    mean.release();
+  }
+};
+
+class Norm {
+ public:
+  // weight and bias are null for RMSNorm; bias may be for LayerNorm. They must outlive the Norm and keep
+  // their addresses.
+  Norm(const ModelConfig& config, const Param* weight, const Param* bias)
+      : weight_(weight), bias_(bias), eps_(config.norm_eps) {}
+
+  // RMSNorm's gradient is taken from its output, LayerNorm's from its input, which must then outlive the
+  // forward pass.
+  bool needs_input() const { return weight_ != nullptr; }
+
+  NormStats alloc_stats(StepContext& ctx, const char* name, std::int64_t N) const;
+
+  // y [N, C] = norm(x); y may be x.
+  void forward(Backend& backend, const TensorView& x_NC, const TensorView& y_NC, const TensorView& rstd_N,
+               const TensorView& mean_N) const;
+  void forward(Backend& backend, const TensorView& x_NC, const TensorView& y_NC,
+               const NormStats& stats) const {
+    forward(backend, x_NC, y_NC, stats.rstd, stats.mean);
+  }
+
+  // dx (+)= the gradient of the input; adds to the gradients of weight and bias. x_NC is read where
+  // needs_input(), y_NC otherwise. dx may be dy when not accumulating.
+  void backward(StepContext& ctx, const TensorView& x_NC, const TensorView& y_NC, const NormStats& stats,
+                const TensorView& dy_NC, const TensorView& dx_NC, bool accumulate) const;
+
+ private:
+  const Param* weight_;
+  const Param* bias_;
+  float eps_;
+};
+
+}  // namespace qt

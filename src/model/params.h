@@ -1,0 +1,52 @@
+// The parameters of each architecture: names, shapes, groups, inits. Their order is what checkpoints list and
+// what fixes the draws of an init; the roles say who is who.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+#include "src/core/param.h"
+#include "src/model/config.h"
+
+namespace qt {
+
+// Indices into a ParamList; none where the architecture has no such parameter.
+using ParamIndex = std::optional<std::size_t>;
+
+struct LinearRoles {
+  std::size_t weight = 0;
+  ParamIndex bias;
+};
+
+struct NormRoles {
+  ParamIndex weight, bias;
+};
+
+struct BlockRoles {
+  NormRoles norm1, norm2;
+  LinearRoles q, k, v, proj, fc, mlp_proj;
+};
+
+struct ModelRoles {
+  std::size_t embedding = 0;
+  ParamIndex positions;
+  std::vector<BlockRoles> blocks;
+  NormRoles final_norm;
+  std::size_t head = 0;  // the embedding itself where it is tied
+};
+
+struct ModelParams {
+  ParamList params;
+  ModelRoles roles;
+};
+
+// Names are upstream's (nanochat; nanoGPT with c_attn as three matrices c_q, c_k, c_v, whose rows it holds in
+// this order). Vectors (norm weights and biases) are params of one row in ParamGroup::norm.
+// Inits: nanochat sigma = 1 / sqrt(fan_in) * min(1, sqrt(fan_out / fan_in)) for what feeds attention and the
+// MLP, zero for the projections back into the residual stream and for the head, N(0, 1) for the embedding.
+// gpt2 N(0, 0.02), projections back into the residual stream N(0, 0.02 / sqrt(2 L)), biases 0, norm
+// weights 1.
+ModelParams make_params(const ModelConfig& config);
+
+}  // namespace qt
