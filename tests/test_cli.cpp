@@ -203,7 +203,7 @@ TEST_F(Cli, RefusesWrongWords) {
       {{"--temperature", "-1"}, {"--temperature", "'-1'"}},
       {{"--vram", "much"}, {"--vram", "'much'", "12GiB"}},
       {{"--stop-after", "soon"}, {"--stop-after", "'soon'"}},
-      {{"--paging", "no"}, {"'no'", "--no-paging"}},
+      {{"--quiet", "no"}, {"'no'", "--no-quiet"}},
       {{"--seed", "18446744073709551616"}, {"--seed"}},
   };
   for (const Refusal& c : cases) {
@@ -227,6 +227,9 @@ TEST_F(Cli, RefusesValuesOutOfRangeInEveryVerbThatUsesThem) {
       {{"--grad-dtype", "fp16"}, {"--grad-dtype fp16"}},
       {{"--dtype", "f32", "--grad-dtype", "bf16"}, {"--grad-dtype bf16", "--dtype bf16"}},
       {{"--quant", "q5"}, {"'q5'", "nf4"}},
+      {{"--paging", "perhaps"}, {"--paging", "'perhaps'", "auto, on or off"}},
+      {{"--data-order", "sorted"}, {"'sorted'", "--data-order"}},
+      {{"--dropout", "1"}, {"--dropout 1", "0.2"}},
       {{"--optim", "sgd"}, {"'sgd'", "adamw8"}},
       {{"--schedule", "linear"}, {"'linear'", "cosine"}},
       {{"--control", "frozen"}, {"'frozen'", "--control"}},
@@ -314,7 +317,7 @@ TEST_F(Cli, RefusesConfigurationsItCannotUse) {
       {"[optim]\nquant = nf4\n", {"'quant'", "[memory]", "[optim]"}},
       {"steps = many\n", {"--steps", "'many'"}},
       {"steps = 3\nsteps = 4\n", {"'steps'", "2 times"}},
-      {"paging = perhaps\n", {"--paging", "'perhaps'"}},
+      {"quiet = perhaps\n", {"--quiet", "'perhaps'"}},
       {"data = \"unclosed\n", {"--data", "quote"}},
       {std::string("\0\0\xff\xfe\0", 5), {}},
   };

@@ -115,17 +115,44 @@ TEST_F(OptionSources, TakeUnderscoresForHyphens) {
 }
 
 TEST_F(OptionSources, SwitchFlagsOnAndOff) {
-  EXPECT_TRUE(load({}).options.paging);
-  EXPECT_FALSE(load({"--no-paging"}).options.paging);
-  EXPECT_FALSE(load({"--no_paging"}).options.paging);
-  EXPECT_TRUE(load({"--no-paging", "--paging"}).options.paging) << "the last one counts";
-  EXPECT_TRUE(load({"--quiet"}).options.quiet);
+  EXPECT_FALSE(load({}).options.ckpt_activations);
+  EXPECT_TRUE(load({"--ckpt-activations"}).options.ckpt_activations);
+  EXPECT_TRUE(load({"--ckpt_activations"}).options.ckpt_activations);
+  EXPECT_FALSE(load({"--ckpt-activations", "--no-ckpt-activations"}).options.ckpt_activations)
+      << "the last one counts";
+  EXPECT_TRUE(load({"--no_ckpt_activations", "--ckpt-activations"}).options.ckpt_activations);
   for (const char* off : {"false", "0", "off", "no"}) {
-    set("QTRAIN_PAGING", off);
-    EXPECT_FALSE(load({}).options.paging) << off;
-    EXPECT_TRUE(load({"--paging"}).options.paging) << "the command line wins";
+    set("QTRAIN_QUIET", off);
+    EXPECT_FALSE(load({}).options.quiet) << off;
+    EXPECT_TRUE(load({"--quiet"}).options.quiet) << "the command line wins";
   }
-  EXPECT_EQ(source_of(load({"--no-paging"}), "paging"), OptionSource::command_line);
+  for (const char* on : {"true", "1", "on", "yes"}) {
+    set("QTRAIN_QUIET", on);
+    EXPECT_TRUE(load({}).options.quiet) << on;
+    EXPECT_FALSE(load({"--no-quiet"}).options.quiet) << "the command line wins";
+  }
+  EXPECT_EQ(source_of(load({"--no-quiet"}), "quiet"), OptionSource::command_line);
+}
+
+TEST_F(OptionSources, TakeOtherProgramsWordsForOurValues) {
+  const std::pair<const char*, const char*> dtypes[] = {
+      {"float32", "f32"}, {"fp32", "f32"},      {"f32", "f32"},   {"float16", "fp16"}, {"f16", "fp16"},
+      {"fp16", "fp16"},   {"bfloat16", "bf16"}, {"bf16", "bf16"}, {"auto", "auto"},    {"int4", "int4"}};
+  for (const auto& [word, ours] : dtypes) {
+    EXPECT_EQ(load({"--dtype", word}).options.dtype, ours) << word;
+    EXPECT_EQ(load({"--grad-dtype", word}).options.grad_dtype, ours) << word;
+    EXPECT_EQ(load({"--config", file(fmt::format("dtype = {}\n", word))}).options.dtype, ours) << word;
+    set("QTRAIN_DTYPE", word);
+    EXPECT_EQ(load({}).options.dtype, ours) << word;
+    unsetenv("QTRAIN_DTYPE");
+  }
+  EXPECT_EQ(load({"--prompt", "float16"}).options.prompt, "float16") << "only where it names a dtype";
+  EXPECT_EQ(load({}).options.paging, "auto");
+  // Checkpoints and files of earlier versions hold a flag here.
+  EXPECT_EQ(load({"--config", file("paging = true\n")}).options.paging, "on");
+  EXPECT_EQ(load({"--config", file("paging = false\n")}).options.paging, "off");
+  EXPECT_EQ(load({"--paging", "off"}).options.paging, "off");
+  EXPECT_EQ(load({"--paging", "perhaps"}).options.paging, "perhaps") << "judged by the plan";
 }
 
 TEST_F(OptionSources, CollectSeveralDataFiles) {
@@ -179,7 +206,7 @@ TEST_F(OptionRefusals, SuggestNothingWhereNothingIsNear) {
 
 TEST_F(OptionRefusals, NameAStrayWord) {
   expect_words(refusal({"--steps", "3", "d32"}), {"'d32'"});
-  expect_words(refusal({"--paging", "false"}), {"'false'", "--no-paging"});
+  expect_words(refusal({"--quiet", "perhaps"}), {"'perhaps'", "--no-quiet"});
   expect_words(refusal({"--", "x"}), {"'x'"});
   expect_words(refusal({"-x"}), {"'-x'"});
 }
@@ -210,8 +237,8 @@ TEST_F(OptionRefusals, ValuesThatAreNotWhatTheOptionTakes) {
   expect_words(refusal({"--stop-after", "soon"}), {"--stop-after", "'soon'"});
   expect_words(refusal({"--steps"}), {"steps"});
   expect_words(refusal({"--quiet=perhaps"}), {"quiet"});
-  const std::string path = file("paging = perhaps\n");
-  expect_words(refusal({"--config", path}), {"--paging", path, "'perhaps'"});
+  const std::string path = file("quiet = perhaps\n");
+  expect_words(refusal({"--config", path}), {"--quiet", path, "'perhaps'"});
   set("QTRAIN_VRAM", "big");
   expect_words(refusal({}), {"--vram", "QTRAIN_VRAM", "'big'"});
 }
@@ -248,7 +275,12 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
   const std::vector<std::string> frozen = {"model.model",
                                            "model.vocab-size",
                                            "model.seq-len",
+                                           "model.n-layer",
+                                           "model.n-head",
+                                           "model.n-embd",
                                            "model.n-kv-head",
+                                           "model.bias",
+                                           "model.dropout",
                                            "memory.train",
                                            "memory.quant",
                                            "memory.ckpt-activations",
@@ -263,6 +295,7 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
                                            "memory.ram",
                                            "memory.threads",
                                            "optim.optim",
+                                           "optim.learning-rate",
                                            "optim.matrix-lr",
                                            "optim.embedding-lr",
                                            "optim.head-lr",
@@ -275,8 +308,13 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
                                            "optim.warmup-steps",
                                            "optim.warmdown",
                                            "optim.final-lr",
+                                           "optim.min-lr",
+                                           "optim.decay-steps",
                                            "optim.control",
                                            "run.batch-tokens",
+                                           "run.batch-size",
+                                           "run.gradient-accumulation-steps",
+                                           "run.init-from",
                                            "run.steps",
                                            "run.tokens",
                                            "run.seed",
@@ -290,9 +328,11 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
                                            "data.tokenizer-kind",
                                            "data.split-pattern",
                                            "data.val-fraction",
+                                           "data.data-order",
                                            "data.cache",
                                            "watch.eval-every",
                                            "watch.eval-tokens",
+                                           "watch.eval-iters",
                                            "watch.save-every",
                                            "watch.keep",
                                            "watch.sample-every",

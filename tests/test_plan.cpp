@@ -94,7 +94,7 @@ TEST(PlanOfD32, KeepsMasterAndMomentsInTheHostMemoryThatIsPromised) {
   EXPECT_LE(static_cast<double>(run.host_bytes) / kGi, 12.4);
 
   Options resident = d32("nf4", 1, "bf16");
-  resident.paging = false;
+  resident.paging = "off";
   const PlannedRun all_on_device = plan(resident, 0);
   EXPECT_EQ(all_on_device.host_bytes, 0);
   EXPECT_EQ(row_bytes(all_on_device.device_rows, "master"), kAll * 4);

@@ -297,6 +297,11 @@ TEST_F(Resume, AnotherStepSizeStartsAtTheFirstWindowWithNothingTrainedYet) {
   now.seed = 5;  // another order: the window numbers mean other tokens
   EXPECT_EQ(carry_over(stored, now).window, 7);
   EXPECT_TRUE(carry_over(stored, now).bad_windows.empty());
+  now = stored;
+  now.options["data-order"] = "shuffle";  // what runs had before the option was there
+  EXPECT_EQ(carry_over(stored, now).bad_windows.size(), 1u);
+  now.options["data-order"] = "random";
+  EXPECT_TRUE(carry_over(stored, now).bad_windows.empty());
 }
 
 TEST_F(Resume, ChangesAreListedWithWhatTheyMean) {

@@ -23,99 +23,14 @@ namespace qt {
 namespace {
 
 using K = OptionKind;
-using O = Options;
-
-constexpr OptionSpec kTable[] = {
-    {"model", "model", K::text, &O::model, "architecture: d2, d4 ... d34 (nanochat)"},
-    {"model", "vocab-size", K::count, &O::vocab_size,
-     "vocabulary; 0: the tokenizer's (4096 where one is made)"},
-    {"model", "seq-len", K::count, &O::seq_len, "tokens per sequence; 0: the model's 2048"},
-    {"model", "n-kv-head", K::count, &O::n_kv_head, "key/value heads; 0: as many as heads"},
-
-    {"memory", "train", K::text, &O::train, "what trains: full"},
-    {"memory", "quant", K::text, &O::quant,
-     "weights of the blocks as forward and backward see them: none | nf4"},
-    {"memory", "ckpt-activations", K::flag, &O::ckpt_activations,
-     "keep only block inputs, recompute the rest in backward"},
-    {"memory", "dtype", K::text, &O::dtype, "activations and unpacked weights: auto | f32 | bf16"},
-    {"memory", "grad-dtype", K::text, &O::grad_dtype, "gradient accumulators: auto | f32 | bf16"},
-    {"memory", "micro-batch", K::count, &O::micro_batch, "rows per micro-batch; 0: the most that fit"},
-    {"memory", "loss-chunk", K::count, &O::loss_chunk,
-     "tokens per chunk of the loss head; 0: 128 MiB of logits"},
-    {"memory", "paging", K::flag, &O::paging, "master weights and moments live in host memory"},
-    {"memory", "device", K::text, &O::device, "auto | cpu | cuda"},
-    {"memory", "arch", K::text, &O::arch,
-     "card to plan for where there is none: sm_80, sm_86, sm_89, sm_90, sm_120"},
-    {"memory", "vram", K::bytes, &O::vram_bytes, "cap on device memory, as 12GiB; 0: what the device has"},
-    {"memory", "ram", K::bytes, &O::ram_bytes, "cap on host memory; 0: what the machine has"},
-    {"memory", "threads", K::count, &O::threads, "cpu threads; 0: all cores (results do not depend on it)"},
-
-    {"optim", "optim", K::text, &O::optim, "adamw8 | adamw"},
-    {"optim", "matrix-lr", K::number, &O::matrix_lr, "peak learning rate of the block matrices"},
-    {"optim", "embedding-lr", K::number, &O::embedding_lr,
-     "peak rate of the embedding, times (width/768)^-0.5"},
-    {"optim", "head-lr", K::number, &O::head_lr, "peak rate of the head, times (width/768)^-0.5"},
-    {"optim", "beta1", K::number, &O::beta1, "decay of the first moment"},
-    {"optim", "beta2", K::number, &O::beta2, "decay of the second moment"},
-    {"optim", "eps", K::number, &O::eps, "added to the root of the second moment"},
-    {"optim", "weight-decay", K::number, &O::weight_decay, "decoupled weight decay"},
-    {"optim", "clip", K::number, &O::clip, "global gradient norm after accumulation; 0: off"},
-    {"optim", "schedule", K::text, &O::schedule, "warmdown | cosine"},
-    {"optim", "warmup-steps", K::count, &O::warmup_steps, "linear warm-up"},
-    {"optim", "warmdown", K::number, &O::warmdown, "share of the steps that decays (schedule warmdown)"},
-    {"optim", "final-lr", K::number, &O::final_lr, "share of the peak rate at the end"},
-    {"optim", "control", K::text, &O::control, "experiments: none | no-master | frozen-matrices"},
-
-    {"run", "batch-tokens", K::count, &O::batch_tokens, "tokens per optimizer step"},
-    {"run", "steps", K::count, &O::steps, "optimizer steps; 0: from --tokens"},
-    {"run", "tokens", K::count, &O::tokens, "tokens to train on, as 600k or 37.6B; 0: 20 per parameter"},
-    {"run", "seed", K::count, &O::seed, "of weights, data order and samples"},
-    {"run", "out", K::text, &O::out, "run folder; the same command again continues the run in it"},
-    {"run", "stop-after", K::duration, &O::stop_after_s, "stop and save after this time, as 8h; 0: never"},
-    {"run", "fresh", K::flag, &O::fresh, "start anew: refuse a run folder that holds a run"},
-    {"run", "allow-changes", K::flag, &O::allow_changes,
-     "continue although data, seed or tokens per step changed"},
-
-    {"data", "data", K::texts, &O::data,
-     "training text (.txt .jsonl, .gz .zst of both), folders, '-', or token shards (.bin)"},
-    {"data", "val-data", K::texts, &O::val_data, "validation text or shards; empty: the end of --data"},
-    {"data", "tokenizer", K::text, &O::tokenizer,
-     "tokenizer file; empty: beside the shards, or made from the data"},
-    {"data", "tokenizer-kind", K::text, &O::tokenizer_kind, "what to make: bpe | bytes | char"},
-    {"data", "split-pattern", K::text, &O::split_pattern, "how bpe cuts text first: nanochat | gpt2"},
-    {"data", "val-fraction", K::number, &O::val_fraction, "share of the text kept for validation"},
-    {"data", "cache", K::text, &O::cache, "folder for token shards made from text"},
-
-    {"watch", "eval-every", K::count, &O::eval_every, "steps between evaluations; 0: only at the end"},
-    {"watch", "eval-tokens", K::count, &O::eval_tokens, "validation tokens per evaluation; 0: all"},
-    {"watch", "save-every", K::count, &O::save_every,
-     "steps between checkpoints; 0: so that saving takes at most 1 % of the time"},
-    {"watch", "keep", K::count, &O::keep, "checkpoints kept, at least 2"},
-    {"watch", "sample-every", K::count, &O::sample_every, "steps between samples; 0: only at the end"},
-    {"watch", "sample-tokens", K::count, &O::sample_tokens, "tokens per sample; 0: never sample"},
-    {"watch", "prompt", K::text, &O::prompt, "what samples continue"},
-    {"watch", "temperature", K::number, &O::temperature, "of samples; 0: the likeliest token"},
-    {"watch", "top-k", K::count, &O::top_k, "sample among the k likeliest tokens; 0: all"},
-    {"watch", "log-every", K::count, &O::log_every, "steps between printed lines"},
-    {"watch", "quiet", K::flag, &O::quiet, "print results and errors only"},
-};
 
 constexpr std::string_view kCommandLine = "command line";
 
-std::string normalised(std::string_view name) {
-  std::string text(name);
-  std::replace(text.begin(), text.end(), '_', '-');
-  return text;
-}
-
-constexpr auto kNames = [] {
-  std::array<std::string_view, std::size(kTable)> names;
-  for (std::size_t i = 0; i < names.size(); ++i) names[i] = kTable[i].name;
-  return names;
-}();
-
 [[noreturn]] void throw_unknown(std::string_view name, std::string_view origin) {
-  const std::string_view similar = similar_name(normalised(name), kNames);
+  std::vector<std::string_view> names;
+  for (const OptionSpec& spec : option_table()) names.emplace_back(spec.name);
+  const std::string wanted = option_name(name);
+  const std::string_view similar = similar_name(wanted, names);
   throw ConfigError(
       fmt::format("unknown option '{}' ({})", name, origin),
       fmt::format("{}`qtrain --help` lists all options",
@@ -188,6 +103,40 @@ std::vector<std::string> split_words(std::string_view text, std::string_view lab
   return words;
 }
 
+// What other programs call the same thing, where our own spelling is what everything compares with.
+struct Synonym {
+  std::string Options::*member;
+  const char* word;
+  const char* ours;
+};
+constexpr Synonym kSynonyms[] = {
+    {&Options::dtype, "float32", "f32"},
+    {&Options::dtype, "fp32", "f32"},
+    {&Options::dtype, "float16", "fp16"},
+    {&Options::dtype, "f16", "fp16"},
+    {&Options::dtype, "half", "fp16"},
+    {&Options::dtype, "bfloat16", "bf16"},
+    {&Options::grad_dtype, "float32", "f32"},
+    {&Options::grad_dtype, "fp32", "f32"},
+    {&Options::grad_dtype, "float16", "fp16"},
+    {&Options::grad_dtype, "f16", "fp16"},
+    {&Options::grad_dtype, "half", "fp16"},
+    {&Options::grad_dtype, "bfloat16", "bf16"},
+    {&Options::paging, "true", "on"},
+    {&Options::paging, "false", "off"},
+    {&Options::paging, "yes", "on"},
+    {&Options::paging, "no", "off"},
+    {&Options::paging, "1", "on"},
+    {&Options::paging, "0", "off"},
+};
+
+std::string own_word(std::string Options::*member, const std::string& word) {
+  for (const Synonym& s : kSynonyms) {
+    if (s.member == member && word == s.word) return s.ours;
+  }
+  return word;
+}
+
 std::string label_of(const OptionSpec& spec, std::string_view origin) {
   return origin == kCommandLine ? fmt::format("--{}", spec.name)
                                 : fmt::format("--{} ({})", spec.name, origin);
@@ -208,7 +157,7 @@ void read_file(const std::string& path, LoadedOptions& loaded) {
   }
   std::map<const OptionSpec*, std::vector<std::string>> values;
   for (const auto& entry : parsed.options) {
-    std::string key = normalised(entry.string_key);
+    std::string key = option_name(entry.string_key);
     const OptionSpec* spec = nullptr;
     if (const std::size_t dot = key.find('.'); dot != std::string::npos) {
       spec = find_option(key.substr(dot + 1));
@@ -246,7 +195,7 @@ void read_environment(LoadedOptions& loaded) {
     const std::string variable(text.substr(0, equals));
     if (std::find(std::begin(kNotOptions), std::end(kNotOptions), variable) != std::end(kNotOptions))
       continue;
-    std::string name = normalised(variable.substr(kPrefix.size()));
+    std::string name = option_name(variable.substr(kPrefix.size()));
     std::transform(name.begin(), name.end(), name.begin(),
                    [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     const OptionSpec* spec = find_option(name);
@@ -271,13 +220,13 @@ CommandLine read_command_line(std::span<const std::string> args) {
   std::vector<std::string> words(args.begin(), args.end());
   for (std::string& word : words) {
     if (word.starts_with("--"))
-      word = normalised(word.substr(0, word.find('='))) + word.substr(std::min(word.find('='), word.size()));
+      word = option_name(word.substr(0, word.find('='))) + word.substr(std::min(word.find('='), word.size()));
   }
   po::options_description description;
   auto add = description.add_options();
   add("config", po::value<std::string>());
   add(kStray, po::value<std::vector<std::string>>());
-  for (const OptionSpec& spec : kTable) {
+  for (const OptionSpec& spec : option_table()) {
     if (spec.kind == K::flag) {
       add(spec.name, po::value<std::string>()->implicit_value("true")->zero_tokens());
       add(fmt::format("no-{}", spec.name).c_str(),
@@ -299,7 +248,7 @@ CommandLine read_command_line(std::span<const std::string> args) {
     for (const auto& entry : parsed.options) {
       if (entry.string_key == kStray) {
         throw ConfigError(fmt::format("'{}' on the command line belongs to no option", entry.value.front()),
-                          "options start with --; a flag takes no value: write --paging or --no-paging");
+                          "options start with --; a flag takes no value: write --quiet or --no-quiet");
       }
       if (entry.string_key == "config") {
         QT_CHECK(line.config_file.empty(), ConfigError, "--config is given twice on the command line");
@@ -331,18 +280,9 @@ CommandLine read_command_line(std::span<const std::string> args) {
 
 }  // namespace
 
-std::span<const OptionSpec> option_table() { return kTable; }
-
 std::string_view option_source_name(OptionSource source) {
   constexpr std::string_view kSources[] = {"default", "file", "environment", kCommandLine};
   return kSources[static_cast<std::size_t>(source)];
-}
-
-const OptionSpec* find_option(std::string_view name) {
-  const std::string wanted = normalised(name);
-  const auto it = std::find_if(std::begin(kTable), std::end(kTable),
-                               [&](const OptionSpec& s) { return wanted == s.name; });
-  return it == std::end(kTable) ? nullptr : &*it;
 }
 
 std::vector<std::string> option_values(const OptionSpec& spec, std::string_view text,
@@ -362,7 +302,7 @@ void set_option(Options& options, const OptionSpec& spec, const std::vector<std:
   const std::string& text = values.front();
   const std::string label = label_of(spec, origin);
   if (auto* member = std::get_if<std::string Options::*>(&spec.member)) {
-    options.** member = text;
+    options.** member = own_word(*member, text);
   } else if (auto* flag = std::get_if<bool Options::*>(&spec.member)) {
     options.** flag = parse_flag(text, label);
   } else if (auto* seed = std::get_if<std::uint64_t Options::*>(&spec.member)) {
@@ -406,11 +346,11 @@ LoadedOptions load_options(std::span<const std::string> args) {
 }
 
 void print_config(std::ostream& out, const LoadedOptions& loaded) {
-  for (const OptionSpec& spec : kTable) {
+  for (const OptionSpec& spec : option_table()) {
     const auto it = loaded.source.find(spec.name);
     const OptionSource source = it == loaded.source.end() ? OptionSource::default_value : it->second;
     out << fmt::format(
-        "{:<18} = {:<28} # {}\n", spec.name, option_text(loaded.options, spec),
+        "{:<27} = {:<28} # {}\n", spec.name, option_text(loaded.options, spec),
         source == OptionSource::file ? loaded.config_file : std::string(option_source_name(source)));
   }
 }
@@ -418,9 +358,9 @@ void print_config(std::ostream& out, const LoadedOptions& loaded) {
 void print_option_help(std::ostream& out) {
   const Options defaults;
   std::string_view section;
-  for (const OptionSpec& spec : kTable) {
+  for (const OptionSpec& spec : option_table()) {
     if (section != spec.section) out << fmt::format("\n[{}]\n", section = spec.section);
-    out << fmt::format("  --{:<18} {} [{}]\n", spec.name, spec.help, option_text(defaults, spec));
+    out << fmt::format("  --{:<27} {} [{}]\n", spec.name, spec.help, option_text(defaults, spec));
   }
 }
 

@@ -27,7 +27,12 @@ struct OptionSpec {
   const char* help;
 };
 
+// src/train/option_list.cpp
 std::span<const OptionSpec> option_table();
+// nullptr when unknown. '_' and '-' are the same.
+const OptionSpec* find_option(std::string_view name);
+// The spelling of the table: with '-'.
+std::string option_name(std::string_view name);
 
 // Where a value came from.
 enum class OptionSource : std::uint8_t { default_value, file, environment, command_line };
@@ -54,9 +59,6 @@ std::vector<std::string> option_values(const OptionSpec& spec, std::string_view 
 // Sets one option from text; `origin` names the source in messages.
 void set_option(Options& options, const OptionSpec& spec, const std::vector<std::string>& values,
                 std::string_view origin);
-// nullptr when unknown. '_' and '-' are the same.
-const OptionSpec* find_option(std::string_view name);
-
 // One line per option: name = value, and its source.
 void print_config(std::ostream& out, const LoadedOptions& loaded);
 void print_option_help(std::ostream& out);

@@ -1,6 +1,6 @@
 // Options: every knob of a run with its default, and nothing that decides (that is src/train/planner.h).
 //
-// src/train/option_table.cpp lists each field once: name, unit, help. From that one table come the command
+// src/train/option_list.cpp lists each field once: name, unit, help. From that one table come the command
 // line, the INI reader, the QTRAIN_* environment, --print-config and what a checkpoint stores.
 #pragma once
 
@@ -14,8 +14,13 @@ struct Options {
   // [model]
   std::string model = "d4";
   std::int64_t vocab_size = 0;  // 0: the tokenizer's, or 65,536 where there is none (plan)
-  std::int64_t seq_len = 0;     // 0: the model's own 2,048
-  std::int64_t n_kv_head = 0;   // 0: as many as heads
+  std::int64_t seq_len = 0;     // 0: the model's own
+  std::int64_t n_layer = 0;     // 0: the model's own; likewise below
+  std::int64_t n_head = 0;
+  std::int64_t n_embd = 0;
+  std::int64_t n_kv_head = 0;  // 0: as many as heads
+  bool bias = false;
+  double dropout = 0.0;  // share of activations
 
   // [memory]
   std::string train = "full";
@@ -25,7 +30,7 @@ struct Options {
   std::string grad_dtype = "auto";  // auto: f32 where it fits, else bf16
   std::int64_t micro_batch = 0;     // rows; 0: the largest that fits
   std::int64_t loss_chunk = 0;      // tokens; 0: 128 MiB of logits
-  bool paging = true;               // master and moments in host memory
+  std::string paging = "auto";      // auto | on | off: master and moments in host memory
   std::string device = "auto";      // auto | cpu | cuda
   std::string arch = "sm_89";       // cuda planning without a card
   std::int64_t vram_bytes = 0;      // 0: what the device has
@@ -34,9 +39,10 @@ struct Options {
 
   // [optim]
   std::string optim = "adamw8";
-  double matrix_lr = 2e-3;    // swept at d4 (docs/benchmarks.md)
-  double embedding_lr = 0.2;  // scaled by (width / 768)^-0.5, as nanochat does
-  double head_lr = 0.004;     // likewise
+  double learning_rate = 0.0;  // one peak rate for all groups, not scaled by width; 0: the three below
+  double matrix_lr = 2e-3;     // swept at d4 (docs/benchmarks.md)
+  double embedding_lr = 0.2;   // scaled by (width / 768)^-0.5, as nanochat does
+  double head_lr = 0.004;      // likewise
   double beta1 = 0.8;
   double beta2 = 0.95;
   double eps = 1e-10;
@@ -46,12 +52,17 @@ struct Options {
   std::int64_t warmup_steps = 0;
   double warmdown = 0.2;
   double final_lr = 0.0;
+  double min_lr = 0.0;           // what final_lr was computed from, if anything
+  std::int64_t decay_steps = 0;  // where the schedule ends; 0: steps
   std::string control = "none";  // none | no-master | frozen-matrices: experiments
 
   // [run]
   std::int64_t batch_tokens = 524288;  // per optimizer step
-  std::int64_t steps = 0;              // 0: from tokens
-  std::int64_t tokens = 0;             // 0: 20 per parameter
+  std::int64_t batch_size = 0;  // rows; with the next, what batch_tokens was computed from, if anything
+  std::int64_t gradient_accumulation_steps = 0;
+  std::string init_from;    // empty | scratch | resume | file or folder of weights
+  std::int64_t steps = 0;   // 0: from tokens
+  std::int64_t tokens = 0;  // 0: 20 per parameter
   std::uint64_t seed = 42;
   std::string out = "runs/default";
   double stop_after_s = 0;     // 0: never
@@ -65,11 +76,13 @@ struct Options {
   std::string tokenizer_kind = "bpe";  // bpe | bytes | char, where one has to be made
   std::string split_pattern = "nanochat";
   double val_fraction = 0.1;
-  std::string cache;  // token cache of text input; empty: <first input>.tokens
+  std::string data_order = "shuffle";  // shuffle | random (offsets, as nanoGPT)
+  std::string cache;                   // token cache of text input; empty: <first input>.tokens
 
   // [watch]
   std::int64_t eval_every = 250;  // steps; 0: only at the end
   std::int64_t eval_tokens = 0;   // 0: the whole validation split
+  std::int64_t eval_iters = 0;    // what eval_tokens was computed from, if anything
   std::int64_t save_every = 0;    // steps; 0: from the time a save takes
   std::int64_t keep = 2;          // checkpoints
   std::int64_t sample_every = 0;  // steps; 0: only at the end

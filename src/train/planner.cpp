@@ -112,7 +112,7 @@ OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
   optim.eps = o.eps;
   optim.weight_decay = o.weight_decay;
   optim.max_norm = o.clip;
-  optim.paged = o.paging;
+  optim.paged = o.paging != "off";
   optim.control = control_from_name(o.control);
   return optim;
 }
@@ -300,6 +300,18 @@ void check_options(const Options& o) {
   if (o.dtype != "auto") compute_dtype_from_name("--dtype", o.dtype);
   if (o.grad_dtype != "auto") compute_dtype_from_name("--grad-dtype", o.grad_dtype);
   if (o.dtype == "f32") require_gradient_dtype(DType::f32, o.grad_dtype);
+  if (o.paging != "auto" && o.paging != "on" && o.paging != "off") {
+    throw ConfigError(fmt::format("--paging '{}' is neither auto, on nor off", o.paging),
+                      "use --paging auto, on or off");
+  }
+  if (o.data_order != "shuffle" && o.data_order != "random") {
+    throw ConfigError(fmt::format("unknown data order '{}'", o.data_order),
+                      "use --data-order shuffle or random");
+  }
+  if (!(o.dropout < 1)) {
+    throw ConfigError(fmt::format("--dropout {} leaves nothing", o.dropout),
+                      "it is a share: 0 to below 1, as 0.2");
+  }
   optimizer_by_name(o.optim);
   schedule_from_name(o.schedule);
   control_from_name(o.control);

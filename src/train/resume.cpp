@@ -9,21 +9,25 @@ namespace qt {
 namespace {
 
 // Decide which tensors a checkpoint holds: another value cannot read it.
-constexpr std::string_view kFixed[] = {"model", "vocab-size", "seq-len", "n-kv-head",
-                                       "train", "quant",      "dtype",   "optim"};
+constexpr std::string_view kFixed[] = {"model",     "vocab-size", "seq-len", "n-layer", "n-head", "n-embd",
+                                       "n-kv-head", "bias",       "train",   "quant",   "dtype",  "optim"};
 // Decide which run it is: another value is another experiment.
-constexpr std::string_view kIdentity[] = {"batch-tokens", "seed"};
+constexpr std::string_view kIdentity[] = {"batch-tokens", "seed", "data-order"};
 // Change rounding, not meaning.
 constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk"};
 // What the run is executed on: no result depends on it, but whoever continues should see it.
 constexpr std::string_view kShown[] = {"threads",         "vram", "ram", "paging", "device", "arch",
                                        "ckpt-activations"};
 // How long, how often, where: no result depends on them.
-constexpr std::string_view kFree[] = {
-    "stop-after", "fresh",          "out",           "allow-changes", "eval-every",    "eval-tokens",
-    "save-every", "keep",           "sample-every",  "prompt",        "sample-tokens", "temperature",
-    "top-k",      "log-every",      "quiet",         "cache",         "data",          "val-data",
-    "tokenizer",  "tokenizer-kind", "split-pattern", "val-fraction"};
+constexpr std::string_view kFree[] = {"stop-after",    "batch-size",    "gradient-accumulation-steps",
+                                      "init-from",     "eval-iters",    "fresh",
+                                      "out",           "allow-changes", "eval-every",
+                                      "eval-tokens",   "save-every",    "keep",
+                                      "sample-every",  "prompt",        "sample-tokens",
+                                      "temperature",   "top-k",         "log-every",
+                                      "quiet",         "cache",         "data",
+                                      "val-data",      "tokenizer",     "tokenizer-kind",
+                                      "split-pattern", "val-fraction"};
 
 template <std::size_t n>
 bool is_in(std::string_view name, const std::string_view (&list)[n]) {
@@ -58,6 +62,12 @@ std::map<std::string, std::string> effective_options(const Options& options, con
   effective.vocab_size = run.engine.model.vocab_size;
   effective.seq_len = run.engine.model.seq_len;
   effective.n_kv_head = run.engine.model.n_kv_head;
+  // Naming the shape that the model has anyway is no change.
+  if (options.model.starts_with("gpt")) {
+    effective.n_layer = run.engine.model.n_layer;
+    effective.n_head = run.engine.model.n_head;
+    effective.n_embd = run.engine.model.n_embd;
+  }
   std::map<std::string, std::string> text;
   for (const OptionSpec& spec : option_table()) text[spec.name] = option_text(effective, spec);
   return text;
@@ -77,7 +87,12 @@ RunState carry_over(RunState state, const RunState& now) {
     const double tokens = static_cast<double>(state.window) * static_cast<double>(before);
     state.window = static_cast<std::int64_t>(std::ceil(tokens / static_cast<double>(after)));
   }
-  if (resized || state.seed != now.seed || state.data_hash != now.data_hash) state.bad_windows.clear();
+  const auto order = [](const RunState& s) {
+    const auto it = s.options.find("data-order");
+    return it == s.options.end() ? Options().data_order : it->second;
+  };
+  if (resized || order(state) != order(now) || state.seed != now.seed || state.data_hash != now.data_hash)
+    state.bad_windows.clear();
   state.options = now.options;
   state.vocab_hash = now.vocab_hash;
   state.data_hash = now.data_hash;
