@@ -132,6 +132,61 @@ TEST_F(Batches, SequentialOrderFollowsTheText) {
   for (int i = 0; i < 120; ++i) EXPECT_EQ(inputs[static_cast<std::size_t>(i)], i % 100);
 }
 
+TEST_F(Batches, RandomOrderDrawsEachRowFromSeedAndPositionAlone) {
+  constexpr std::int64_t kTokens = 1003, kRow = 10, kRows = 20'000;
+  const TokenBatches batches(stream(kTokens), kRow, 5, RowOrder::random);
+  Ids inputs(kRow * kRows), targets(kRow * kRows);
+  batches.fill(0, kRows, inputs, targets);
+  std::vector<int> hits(kTokens - kRow);
+  bool off_the_grid = false;
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const std::int32_t start = inputs[kRow * r];
+    ASSERT_TRUE(start >= 0 && start < kTokens - kRow);
+    ++hits[static_cast<std::size_t>(start)];
+    off_the_grid |= start % kRow != 0;
+    for (std::size_t i = 0; i < kRow; ++i) {
+      ASSERT_EQ(inputs[kRow * r + i], start + static_cast<int>(i));
+      ASSERT_EQ(targets[kRow * r + i], start + static_cast<int>(i) + 1);
+    }
+  }
+  EXPECT_TRUE(off_the_grid);
+  // Every start is possible, the first and the last too (a mean of 20 hits: none is missed but once in 10^6),
+  // and chi-squared over 993 places stays within five standard deviations of its mean.
+  EXPECT_EQ(std::count(hits.begin(), hits.end(), 0), 0);
+  const double mean = static_cast<double>(kRows) / static_cast<double>(hits.size());
+  double chi = 0;
+  for (const int count : hits) chi += (count - mean) * (count - mean) / mean;
+  EXPECT_NEAR(chi, 992, 5 * std::sqrt(2 * 992.0));
+
+  for (const std::int64_t first :
+       {0, 1, 99, 100, 101, 19'997}) {  // any position at once, also past an "epoch"
+    Ids in(kRow * 3), out(kRow * 3);
+    batches.fill(first, 3, in, out);
+    EXPECT_TRUE(std::equal(in.begin(), in.end(), inputs.begin() + kRow * first)) << first;
+  }
+  Ids other(kRow * 100), out(kRow * 100), again(kRow * 100);
+  TokenBatches(stream(kTokens), kRow, 6, RowOrder::random).fill(0, 100, other, out);
+  TokenBatches(stream(kTokens), kRow, 5, RowOrder::random).fill(0, 100, again, out);
+  EXPECT_FALSE(std::equal(other.begin(), other.end(), inputs.begin()));
+  EXPECT_TRUE(std::equal(again.begin(), again.end(), inputs.begin()));
+  EXPECT_NO_THROW(
+      batches.fill((std::int64_t{1} << 52) + 3, 3, std::span(other).first(30), std::span(out).first(30)));
+}
+
+TEST_F(Batches, RandomOrderOfTheShortestStreamIsItsOnlyRow) {
+  const TokenBatches batches(stream(11), 10, 5, RowOrder::random);
+  Ids in(50), out(50);
+  batches.fill(0, 5, in, out);
+  for (std::size_t r = 0; r < 5; ++r) EXPECT_EQ(in[10 * r], 0);
+}
+
+TEST(RowOrders, AreKnownByName) {
+  for (const auto order : {RowOrder::shuffled, RowOrder::sequential, RowOrder::random})
+    EXPECT_EQ(row_order_from_name(name_of(order)), order);
+  EXPECT_NE(thrown<ConfigError>([] { row_order_from_name("sorted"); }).find("shuffled, sequential or random"),
+            std::string::npos);
+}
+
 TEST_F(Batches, TooLittleDataForOneRowSaysHowMuchIsNeeded) {
   EXPECT_NO_THROW(TokenBatches(stream(11), 10, 1));
   EXPECT_NE(
@@ -169,6 +224,22 @@ TEST_F(Batches, EvaluationScoresEveryTokenButTheFirstExactlyOnce) {
   EXPECT_EQ(EvalBatches(stream(205), 10, std::vector<std::int32_t>(300, 1), 50).targets(), 50);
   EXPECT_THROW(EvalBatches(stream(1), 10, std::vector<std::int32_t>(300, 1)), DataError);
   EXPECT_THROW(EvalBatches(stream(205), 10, std::vector<std::int32_t>(100, 1)), DataError);
+}
+
+TEST_F(Batches, WithoutAVocabularyEveryTargetIsScoredAndThereAreNoBytes) {
+  std::vector<std::int32_t> bytes(300, 3);
+  bytes[7] = 0;
+  const EvalBatches known(stream(205), 10, bytes),
+      unknown(stream(205), 10, std::vector<std::int32_t>(300, 0));
+  EXPECT_TRUE(known.bytes_known());
+  EXPECT_FALSE(unknown.bytes_known());
+  EXPECT_EQ(unknown.total_bytes(), 0);
+  for (const std::int32_t id : {0, 7, 299}) {
+    EXPECT_EQ(known.scored(id), id != 7);
+    EXPECT_TRUE(unknown.scored(id));
+  }
+  EXPECT_FALSE(known.scored(EvalBatches::kIgnore));
+  EXPECT_FALSE(unknown.scored(EvalBatches::kIgnore));
 }
 
 }  // namespace

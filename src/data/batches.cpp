@@ -55,6 +55,23 @@ void TokenStream::copy(std::int64_t begin, std::span<std::int32_t> out) const {
   }
 }
 
+const char* name_of(RowOrder order) {
+  switch (order) {
+    case RowOrder::shuffled: return "shuffled";
+    case RowOrder::sequential: return "sequential";
+    case RowOrder::random: return "random";
+  }
+  return "?";
+}
+
+RowOrder row_order_from_name(std::string_view name) {
+  for (const auto order : {RowOrder::shuffled, RowOrder::sequential, RowOrder::random}) {
+    if (name == name_of(order)) return order;
+  }
+  throw ConfigError(
+      fmt::format("the order of data '{}' is not known; choose shuffled, sequential or random", name));
+}
+
 TokenBatches::TokenBatches(TokenStream stream, std::int64_t row_tokens, std::uint64_t seed, RowOrder order)
     : stream_(std::move(stream)), row_tokens_(row_tokens), seed_(seed), order_(order) {
   QT_CHECK(row_tokens > 0, ConfigError, "rows of {} tokens", row_tokens);
@@ -66,6 +83,20 @@ TokenBatches::TokenBatches(TokenStream stream, std::int64_t row_tokens, std::uin
   }
 }
 
+std::int64_t TokenBatches::first_token(std::int64_t position) const {
+  if (order_ == RowOrder::random) {
+    // A stream that no epoch of a permutation has. The remainder prefers small offsets by less than one part
+    // in 2^64 / tokens.
+    const RngStream draws{seed_, RngPurpose::data_order, ~std::uint64_t{0}};
+    const auto bits = rng_block(draws, static_cast<std::uint64_t>(position));
+    const std::uint64_t draw = (std::uint64_t{bits[1]} << 32) | bits[0];
+    return static_cast<std::int64_t>(draw % static_cast<std::uint64_t>(stream_.tokens() - row_tokens_));
+  }
+  const std::int64_t epoch = position / rows_, index = position % rows_;
+  if (order_ == RowOrder::sequential) return index * row_tokens_;
+  return Permutation(rows_, seed_, static_cast<std::uint64_t>(epoch)).at(index) * row_tokens_;
+}
+
 void TokenBatches::fill(std::int64_t first_row, std::int64_t rows, std::span<std::int32_t> inputs,
                         std::span<std::int32_t> targets) const {
   const auto T = static_cast<std::size_t>(row_tokens_);
@@ -74,11 +105,7 @@ void TokenBatches::fill(std::int64_t first_row, std::int64_t rows, std::span<std
            "{} rows of {} tokens do not match buffers of {} and {}", rows, T, inputs.size(), targets.size());
   std::vector<std::int32_t> row(T + 1);
   for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t position = first_row + r, epoch = position / rows_, index = position % rows_;
-    const std::int64_t source = order_ == RowOrder::sequential
-                                    ? index
-                                    : Permutation(rows_, seed_, static_cast<std::uint64_t>(epoch)).at(index);
-    stream_.copy(source * row_tokens_, row);
+    stream_.copy(first_token(first_row + r), row);
     const auto to = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(r) * T);
     std::copy(row.begin(), row.end() - 1, inputs.begin() + to);
     std::copy(row.begin() + 1, row.end(), targets.begin() + to);
@@ -89,6 +116,7 @@ EvalBatches::EvalBatches(TokenStream stream, std::int64_t row_tokens, std::vecto
                          std::int64_t max_targets)
     : stream_(std::move(stream)), row_tokens_(row_tokens), token_bytes_(std::move(token_bytes)) {
   QT_CHECK(row_tokens > 0, ConfigError, "rows of {} tokens", row_tokens);
+  bytes_known_ = std::any_of(token_bytes_.begin(), token_bytes_.end(), [](auto bytes) { return bytes > 0; });
   targets_ = stream_.tokens() - 1;
   if (max_targets > 0) targets_ = std::min(targets_, max_targets);
   if (targets_ < 1) {

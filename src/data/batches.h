@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "src/data/shard.h"
@@ -39,11 +40,18 @@ class TokenStream {
   std::vector<std::int64_t> starts_;  // of each shard, and the total
 };
 
-enum class RowOrder { shuffled, sequential };
+enum class RowOrder { shuffled, sequential, random };
+const char* name_of(RowOrder order);                  // "shuffled", "sequential", "random"
+RowOrder row_order_from_name(std::string_view name);  // ConfigError naming the choices
 
-// Training rows: consecutive windows of T tokens over the whole stream, rows may cross from one shard into
-// the next; the last (tokens - 1) % T tokens of the stream are left out. Position p of a run is row p %
-// rows_per_epoch() of epoch p / rows_per_epoch(), each epoch in an order of its own.
+// Training rows over the whole stream; rows may cross from one shard into the next.
+//
+// shuffled, sequential: consecutive windows of T tokens; the last (tokens - 1) % T tokens of the stream are
+// left out. Position p of a run is row p % rows_per_epoch() of epoch p / rows_per_epoch(); shuffled, each
+// epoch has an order of its own.
+//
+// random: as nanoGPT draws them. Each row starts at a token of its own, uniform in [0, tokens - T),
+// independent of all others: there are no epochs, and some tokens come twice before others come once.
 class TokenBatches {
  public:
   // DataError when the stream is shorter than T + 1 tokens.
@@ -51,6 +59,7 @@ class TokenBatches {
                RowOrder order = RowOrder::shuffled);
 
   std::int64_t tokens() const { return stream_.tokens(); }
+  // random: rows that hold as many tokens as the stream.
   std::int64_t rows_per_epoch() const { return rows_; }
   std::int64_t row_tokens() const { return row_tokens_; }
 
@@ -60,6 +69,8 @@ class TokenBatches {
             std::span<std::int32_t> targets) const;
 
  private:
+  std::int64_t first_token(std::int64_t position) const;
+
   TokenStream stream_;
   std::int64_t row_tokens_, rows_;
   std::uint64_t seed_;
@@ -72,8 +83,9 @@ class EvalBatches {
  public:
   static constexpr std::int32_t kIgnore = -1;
 
-  // token_bytes: Tokenizer::token_bytes_table(). max_targets limits the evaluation to the first so many
-  // targets (0: all).
+  // token_bytes: Tokenizer::token_bytes_table(); all 0 where the vocabulary is not known, and then there are
+  // no bits per byte and every target counts. max_targets limits the evaluation to the first so many targets
+  // (0: all).
   EvalBatches(TokenStream stream, std::int64_t row_tokens, std::vector<std::int32_t> token_bytes,
               std::int64_t max_targets = 0);
 
@@ -83,7 +95,12 @@ class EvalBatches {
 
   // Bytes of text that all targets stand for: the divisor of bits per byte.
   std::int64_t total_bytes() const { return total_bytes_; }
-  // Of one target; 0 for special tokens and kIgnore, whose loss must not be counted either.
+  bool bytes_known() const { return bytes_known_; }
+  // Whether the loss of a target counts: not for kIgnore, nor for special tokens where they can be told.
+  bool scored(std::int32_t target) const {
+    return target >= 0 && (!bytes_known_ || token_bytes_[static_cast<std::size_t>(target)] > 0);
+  }
+  // Of one target; 0 for special tokens and kIgnore.
   std::int32_t bytes_of(std::int32_t target) const {
     return target < 0 ? 0 : token_bytes_[static_cast<std::size_t>(target)];
   }
@@ -97,6 +114,7 @@ class EvalBatches {
   TokenStream stream_;
   std::int64_t row_tokens_;
   std::vector<std::int32_t> token_bytes_;
+  bool bytes_known_ = true;
   std::int64_t targets_ = 0, total_bytes_ = 0;
 };
 
