@@ -138,7 +138,8 @@ void BpeVocab::merge_short(BpeScratch& s) const {
 }
 
 // A linked list of tokens and a heap of (rank, position). An entry is out of date when the rank at its
-// position has changed since; each merge adds at most two entries, so there are fewer than 3n pops.
+// position has changed since; each merge adds at most two entries, so there are fewer than 3n pops and 3n
+// look-ups.
 void BpeVocab::merge_long(BpeScratch& s) const {
   const auto n = static_cast<std::int32_t>(s.ids.size());
   s.prev.resize(s.ids.size());
@@ -147,6 +148,7 @@ void BpeVocab::merge_long(BpeScratch& s) const {
   s.heap.clear();
   const auto at = [](auto& values, std::int32_t i) -> auto& { return values[static_cast<std::size_t>(i)]; };
   const auto update = [&](std::int32_t i) {
+    ++s.steps;
     const std::int32_t right = at(s.next, i);
     const std::int32_t merged = right < n ? pairs_.find(at(s.ids, i), at(s.ids, right)) : -1;
     at(s.rank, i) = merged < 0 ? kNone : merged;

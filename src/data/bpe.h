@@ -25,7 +25,7 @@ class PairTable {
   std::vector<Slot> slots_;
 };
 
-// Working memory of an encoder, reused between pieces. `steps` counts elementary operations (heap pops or
+// Working memory of an encoder, reused between pieces. `steps` counts elementary operations (heap pops and
 // pair look-ups), so that a test can bound the work.
 struct BpeScratch {
   std::vector<std::int32_t> ids, prev, next, rank;

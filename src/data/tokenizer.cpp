@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 
 #include "src/core/error.h"
 #include "src/data/utf8.h"
+#include "src/io/file.h"
 
 namespace qt {
 namespace {
@@ -27,6 +29,7 @@ const char* name_of(TokenizerKind kind) {
     case TokenizerKind::bpe: return "bpe";
     case TokenizerKind::bytes: return "bytes";
     case TokenizerKind::chars: return "char";
+    case TokenizerKind::ids: return "ids";
   }
   return "?";
 }
@@ -43,6 +46,15 @@ const std::vector<std::string>& special_token_names() {
       "<|bos|>",          "<|user_start|>", "<|user_end|>",     "<|assistant_start|>", "<|assistant_end|>",
       "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"};
   return names;
+}
+
+const std::vector<std::string>& gpt2_special_names() {
+  static const std::vector<std::string> names = {"<|endoftext|>"};
+  return names;
+}
+
+bool known_specials(const std::vector<std::string>& names) {
+  return names.empty() || names == special_token_names() || names == gpt2_special_names();
 }
 
 Tokenizer Tokenizer::make_bytes() {
@@ -65,11 +77,23 @@ Tokenizer Tokenizer::make_chars(std::vector<char32_t> sorted_unique) {
   return t;
 }
 
+Tokenizer Tokenizer::make_ids(std::int64_t vocab_size) {
+  QT_CHECK(vocab_size >= 1 && vocab_size <= kMaxVocab, ConfigError,
+           "a vocabulary of {} is not possible: 1 to {} are", vocab_size, kMaxVocab);
+  Tokenizer t;
+  t.kind_ = TokenizerKind::ids;
+  t.vocab_size_ = static_cast<std::int32_t>(vocab_size);
+  t.finish();
+  return t;
+}
+
 Tokenizer Tokenizer::make_bpe(const std::vector<std::string>& tokens, const std::string& pattern,
-                              const std::string& origin) {
+                              const std::string& origin, const std::vector<std::string>& specials) {
+  QT_CHECK(known_specials(specials), DataError, "{}: {} is not a known set of special tokens", origin,
+           fmt::join(specials, " "));
   Tokenizer t;
   t.kind_ = TokenizerKind::bpe;
-  t.specials_ = special_token_names();
+  t.specials_ = specials;
   const auto total = static_cast<std::int64_t>(tokens.size() + t.specials_.size());
   QT_CHECK(total <= kMaxVocab, DataError, "{}: a vocabulary of {} is above the limit of {}", origin, total,
            kMaxVocab);
@@ -97,6 +121,7 @@ void Tokenizer::encode_window(std::string_view window, std::vector<std::int32_t>
       for (const char c : window) out.push_back(static_cast<unsigned char>(c));
       return;
     case TokenizerKind::chars: encode_chars(window, out, offset); return;
+    case TokenizerKind::ids: encode_ids(window, out, offset); return;
     case TokenizerKind::bpe: {
       PieceCursor cursor(*splitter_, window);
       BpeScratch scratch;
@@ -145,6 +170,25 @@ void Tokenizer::encode_chars(std::string_view text, std::vector<std::int32_t>& o
   }
 }
 
+void Tokenizer::encode_ids(std::string_view text, std::vector<std::int32_t>& out, std::int64_t offset) const {
+  constexpr std::string_view kBlank = " \t\r\n";
+  for (std::size_t pos = text.find_first_not_of(kBlank); pos < text.size();) {
+    const std::size_t end = std::min(text.find_first_of(kBlank, pos), text.size());
+    std::int32_t id = -1;
+    const auto [stop, error] = std::from_chars(text.data() + pos, text.data() + end, id);
+    if (error != std::errc{} || stop != text.data() + end || id < 0 || id >= vocab_size_) {
+      throw DataError(
+          fmt::format("{} at offset {} is not the number of a token below {}",
+                      in_quotes(text.substr(pos, end - pos)), offset + static_cast<std::int64_t>(pos),
+                      vocab_size_),
+          "the data came without a vocabulary, so text can only be given as token numbers; name a "
+          "tokenizer with --tokenizer to use words");
+    }
+    out.push_back(id);
+    pos = text.find_first_not_of(kBlank, end);
+  }
+}
+
 std::string_view Tokenizer::ordinary(std::int32_t id) const {
   static constexpr auto kBytes = [] {
     std::array<char, 256> all{};
@@ -154,6 +198,7 @@ std::string_view Tokenizer::ordinary(std::int32_t id) const {
   switch (kind_) {
     case TokenizerKind::bpe: return bpe_->token(id);
     case TokenizerKind::chars: return char_bytes_[static_cast<std::size_t>(id)];
+    case TokenizerKind::ids: return {};
     case TokenizerKind::bytes: break;
   }
   return {&kBytes[static_cast<std::size_t>(id)], 1};
@@ -164,7 +209,9 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids, Specials specia
   for (std::size_t i = 0; i < ids.size(); ++i) {
     QT_CHECK(ids[i] >= 0 && ids[i] < vocab_size_, DataError,
              "token {} at position {} is outside the vocabulary of {}", ids[i], i, vocab_size_);
-    if (!is_special(ids[i])) {
+    if (kind_ == TokenizerKind::ids) {
+      text += fmt::format(" {}", ids[i]);
+    } else if (!is_special(ids[i])) {
       text += ordinary(ids[i]);
     } else if (specials == Specials::show) {
       text += specials_[static_cast<std::size_t>(ids[i] - bos())];

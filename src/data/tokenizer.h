@@ -1,5 +1,6 @@
-// Text to token ids and back. Three kinds: byte-level BPE, plain bytes, and the characters of one corpus.
-// Reading corpora is src/data/ingest.h; the file format is described in tokenizer_file.cpp.
+// Text to token ids and back. Three kinds: byte-level BPE, plain bytes, and the characters of one corpus; and
+// one for shards whose vocabulary nobody knows. Reading corpora is src/data/ingest.h; the file format is
+// described in tokenizer_file.cpp, those of others in gpt2_files.h.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +20,17 @@
 
 namespace qt {
 
-enum class TokenizerKind { bpe, bytes, chars };
-const char* name_of(TokenizerKind kind);                    // "bpe", "bytes", "char"
-TokenizerKind parse_tokenizer_kind(std::string_view name);  // ConfigError naming the choices
+enum class TokenizerKind { bpe, bytes, chars, ids };
+const char* name_of(TokenizerKind kind);  // "bpe", "bytes", "char", "ids"
+// Of the kinds that can be made from text; ConfigError naming them.
+TokenizerKind parse_tokenizer_kind(std::string_view name);
 
 // nanochat's nine, in its order; they take the last ids of bpe and bytes. `char` has none, as in nanoGPT.
 const std::vector<std::string>& special_token_names();
+// GPT-2's only one: <|endoftext|>.
+const std::vector<std::string>& gpt2_special_names();
+// Whether a bpe tokenizer can have just these: nanochat's, GPT-2's or none.
+bool known_specials(const std::vector<std::string>& names);
 
 // What to learn. For `bytes` and `char` the vocabulary size follows from the data and vocab_size is not read.
 struct TokenizerSpec {
@@ -43,12 +49,19 @@ class Tokenizer {
 
   static Tokenizer make_bytes();
   static Tokenizer make_chars(std::vector<char32_t> sorted_unique);  // ConfigError when empty
-  // tokens as BpeVocab takes them; special tokens are added. DataError names `origin`.
+  // tokens as BpeVocab takes them; special tokens (a known set) are added. DataError names `origin`.
   static Tokenizer make_bpe(const std::vector<std::string>& tokens, const std::string& pattern,
-                            const std::string& origin);
+                            const std::string& origin,
+                            const std::vector<std::string>& specials = special_token_names());
+  // For token shards that come without a vocabulary: a token is a number below vocab_size and its text is
+  // that number, so that samples can be printed and prompts typed ("464 2068"). No token stands for bytes.
+  // ConfigError unless vocab_size is 1 to kMaxVocab.
+  static Tokenizer make_ids(std::int64_t vocab_size);
 
   // parse() is strict: DataError names `origin` and the line. save() is atomic.
   static Tokenizer parse(std::string_view file, const std::string& origin);
+  // One of our files; a tiktoken file; vocab.json or merges.txt, each with the other beside it; or a folder
+  // with one of these: see gpt2_files.h. DataError names what is missing or wrong.
   static Tokenizer load(const std::filesystem::path& path);
   std::string serialise() const;
   void save(FileSystem& fs, const std::filesystem::path& path) const;
@@ -63,13 +76,17 @@ class Tokenizer {
   bool is_special(std::int32_t id) const {
     return id >= vocab_size_ - static_cast<std::int32_t>(specials_.size());
   }
+  const std::vector<std::string>& specials() const { return specials_; }
+  std::string pattern() const { return splitter_ ? splitter_->name() : std::string(); }  // bpe alone has one
+  // Whether tokens stand for bytes of text, so that bits per byte exist: not for `ids`.
+  bool has_text() const { return kind_ != TokenizerKind::ids; }
 
   // 32 hexadecimal digits of XXH3-128 over serialise(): equal hashes mean equal ids for every text.
   const std::string& hash() const { return hash_; }
 
   // "Ordinary" encoding: text never yields a special token, even when it spells one. Appends to `out`. Only
-  // `char` can fail: DataError names the character and its byte offset (plus `offset`, where the text starts
-  // in its file).
+  // `char` and `ids` can fail: DataError names the character or word and its byte offset (plus `offset`,
+  // where the text starts in its file).
   void encode(std::string_view text, std::vector<std::int32_t>& out, std::int64_t offset = 0) const;
   std::vector<std::int32_t> encode(std::string_view text) const;
 
@@ -83,7 +100,8 @@ class Tokenizer {
   enum class Specials { skip, show };
   std::string decode(std::span<const std::int32_t> ids, Specials specials = Specials::skip) const;
 
-  // Bytes of text that token id stands for; 0 for special tokens. 0 <= id < vocab_size().
+  // Bytes of text that token id stands for; 0 for special tokens and for all of `ids`. 0 <= id <
+  // vocab_size().
   std::int64_t token_bytes(std::int32_t id) const;
   std::vector<std::int32_t> token_bytes_table() const;
 
@@ -95,6 +113,7 @@ class Tokenizer {
   void finish();
   std::string_view ordinary(std::int32_t id) const;
   void encode_chars(std::string_view text, std::vector<std::int32_t>& out, std::int64_t offset) const;
+  void encode_ids(std::string_view text, std::vector<std::int32_t>& out, std::int64_t offset) const;
 
   TokenizerKind kind_ = TokenizerKind::bytes;
   std::int32_t vocab_size_ = 0;

@@ -6,12 +6,14 @@
 //   AA== 0                     base64 of the token's bytes, space, its id
 //   ...
 //
-// The ids run from 0 without a hole; special tokens follow them. `char` lists its characters, `bytes` lists
-// nothing. serialise() is canonical (one file per vocabulary), so its hash names the vocabulary.
+// The ids run from 0 without a hole; special tokens follow them. `char` lists its characters; `bytes` lists
+// nothing, nor does `ids`, whose header has "vocab_size". serialise() is canonical (one file per vocabulary),
+// so its hash names the vocabulary.
 #include <algorithm>
 #include <charconv>
 
 #include "src/core/error.h"
+#include "src/data/base64.h"
 #include "src/data/tokenizer.h"
 #include "src/data/utf8.h"
 #include "src/io/file.h"
@@ -23,41 +25,6 @@ namespace {
 constexpr std::string_view kMagic = "qtrain-tokenizer 1";
 constexpr std::size_t kMaxFileBytes = std::size_t{256} << 20;
 constexpr std::size_t kMaxHeaderBytes = 64 << 10;
-constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-std::string base64(std::string_view bytes) {
-  std::string out;
-  for (std::size_t i = 0; i < bytes.size(); i += 3) {
-    const std::size_t n = std::min<std::size_t>(3, bytes.size() - i);
-    std::uint32_t bits = 0;
-    for (std::size_t j = 0; j < 3; ++j)
-      bits = (bits << 8) | (j < n ? static_cast<unsigned char>(bytes[i + j]) : 0u);
-    for (std::size_t j = 0; j < 4; ++j) out.push_back(j <= n ? kDigits[(bits >> (18 - 6 * j)) & 63] : '=');
-  }
-  return out;
-}
-
-// Canonical base64 only: padding where it belongs and no stray bits, so that a token has one spelling.
-bool unbase64(std::string_view text, std::string& bytes) {
-  bytes.clear();
-  if (text.empty() || text.size() % 4 != 0) return false;
-  const std::size_t padding = text.ends_with("==") ? 2 : text.ends_with('=') ? 1 : 0;
-  std::uint32_t bits = 0;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const std::size_t digit = i < text.size() - padding ? kDigits.find(text[i]) : 0;
-    if (digit == std::string_view::npos) return false;
-    bits = (bits << 6) | static_cast<std::uint32_t>(digit);
-    if (i % 4 == 3) {
-      for (int shift = 16; shift >= 0; shift -= 8) bytes.push_back(static_cast<char>(bits >> shift));
-      bits = 0;
-    }
-  }
-  for (std::size_t i = 0; i < padding; ++i) {
-    if (bytes.back() != 0) return false;
-    bytes.pop_back();
-  }
-  return true;
-}
 
 class Lines {
  public:
@@ -89,7 +56,9 @@ class Lines {
 struct Header {
   TokenizerKind kind = TokenizerKind::bytes;
   std::string pattern;
+  std::vector<std::string> specials;
   std::int64_t tokens = 0;
+  std::int64_t vocab_size = 0;  // ids
 };
 
 Header parse_header(Lines& lines, const std::string& origin) {
@@ -99,7 +68,7 @@ Header parse_header(Lines& lines, const std::string& origin) {
   Header header;
   const std::string& kind = json_string(json, "kind", where);
   try {
-    header.kind = parse_tokenizer_kind(kind);
+    header.kind = kind == name_of(TokenizerKind::ids) ? TokenizerKind::ids : parse_tokenizer_kind(kind);
   } catch (const ConfigError&) {
     lines.fail(fmt::format("has the unknown kind {}", in_quotes(kind)));
   }
@@ -111,9 +80,14 @@ Header parse_header(Lines& lines, const std::string& origin) {
     }
   }
   header.tokens = json_int(json, "tokens", where, 0, Tokenizer::kMaxVocab);
-  const auto specials =
-      header.kind == TokenizerKind::chars ? std::vector<std::string>{} : special_token_names();
-  if (json_array(json, "specials", where) != Json(specials)) {
+  if (header.kind == TokenizerKind::ids)
+    header.vocab_size = json_int(json, "vocab_size", where, 1, Tokenizer::kMaxVocab);
+  for (const Json& name : json_array(json, "specials", where))
+    header.specials.push_back(name.is_string() ? name.get<std::string>() : std::string());
+  const bool known = header.kind == TokenizerKind::bpe     ? known_specials(header.specials)
+                     : header.kind == TokenizerKind::bytes ? header.specials == special_token_names()
+                                                           : header.specials.empty();
+  if (!known) {
     lines.fail("has a field \"specials\" that is not the list of special tokens of this version");
   }
   return header;
@@ -131,7 +105,7 @@ std::vector<std::string> parse_tokens(Lines& lines, std::int64_t count) {
     if (error != std::errc{} || stop != end) lines.fail("does not end in a token id");
     if (written != id) lines.fail(fmt::format("has id {} where {} is next", written, id));
     std::string bytes;
-    if (!unbase64(line.substr(0, space), bytes)) lines.fail("is not valid base64");
+    if (!from_base64(line.substr(0, space), bytes)) lines.fail("is not valid base64");
     tokens.push_back(std::move(bytes));
   }
   return tokens;
@@ -142,12 +116,13 @@ std::vector<std::string> parse_tokens(Lines& lines, std::int64_t count) {
 void Tokenizer::finish() { hash_ = xxh3_hex(bytes_of(serialise())); }
 
 std::string Tokenizer::serialise() const {
-  const std::int32_t listed =
-      kind_ == TokenizerKind::bytes ? 0 : vocab_size_ - static_cast<std::int32_t>(specials_.size());
+  const bool lists = kind_ == TokenizerKind::bpe || kind_ == TokenizerKind::chars;
+  const std::int32_t listed = lists ? vocab_size_ - static_cast<std::int32_t>(specials_.size()) : 0;
   Json header = {{"kind", name_of(kind_)}, {"specials", specials_}, {"tokens", listed}};
+  if (kind_ == TokenizerKind::ids) header["vocab_size"] = vocab_size_;
   if (kind_ == TokenizerKind::bpe) header["pattern"] = splitter_->name();
   std::string out = fmt::format("{}\n{}\n", kMagic, header.dump());
-  for (std::int32_t id = 0; id < listed; ++id) out += fmt::format("{} {}\n", base64(ordinary(id)), id);
+  for (std::int32_t id = 0; id < listed; ++id) out += fmt::format("{} {}\n", to_base64(ordinary(id)), id);
   return out;
 }
 
@@ -164,10 +139,11 @@ Tokenizer Tokenizer::parse(std::string_view file, const std::string& origin) {
   }
   switch (header.kind) {
     case TokenizerKind::bytes:
-      QT_CHECK(tokens.empty(), DataError, "{}: a bytes tokenizer lists no tokens, this one lists {}", origin,
-               tokens.size());
-      return make_bytes();
-    case TokenizerKind::bpe: return make_bpe(tokens, header.pattern, origin);
+    case TokenizerKind::ids:
+      QT_CHECK(tokens.empty(), DataError, "{}: {} tokenizers list no tokens, this one lists {}", origin,
+               name_of(header.kind), tokens.size());
+      return header.kind == TokenizerKind::ids ? make_ids(header.vocab_size) : make_bytes();
+    case TokenizerKind::bpe: return make_bpe(tokens, header.pattern, origin, header.specials);
     case TokenizerKind::chars: break;
   }
   std::vector<char32_t> chars;
@@ -183,14 +159,9 @@ Tokenizer Tokenizer::parse(std::string_view file, const std::string& origin) {
   return make_chars(std::move(chars));
 }
 
-Tokenizer Tokenizer::load(const std::filesystem::path& path) {
-  return parse(read_file(path, kMaxFileBytes), path.string());
-}
-
 void Tokenizer::save(FileSystem& fs, const std::filesystem::path& path) const {
   const std::string text = serialise();
   write_file_atomically(fs, path, bytes_of(text));
-  ;
 }
 
 }  // namespace qt
