@@ -19,16 +19,20 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool is_shard_name(const std::string& name, const char* prefix) {
-  return name.starts_with(prefix) && name.ends_with(".bin");
+// `split`: "train" or "val"; "" takes every .bin. Ours and nanoGPT's begin with it, llm.c's have it after a
+// name.
+bool is_shard_name(const std::string& name, const std::string& split) {
+  if (!name.ends_with(".bin")) return false;
+  if (name.starts_with("train") || name.starts_with("val")) return name.starts_with(split);
+  return split.empty() || name.find("_" + split) != std::string::npos;
 }
 
-// Sorted; `prefix` "" takes every .bin.
-std::vector<fs::path> shards_in(const fs::path& folder, const char* prefix) {
+// Sorted.
+std::vector<fs::path> shards_in(const fs::path& folder, const char* split) {
   std::vector<fs::path> found;
   if (!fs::is_directory(folder)) return found;
   for (const std::string& name : list_dir(folder)) {
-    if (is_shard_name(name, prefix)) found.push_back(folder / name);
+    if (is_shard_name(name, split)) found.push_back(folder / name);
   }
   return found;
 }
@@ -149,8 +153,9 @@ bool is_shard_path(const fs::path& path) {
 std::vector<ShardReader> open_shards(const std::vector<fs::path>& shards, const Tokenizer& tokenizer,
                                      ShardVerify verify) {
   std::vector<ShardReader> readers;
-  for (const auto& shard : shards)
-    readers.emplace_back(shard, tokenizer.vocab_size(), tokenizer.hash(), verify);
+  // Numbers alone name no vocabulary that a side file could be compared with.
+  const std::string hash = tokenizer.has_text() ? tokenizer.hash() : std::string();
+  for (const auto& shard : shards) readers.emplace_back(shard, tokenizer.vocab_size(), hash, verify);
   return readers;
 }
 
@@ -195,9 +200,45 @@ PreparedData open_dataset(const fs::path& path) {
         "{}: the shards hold {} + {} tokens, dataset.json says {} + {}: a shard is missing or foreign",
         path.string(), data.report.train.tokens, data.report.val.tokens, manifest->train.tokens,
         manifest->val.tokens);
+    QT_CHECK(
+        manifest->train.text_bytes == data.report.train.text_bytes &&
+            manifest->val.text_bytes == data.report.val.text_bytes,
+        DataError,
+        "{}: the side files count {} + {} bytes of text, dataset.json says {} + {}: one of them is damaged",
+        path.string(), data.report.train.text_bytes, data.report.val.text_bytes, manifest->train.text_bytes,
+        manifest->val.text_bytes);
     data.report.unigram_bpb = manifest->unigram_bpb;
   }
   return data;
+}
+
+void choose_tokenizer(PreparedData& data, const fs::path& tokenizer_file, std::int64_t vocab_size) {
+  const fs::path folder = data.train_shards.empty() ? fs::path() : data.train_shards.front().parent_path();
+  if (!tokenizer_file.empty()) {
+    Tokenizer named = Tokenizer::load(tokenizer_file);
+    if (data.tokenizer && data.tokenizer->hash() != named.hash()) {
+      throw ConfigError(
+          fmt::format("the tokenizer '{}' is not the one that the shards in '{}' were made with",
+                      tokenizer_file.string(), folder.string()),
+          "leave --tokenizer out, or tokenize the text again");
+    }
+    data.tokenizer = std::move(named);
+  }
+  if (data.tokenizer) return;
+  if (vocab_size > 0) {
+    data.tokenizer = Tokenizer::make_ids(vocab_size);
+    return;
+  }
+  const bool pickle = fs::exists(folder / "meta.pkl");
+  throw ConfigError(
+      fmt::format("the shards in '{}' come without a tokenizer{}", folder.string(),
+                  pickle ? "; the meta.pkl beside them is a Python pickle, which is never read" : ""),
+      pickle
+          ? "make the same characters with `qtrain tokenize --tokenizer-kind char --data input.txt` and name "
+            "its tokenizer.txt with --tokenizer; or give --vocab-size N (65 for tiny shakespeare) to train "
+            "on numbers alone"
+          : "put its tokenizer.txt beside them, or name it with --tokenizer (GPT-2's: the folder with "
+            "vocab.json and merges.txt); or give --vocab-size N to train on numbers alone");
 }
 
 PreparedData prepare_data(const DataSpec& spec, const DataHooks& hooks, FileSystem& disk) {

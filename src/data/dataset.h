@@ -74,13 +74,20 @@ struct PreparedData {
 // what cannot be read, with file and line or offset. DiskError: what cannot be written. StopRequested.
 PreparedData prepare_data(const DataSpec& spec, const DataHooks& hooks = {}, FileSystem& fs = posix_fs());
 
-// A folder made by prepare_data, any folder with train*.bin and val*.bin, or one .bin file (training alone).
-// Only headers are checked here; ShardReader verifies the rest. Without dataset.json the report counts tokens
-// only.
+// A folder made by prepare_data, any folder with train*.bin and val*.bin (or *_train*.bin and *_val*.bin, as
+// llm.c names them), or one .bin file (training alone). Only headers are checked here; ShardReader verifies
+// the rest. Without dataset.json the report counts tokens only.
 PreparedData open_dataset(const std::filesystem::path& path);
 
 // Whether open_dataset() is what a --data argument asks for.
 bool is_shard_path(const std::filesystem::path& path);
+
+// Gives shards of another program their tokenizer: the one in `tokenizer_file` (see Tokenizer::load), else
+// the one beside them, else `ids` where vocab_size > 0. nanoGPT's meta.pkl is never read: a pickle is a
+// program. ConfigError when nothing is named, or when `tokenizer_file` is not the vocabulary that the shards
+// were made with.
+void choose_tokenizer(PreparedData& data, const std::filesystem::path& tokenizer_file,
+                      std::int64_t vocab_size);
 
 // The readers of one split, verified as `verify` says, for TokenStream. DataError names the shard.
 std::vector<ShardReader> open_shards(const std::vector<std::filesystem::path>& shards,

@@ -125,6 +125,8 @@ Tokenizer Ingest::obtain_tokenizer() {
     return known;
   }
   Tokenizer tokenizer = spec_.tokenizer_file.empty() ? learn() : Tokenizer::load(spec_.tokenizer_file);
+  QT_CHECK(tokenizer.has_text(), ConfigError, "{}: a vocabulary of numbers alone cannot tokenize text",
+           spec_.tokenizer_file.string());
   QT_CHECK(tokenizer.vocab_size() <= kShardMaxVocab, ConfigError,
            "a vocabulary of {} does not fit the 16-bit tokens of a shard (at most {})",
            tokenizer.vocab_size(), kShardMaxVocab);

@@ -23,6 +23,35 @@ bool is_hash(const std::string& text) {
   return text.size() == 32 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
+using Header = std::array<std::int32_t, kShardHeaderBytes / 4>;
+
+// What a file without llm.c's magic number, a side file or a length of whole tokens is known not to be.
+std::string not_tokens(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return "an empty file: no tokens";
+  std::array<unsigned char, 8> start{};
+  std::memcpy(start.data(), bytes.data(), std::min(start.size(), bytes.size()));
+  std::int32_t magic = 0;
+  std::memcpy(&magic, start.data(), 4);
+  if (magic == 20240801) return "llm.c's 32-bit tokens (magic number 20240801), which are not read";
+  if (magic == 20240522) return "an evaluation file of llm.c (magic number 20240522), not a token shard";
+  if (start[0] == 0x93 && start[1] == 'N' && start[2] == 'U')
+    return "a NumPy array (.npy), not a token shard";
+  if (bytes.size() >= kShardHeaderBytes) {
+    Header header{};
+    std::memcpy(header.data(), bytes.data(), kShardHeaderBytes);
+    if (std::all_of(header.begin() + 3, header.end(), [](std::int32_t word) { return word == 0; })) {
+      return fmt::format("magic number {} at offset 0 is not {}, though the rest is like llm.c's header",
+                         magic, kShardMagic);
+    }
+  }
+  if (bytes.size() % 2 != 0) {
+    return fmt::format(
+        "magic number {} at offset 0 is not {}, and {} bytes are no whole number of 16-bit tokens", magic,
+        kShardMagic, bytes.size());
+  }
+  return {};
+}
+
 }  // namespace
 
 std::filesystem::path shard_side_path(const std::filesystem::path& shard) {
@@ -97,18 +126,7 @@ ShardReader::ShardReader(const std::filesystem::path& path, std::int64_t vocab_s
     : path_(path), file_(path), vocab_size_(vocab_size), side_(read_shard_side(path)) {
   const std::string name = path.string();
   const std::span<const std::byte> bytes = file_.bytes();
-  QT_CHECK(bytes.size() >= kShardHeaderBytes, DataError,
-           "{}: {} bytes, but the header alone has {}: truncated", name, bytes.size(), kShardHeaderBytes);
-  std::array<std::int32_t, kShardHeaderBytes / 4> header{};
-  std::memcpy(header.data(), bytes.data(), kShardHeaderBytes);
-  QT_CHECK(header[0] == kShardMagic, DataError,
-           "{}: magic number {} at offset 0 is not {}: not a token shard", name, header[0], kShardMagic);
-  QT_CHECK(header[1] == 1, DataError, "{}: version {} at offset 4 is not 1", name, header[1]);
-  QT_CHECK(header[2] > 0, DataError, "{}: token count {} at offset 8 is not positive", name, header[2]);
-  tokens_ = header[2];
-  const auto expected = kShardHeaderBytes + 2 * static_cast<std::size_t>(tokens_);
-  QT_CHECK(bytes.size() == expected, DataError, "{}: {} tokens need {} bytes, the file has {}: {}", name,
-           tokens_, expected, bytes.size(), bytes.size() < expected ? "truncated" : "too long");
+  read_header();
   if (side_) {
     QT_CHECK(side_->tokens == tokens_, DataError, "{}: {} tokens, but its side file says {}", name, tokens_,
              side_->tokens);
@@ -133,9 +151,39 @@ ShardReader::ShardReader(const std::filesystem::path& path, std::int64_t vocab_s
   check_ids();
 }
 
+void ShardReader::read_header() {
+  const std::string name = path_.string();
+  const std::span<const std::byte> bytes = file_.bytes();
+  std::int32_t magic = 0;
+  std::memcpy(&magic, bytes.data(), std::min<std::size_t>(4, bytes.size()));
+  // Only a file that came without our side file can be nanoGPT's: ours always have the header.
+  if (!side_ && magic != kShardMagic) {
+    if (const std::string what = not_tokens(bytes); !what.empty()) {
+      throw DataError(
+          fmt::format("{}: {}", name, what),
+          "token shards are llm.c's .bin of 16-bit tokens, or nanoGPT's train.bin (uint16, no header)");
+    }
+    first_byte_ = 0;
+    tokens_ = static_cast<std::int64_t>(bytes.size() / 2);
+    return;
+  }
+  QT_CHECK(bytes.size() >= kShardHeaderBytes, DataError,
+           "{}: {} bytes, but the header alone has {}: truncated", name, bytes.size(), kShardHeaderBytes);
+  Header header{};
+  std::memcpy(header.data(), bytes.data(), kShardHeaderBytes);
+  QT_CHECK(header[0] == kShardMagic, DataError,
+           "{}: magic number {} at offset 0 is not {}: not a token shard", name, header[0], kShardMagic);
+  QT_CHECK(header[1] == 1, DataError, "{}: version {} at offset 4 is not 1", name, header[1]);
+  QT_CHECK(header[2] > 0, DataError, "{}: token count {} at offset 8 is not positive", name, header[2]);
+  tokens_ = header[2];
+  const auto expected = kShardHeaderBytes + 2 * static_cast<std::size_t>(tokens_);
+  QT_CHECK(bytes.size() == expected, DataError, "{}: {} tokens need {} bytes, the file has {}: {}", name,
+           tokens_, expected, bytes.size(), bytes.size() < expected ? "truncated" : "too long");
+}
+
 std::uint16_t ShardReader::at(std::int64_t position) const {
   std::uint16_t id = 0;
-  std::memcpy(&id, file_.bytes().data() + kShardHeaderBytes + 2 * static_cast<std::size_t>(position), 2);
+  std::memcpy(&id, file_.bytes().data() + first_byte_ + 2 * static_cast<std::size_t>(position), 2);
   return id;
 }
 

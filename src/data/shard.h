@@ -1,11 +1,13 @@
 // Token shards: llm.c's .bin layout with a side file that names the vocabulary and guards the bytes.
 //
-//   name.bin        256 int32: [0] 20240520, [1] 1, [2] token count, rest 0; then the tokens, uint16
-//   little-endian name.bin.json   {"format_version", "tokens", "text_bytes", "vocab_size", "vocab_hash",
+//   name.bin       256 int32: [0] 20240520, [1] 1, [2] token count, rest 0; then the tokens, uint16,
+//   little-endian name.bin.json  {"format_version", "tokens", "text_bytes", "vocab_size", "vocab_hash",
 //   "xxh3_128"}
 //
 // xxh3_128 covers the whole .bin file, as `xxh128sum` prints it. A shard without side file (made by another
-// program) is read too; then only its header and its ids can be checked.
+// program) is read too; then only its header and its ids can be checked. Without a header as well it is
+// nanoGPT's train.bin: uint16 tokens from the first byte to the last, of which a missing end cannot be
+// noticed.
 #pragma once
 
 #include <cstdint>
@@ -70,6 +72,7 @@ class ShardReader {
   const std::filesystem::path& path() const { return path_; }
   std::int64_t tokens() const { return tokens_; }
   const std::optional<ShardInfo>& side() const { return side_; }
+  bool headerless() const { return first_byte_ == 0; }  // nanoGPT's
 
   // out[i] = token at position begin + i; begin + out.size() <= tokens(). DataError for an id outside the
   // vocabulary, so that a shard opened with ShardVerify::header is still never trusted.
@@ -79,6 +82,7 @@ class ShardReader {
   void count(std::span<std::int64_t> counts) const;
 
  private:
+  void read_header();
   void check_ids() const;
   [[noreturn]] void fail_id(std::int64_t position) const;
   std::uint16_t at(std::int64_t position) const;
@@ -87,6 +91,7 @@ class ShardReader {
   MappedFile file_;
   std::int64_t vocab_size_;
   std::int64_t tokens_ = 0;
+  std::size_t first_byte_ = kShardHeaderBytes;
   std::optional<ShardInfo> side_;
 };
 
