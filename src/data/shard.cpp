@@ -155,7 +155,7 @@ void ShardReader::read_header() {
   const std::string name = path_.string();
   const std::span<const std::byte> bytes = file_.bytes();
   std::int32_t magic = 0;
-  std::memcpy(&magic, bytes.data(), std::min<std::size_t>(4, bytes.size()));
+  if (bytes.size() >= 4) std::memcpy(&magic, bytes.data(), 4);  // an empty file is mapped nowhere
   // Only a file that came without our side file can be nanoGPT's: ours always have the header.
   if (!side_ && magic != kShardMagic) {
     if (const std::string what = not_tokens(bytes); !what.empty()) {
