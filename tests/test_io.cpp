@@ -167,6 +167,22 @@ TEST(File, RenamingDurablySyncsTheFileBeforeAndTheFolderAfter) {
   EXPECT_EQ(list_dir(dir.path()), std::vector<std::string>{"b"});
 }
 
+TEST(File, NewFoldersAreSyncedInTheFolderThatHoldsThem) {
+  const TempDir dir;
+  FaultFs fs;
+  make_folders(fs, dir / "a" / "b");
+  const std::string folder = dir.path().filename().string();
+  EXPECT_EQ(fs.log(), (std::vector<std::string>{"mkdir a", "open " + folder, "fsync", "close", "mkdir b",
+                                                "open a", "fsync", "close"}));
+  make_folders(fs, dir / "a" / "b");
+  EXPECT_EQ(fs.operations(), 8) << "what is there is left alone";
+  test::put(dir / "file", "x");
+  for (const char* name : {"file", "file/below"}) {
+    const auto text = message_of<DiskError>([&] { make_folders(fs, dir / name); });
+    EXPECT_NE(text.find("cannot create the folder"), std::string::npos) << name << text;
+  }
+}
+
 TEST(File, NamesFromOutsideAreQuotedEscapedAndCut) {
   EXPECT_EQ(in_quotes("a\nb\x1b[31m"), "'a\\x0ab\\x1b[31m'");
   const std::string cut = in_quotes(std::string(1000, 'x') + "end");

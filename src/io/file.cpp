@@ -297,6 +297,19 @@ std::vector<std::string> list_dir(const std::filesystem::path& path) {
   return names;
 }
 
+void make_folders(FileSystem& fs, const std::filesystem::path& path) {
+  constexpr std::string_view kOperation = "create the folder";
+  struct stat info {};
+  const auto is_folder = [&] { return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode); };
+  if (is_folder()) return;
+  const auto parent = parent_of(path);
+  if (parent != path) make_folders(fs, parent);
+  // Another process may have been faster. Whatever else has the name is in the way.
+  const int rc = fs.mkdir(path);
+  if (rc < 0 && (rc != -EEXIST || !is_folder())) throw_disk_error(path, kOperation, -rc);
+  fsync_directory(fs, parent);
+}
+
 void fsync_directory(FileSystem& fs, const std::filesystem::path& path) { fsync_path(fs, path, O_DIRECTORY); }
 
 void rename_durably(FileSystem& fs, const std::filesystem::path& from, const std::filesystem::path& to) {

@@ -118,6 +118,10 @@ std::string read_file(const std::filesystem::path& path, std::uint64_t max_bytes
 // Names in a folder, sorted, without "." and "..". DataError when it cannot be read.
 std::vector<std::string> list_dir(const std::filesystem::path& path);
 
+// Creates a folder and the folders above it that are missing, each durably: its name is fsynced in the folder
+// that holds it. No error where the folder is there.
+void make_folders(FileSystem& fs, const std::filesystem::path& path);
+
 // Makes the names in a folder durable: what was created, renamed or deleted in it.
 void fsync_directory(FileSystem& fs, const std::filesystem::path& path);
 
