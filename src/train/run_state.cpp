@@ -172,11 +172,11 @@ CheckpointStore::CheckpointStore(std::string run_dir, std::int64_t keep, FileSys
     : run_dir_(std::move(run_dir)), keep_(keep), fs_(fs), staging_(kStagingBytes) {
   QT_CHECK(keep_ >= 2, ConfigError,
            "--keep must be at least 2, got {}: one checkpoint can always be the damaged one", keep_);
-  std::error_code error;
-  std::filesystem::create_directories(run_dir_, error);
-  if (error)
-    throw DiskError(fmt::format("cannot create the run folder '{}': {}", run_dir_, error.message()),
-                    "choose another --out");
+  try {
+    make_folders(fs_, run_dir_);
+  } catch (const DiskError& e) {
+    throw DiskError(e.what(), "choose another --out");
+  }
 }
 
 void CheckpointStore::remove_leftovers() {
