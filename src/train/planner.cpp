@@ -23,8 +23,8 @@ constexpr std::int64_t kAssumedCardBytes = 12 * kGiB;  // --device cuda without 
 constexpr std::int64_t kCpuBatchTokens =
     8192;  // more tokens at once no longer make the GEMMs faster, only the arena larger
 constexpr std::int64_t kCudaBatchTokens = 32768;
-// f32 gradients are worth their bytes only while the micro-batch keeps the GEMMs busy.
-constexpr std::int64_t kF32GradientTokens = 4096;
+// f32 gradients, and a resident state, are worth their bytes only while the micro-batch keeps the GEMMs busy.
+constexpr std::int64_t kBusyTokens = 4096;
 constexpr std::int64_t kRunFilesBytes = 64 * kMiB;  // logs, tokenizer, configuration
 constexpr std::int64_t kTokensPerParam = 20;        // the default horizon, nanochat's
 constexpr std::int64_t kTokenBytes = 2;             // of a shard
@@ -86,16 +86,17 @@ OptimizerControl control_from_name(const std::string& name) {
                     "use --control none, no-master or frozen-matrices");
 }
 
-DType compute_dtype_from_name(const char* option, const std::string& name) {
-  const std::string hint = fmt::format("use {} auto, f32 or bf16", option);
-  if (name != "f32" && name != "bf16")
-    throw ConfigError(fmt::format("{} {} is not available", option, name), hint);
-  return dtype_from_name(name);
+void require_one_of(const char* option, const std::string& name,
+                    std::initializer_list<std::string_view> names) {
+  if (std::find(names.begin(), names.end(), name) != names.end()) return;
+  throw ConfigError(fmt::format("{} {} is not available", option, name),
+                    fmt::format("use {} with one of: {}", option, fmt::join(names, ", ")));
 }
 
 void require_gradient_dtype(DType compute, const std::string& gradient) {
-  if (compute != DType::f32 || gradient != "bf16") return;
-  throw ConfigError("--grad-dtype bf16 needs --dtype bf16: f32 products are accumulated in f32",
+  if (compute == DType::bf16 || gradient != "bf16") return;
+  throw ConfigError(fmt::format("--grad-dtype bf16 needs --dtype bf16: {} products are accumulated in f32",
+                                dtype_name(compute)),
                     "leave one of the two out");
 }
 
@@ -107,12 +108,12 @@ OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
   rate(ParamGroup::embedding) = o.embedding_lr * width_scale(model);
   rate(ParamGroup::head) = o.head_lr * width_scale(model);
   rate(ParamGroup::norm) = o.matrix_lr;
+  if (o.learning_rate > 0) optim.peak_lr.fill(o.learning_rate);
   optim.beta1 = o.beta1;
   optim.beta2 = o.beta2;
   optim.eps = o.eps;
   optim.weight_decay = o.weight_decay;
   optim.max_norm = o.clip;
-  optim.paged = o.paging != "off";
   optim.control = control_from_name(o.control);
   return optim;
 }
@@ -225,21 +226,30 @@ void judge(PlannedRun& run, const Limits& limits) {
   verdict("disk", run.disk_bytes, limits.disk_bytes);
 }
 
+// What the planner may choose.
+struct Choice {
+  DType compute;
+  DType gradient;
+  std::int64_t rows;  // of a micro-batch
+  bool paged;
+};
+
 PlannedRun rehearse_candidate(const Options& o, const ModelConfig& model, const Target& target,
-                              const Limits& limits, DType compute, DType gradient, std::int64_t rows,
-                              std::int64_t step_rows) {
+                              const Limits& limits, const Choice& choice, std::int64_t step_rows) {
   PlannedRun run;
   run.target = target;
   EngineOptions& e = run.engine;
   e.model = model;
-  e.memory = ModelOptions{.compute = compute,
-                          .gradient = gradient,
+  e.memory = ModelOptions{.compute = choice.compute,
+                          .gradient = choice.gradient,
                           .weights = format_from_name(o.quant),
                           .checkpoint_activations = o.ckpt_activations,
-                          .micro_batch_rows = rows,
-                          .loss_chunk_tokens = o.loss_chunk};
+                          .micro_batch_rows = choice.rows,
+                          .loss_chunk_tokens = o.loss_chunk,
+                          .seed = o.seed};
   e.optim = optimizer_options(o, model);
-  e.accumulation = step_rows / rows;
+  e.optim.paged = choice.paged;
+  e.accumulation = step_rows / choice.rows;
   e.sample_tokens = o.sample_tokens > 0 ? model.seq_len : 0;
   run.plan = Engine::rehearse(e, target);
   describe_device(run);
@@ -258,8 +268,10 @@ void note_unquantised(PlannedRun& run, const Options& o, const ModelConfig& mode
   const ModelOptions& m = run.engine.memory;
   for (const DType gradient : {m.gradient, m.compute}) {
     for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
-      const PlannedRun other =
-          rehearse_candidate(plain, model, run.target, limits, m.compute, gradient, rows, step_rows);
+      const PlannedRun other = rehearse_candidate(
+          plain, model, run.target, limits,
+          {.compute = m.compute, .gradient = gradient, .rows = rows, .paged = run.engine.optim.paged},
+          step_rows);
       if (!other.fits()) continue;
       run.notes.push_back(fmt::format(
           "{} weights fit too and lose nothing to quantization: --quant none --grad-dtype {} --micro-batch "
@@ -290,27 +302,32 @@ std::string fit_hint(const PlannedRun& run) {
          "options tells what each takes without starting anything";
 }
 
+ModelConfig model_from_options(const Options& o, std::int64_t vocab_size) {
+  ModelOverrides overrides;
+  overrides.vocab_size = o.vocab_size > 0 ? o.vocab_size : model_vocab_size(o.model, vocab_size);
+  overrides.seq_len = o.seq_len;
+  overrides.n_kv_head = o.n_kv_head;
+  overrides.n_layer = o.n_layer;
+  overrides.n_head = o.n_head;
+  overrides.n_embd = o.n_embd;
+  overrides.bias = o.bias;
+  overrides.dropout = o.dropout;
+  return model_by_name(o.model, overrides);
+}
+
 void check_options(const Options& o) {
   if (o.train != "full") {
     throw ConfigError(fmt::format("--train {} is not available in this version", o.train),
                       "use --train full");
   }
-  model_by_name(o.model, {0, 0, o.n_kv_head});
+  model_from_options(o, 0);
   format_from_name(o.quant);
-  if (o.dtype != "auto") compute_dtype_from_name("--dtype", o.dtype);
-  if (o.grad_dtype != "auto") compute_dtype_from_name("--grad-dtype", o.grad_dtype);
-  if (o.dtype == "f32") require_gradient_dtype(DType::f32, o.grad_dtype);
-  if (o.paging != "auto" && o.paging != "on" && o.paging != "off") {
-    throw ConfigError(fmt::format("--paging '{}' is neither auto, on nor off", o.paging),
-                      "use --paging auto, on or off");
-  }
-  if (o.data_order != "shuffle" && o.data_order != "random") {
-    throw ConfigError(fmt::format("unknown data order '{}'", o.data_order),
-                      "use --data-order shuffle or random");
-  }
-  if (!(o.dropout < 1)) {
-    throw ConfigError(fmt::format("--dropout {} leaves nothing", o.dropout),
-                      "it is a share: 0 to below 1, as 0.2");
+  require_one_of("--dtype", o.dtype, {"auto", "f32", "bf16", "fp16"});
+  require_one_of("--grad-dtype", o.grad_dtype, {"auto", "f32", "bf16"});
+  if (o.dtype == "f32" || o.dtype == "fp16") require_gradient_dtype(dtype_from_name(o.dtype), o.grad_dtype);
+  if (o.dtype == "fp16" && o.quant != "none") {
+    throw ConfigError(fmt::format("--dtype fp16 does not go with --quant {}", o.quant),
+                      "use --dtype bf16, or --quant none");
   }
   optimizer_by_name(o.optim);
   schedule_from_name(o.schedule);
@@ -383,12 +400,7 @@ Limits limits_from_options(const Options& o, const Target& target) {
 
 PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
   check_options(o);
-  ModelOverrides overrides;
-  overrides.vocab_size = o.vocab_size > 0 ? o.vocab_size : vocab_size;
-  overrides.seq_len = o.seq_len;
-  overrides.n_kv_head = o.n_kv_head;
-  const ModelConfig model = model_by_name(o.model, overrides);
-
+  const ModelConfig model = model_from_options(o, vocab_size);
   if (o.batch_tokens <= 0 || o.batch_tokens % model.seq_len != 0) {
     throw ConfigError(fmt::format("--batch-tokens {} is not a multiple of the sequence length {}",
                                   o.batch_tokens, model.seq_len),
@@ -401,31 +413,38 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
       o.dtype == "auto" ? (target.native_bf16 ? DType::bf16 : DType::f32) : dtype_from_name(o.dtype);
   std::vector<DType> gradients{DType::f32, DType::bf16};
   if (o.grad_dtype != "auto") gradients = {dtype_from_name(o.grad_dtype)};
-  if (compute == DType::f32) {
+  if (compute != DType::bf16) {
     require_gradient_dtype(compute, o.grad_dtype);
     gradients = {DType::f32};
   }
+  // The path for small models keeps master and moments on the device where they fit.
+  std::vector<bool> paging{o.paging != "off"};
+  if (o.paging == "auto" && compute == DType::f16) paging = {false, true};
 
   PlannedRun best;
-  bool found = false;
-  for (const DType gradient : gradients) {
-    for (const std::int64_t rows : micro_batch_candidates(o, step_rows, model.seq_len, target)) {
-      const bool busy =
-          rows * model.seq_len >= std::min(kF32GradientTokens, o.batch_tokens) || o.micro_batch > 0;
-      if (gradients.size() > 1 && gradient == DType::f32 && !busy) break;
-      PlannedRun run = rehearse_candidate(o, model, target, limits, compute, gradient, rows, step_rows);
-      // The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses nothing.
-      const bool fits = run.fits_memory();
-      // The last one tried is the smallest: what "does not fit" is told about.
-      best = std::move(run);
-      if (!fits) continue;
-      found = true;
-      break;
+  const auto search = [&] {
+    for (const bool paged : paging) {
+      for (const DType gradient : gradients) {
+        for (const std::int64_t rows : micro_batch_candidates(o, step_rows, model.seq_len, target)) {
+          const bool busy =
+              rows * model.seq_len >= std::min(kBusyTokens, o.batch_tokens) || o.micro_batch > 0;
+          const bool wide = gradients.size() > 1 && gradient == DType::f32,
+                     resident = paging.size() > 1 && !paged;
+          if ((wide || resident) && !busy) break;
+          // The last one tried is the smallest: what "does not fit" is told about.
+          best = rehearse_candidate(o, model, target, limits,
+                                    {.compute = compute, .gradient = gradient, .rows = rows, .paged = paged},
+                                    step_rows);
+          // The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses
+          // nothing.
+          if (best.fits_memory()) return;
+        }
+      }
     }
-    if (found) break;
-  }
+  };
+  search();
 
-  if (overrides.vocab_size == 0) {
+  if (o.vocab_size == 0 && vocab_size == 0) {
     best.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is named",
                                          format_thousands(model.vocab_size)));
   }
@@ -439,6 +458,11 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
     best.decisions.push_back(
         fmt::format("--grad-dtype {}: {}", dtype_name(gradient),
                     gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));
+  }
+  if (paging.size() > 1) {
+    best.decisions.push_back(best.engine.optim.paged
+                                 ? "--paging on: master and moments do not fit on the device"
+                                 : "--paging off: master and moments fit on the device");
   }
   if (o.micro_batch == 0) {
     best.decisions.push_back(fmt::format("--micro-batch {}: the largest that fits, {} per step",

@@ -73,6 +73,9 @@ Target target_from_options(const Options& options);
 // --vram and --ram, else what this machine reports; disk from the run folder's file system.
 Limits limits_from_options(const Options& options, const Target& target);
 
+// The model that the options name. vocab_size: the tokenizer's, for options without one; 0: the model's own.
+ModelConfig model_from_options(const Options& options, std::int64_t vocab_size);
+
 // What can be judged of the values alone, before any work: names, ranges, values that exclude each other.
 // ConfigError.
 void check_options(const Options& options);

@@ -10,6 +10,7 @@
 
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
+#include "src/train/init_from.h"
 #include "src/train/planner.h"
 #include "src/train/resume.h"
 #include "src/train/run_data.h"
@@ -28,6 +29,7 @@ TrainerOptions trainer_options(const Options& o, const PlannedRun& run) {
   t.run_dir = o.out;
   t.schedule = Schedule{.kind = schedule_from_name(o.schedule),
                         .steps = run.steps,
+                        .decay_steps = o.decay_steps,
                         .warmup_steps = o.warmup_steps,
                         .warmdown_fraction = o.warmdown,
                         .final_fraction = o.final_lr};
@@ -95,7 +97,7 @@ LoadedModel load_model(const Options& o, BackendFactory make_backend, std::int64
   EngineOptions engine;
   try {
     const Options trained = stored_options(state, checkpoint);
-    engine.model = model_by_name(trained.model, {trained.vocab_size, trained.seq_len, trained.n_kv_head});
+    engine.model = model_from_options(trained, 0);
     engine.memory.compute = dtype_from_name(trained.dtype);
     engine.memory.weights = format_from_name(trained.quant);
   } catch (const ConfigError& e) {
@@ -154,6 +156,10 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
     throw ConfigError(fmt::format("--fresh, but '{}' already holds a run ({})", o.out, checkpoint),
                       "choose another --out, or leave --fresh out");
   }
+  if (checkpoint.empty() && o.init_from == "resume") {
+    throw ConfigError(fmt::format("--init-from resume, but '{}' holds no checkpoint", o.out),
+                      "leave --init-from out to begin a run, or name the run folder with --out");
+  }
   RunState state;
   if (!checkpoint.empty()) {
     state = CheckpointStore::read_state(checkpoint);
@@ -176,7 +182,8 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   if (!checkpoint.empty()) changes = check_resume(state, now, o.allow_changes);
 
   const std::int64_t seq_len = run.engine.model.seq_len;
-  const TokenBatches train(TokenStream(open_shards(data.train_shards, *data.tokenizer)), seq_len, o.seed);
+  const TokenBatches train(TokenStream(open_shards(data.train_shards, *data.tokenizer)), seq_len, o.seed,
+                           o.data_order == "random" ? RowOrder::random : RowOrder::shuffled);
   const std::unique_ptr<EvalBatches> validation = open_validation(data, o, seq_len);
   data.tokenizer->save(posix_fs(), fs::path(o.out) / "tokenizer.txt");
 
@@ -199,6 +206,7 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   Engine engine(std::move(backend), run.engine, run.plan);
   if (checkpoint.empty()) {
     engine.init_weights(o.seed);
+    if (names_weights(o.init_from)) load_weights(engine, o.init_from);
     state = now;
   } else {
     state = carry_over(store.load(checkpoint, engine), now);
@@ -289,8 +297,7 @@ void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ost
                       "name the text itself with --data, not its shards");
   }
   const EvalResult result = evaluate(*model.engine, *validation, [] { poll_read_only(); });
-  out << fmt::format("step {}: {:.4f} bits per byte, loss {:.4f} over {} tokens, {} bytes\n",
-                     model.state.step, result.bpb, result.loss, format_thousands(result.tokens),
+  out << fmt::format("step {}: {}, {} bytes\n", model.state.step, eval_text(result),
                      format_thousands(result.bytes));
 }
 

@@ -64,22 +64,10 @@ DataHooks data_hooks(bool quiet) {
   return hooks;
 }
 
-// Token shards as they are: with the tokenizer beside them, or with --tokenizer where there is none.
+// Token shards as they are, with the tokenizer that belongs to them.
 PreparedData open_shard_data(const Options& o, const std::string& path) {
   PreparedData data = open_dataset(path);
-  if (!o.tokenizer.empty()) {
-    Tokenizer named = Tokenizer::load(o.tokenizer);
-    if (data.tokenizer && data.tokenizer->hash() != named.hash()) {
-      throw ConfigError(fmt::format("--tokenizer '{}' is not the one that the shards in '{}' were made with",
-                                    o.tokenizer, path),
-                        "leave --tokenizer out, or tokenize the text again");
-    }
-    data.tokenizer = std::move(named);
-  }
-  if (!data.tokenizer) {
-    throw ConfigError(fmt::format("the shards in '{}' come without a tokenizer", path),
-                      "put its tokenizer.txt beside them, or name it with --tokenizer FILE");
-  }
+  choose_tokenizer(data, o.tokenizer, o.vocab_size);
   if (!o.val_data.empty()) data.val_shards.assign(o.val_data.begin(), o.val_data.end());
   return data;
 }
@@ -136,7 +124,8 @@ std::int64_t expected_vocab_size(const Options& o) {
   switch (parse_tokenizer_kind(o.tokenizer_kind)) {
     case TokenizerKind::bpe: return kDefaultBpeVocab;
     case TokenizerKind::bytes: return Tokenizer::make_bytes().vocab_size();
-    case TokenizerKind::chars: break;  // the text has to be read
+    case TokenizerKind::chars:
+    case TokenizerKind::ids: break;  // the text has to be read
   }
   return 0;
 }

@@ -29,6 +29,11 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
+std::string eval_text(const EvalResult& result) {
+  const std::string bpb = result.bpb ? fmt::format("{:.4f} bits per byte, ", *result.bpb) : std::string();
+  return fmt::format("{}loss {:.4f} over {} tokens", bpb, result.loss, format_thousands(result.tokens));
+}
+
 bool save_is_due(double since_s, double save_s) {
   return since_s >= std::max(kMinSaveInterval_s, save_s / kSaveShare);
 }
@@ -43,17 +48,16 @@ EvalResult evaluate(Engine& engine, const EvalBatches& validation, const std::fu
     poll();
     validation.fill(first, rows, ids, targets);
     for (std::int32_t& target : targets) {
-      const std::int32_t bytes = validation.bytes_of(target);
-      result.bytes += bytes;
+      result.bytes += validation.bytes_of(target);
       // Special tokens stand for no text: neither their loss nor their bytes count, as in nanochat.
-      if (bytes == 0) target = EvalBatches::kIgnore;
+      if (!validation.scored(target)) target = EvalBatches::kIgnore;
     }
     const Engine::EvalSums sums = engine.evaluate(HostBatch{ids, targets});
     nats += sums.nats;
     result.tokens += static_cast<std::int64_t>(sums.targets);
   }
   result.loss = nats / static_cast<double>(std::max<std::int64_t>(result.tokens, 1));
-  result.bpb = nats / std::numbers::ln2 / static_cast<double>(std::max<std::int64_t>(result.bytes, 1));
+  if (result.bytes > 0) result.bpb = nats / std::numbers::ln2 / static_cast<double>(result.bytes);
   return result;
 }
 
@@ -339,18 +343,14 @@ void Trainer::clear_progress() {
 void Trainer::evaluate_and_log() {
   const auto start = Clock::now();
   last_eval_ = evaluate(engine_, *validation_, [this] { poll(0); });
-  log_.write(JsonRecord()
-                 .add("kind", "eval")
-                 .add("step", state_.step)
-                 .add("val_loss", last_eval_->loss)
-                 .add("val_bpb", last_eval_->bpb)
-                 .add("val_tokens", last_eval_->tokens)
+  JsonRecord record;
+  record.add("kind", "eval").add("step", state_.step).add("val_loss", last_eval_->loss);
+  if (last_eval_->bpb) record.add("val_bpb", *last_eval_->bpb);
+  log_.write(record.add("val_tokens", last_eval_->tokens)
                  .add("val_bytes", last_eval_->bytes)
                  .add("seconds", seconds_since(start)));
   clear_progress();
-  std::puts(fmt::format("  validation at step {}: {:.4f} bits per byte, loss {:.4f} over {} tokens",
-                        state_.step, last_eval_->bpb, last_eval_->loss, format_thousands(last_eval_->tokens))
-                .c_str());
+  std::puts(fmt::format("  validation at step {}: {}", state_.step, eval_text(*last_eval_)).c_str());
   std::fflush(stdout);
 }
 

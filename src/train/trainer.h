@@ -36,8 +36,8 @@ struct TrainerOptions {
 };
 
 struct EvalResult {
-  double loss = 0;  // nats per token of text
-  double bpb = 0;   // bits per byte of text
+  double loss = 0;            // nats per token of text
+  std::optional<double> bpb;  // bits per byte of text; none where nobody knows which bytes a token stands for
   std::int64_t tokens = 0;
   std::int64_t bytes = 0;
 };
@@ -51,6 +51,9 @@ struct TrainResult {
   double seconds = 0;  // of training, over all sessions of the run
   std::string state_hash;
 };
+
+// "1.2345 bits per byte, loss 3.2100 over 65,536 tokens"
+std::string eval_text(const EvalResult& result);
 
 // Whether a run without --save-every saves now, `since_s` after the last save, which took `save_s`: so that
 // saving stays below 1 % of the time, and at most once a minute.
