@@ -1,10 +1,12 @@
 // The ops: one struct each, the whole contract between model or optimizer and a backend.
 //
 // Legend: N tokens of the micro-batch (B rows of T), C width, H query heads, G key/value heads, D head width,
-// F MLP width, V vocabulary, M tokens of a loss chunk. "f" stands for f32 | bf16, the same in all fields
-// marked so. check() throws ShapeError or DTypeError naming the op and the field; Backend::run calls it once.
-// cost() counts what the op itself does. Unless said otherwise outputs may not alias inputs, views are dense,
-// and the same inputs give the same bits on every run and with every number of threads.
+// F MLP width, V vocabulary, M tokens of a loss chunk. "f" stands for f32 | bf16 | f16, the same in all
+// fields marked so. f16 results beyond 65504 become infinite, and gradients that are accumulated over tokens
+// (of weights, tables, biases) are f32 then. check() throws ShapeError or DTypeError naming the op and the
+// field; Backend::run calls it once. cost() counts what the op itself does. Unless said otherwise outputs may
+// not alias inputs, views are dense, and the same inputs give the same bits on every run and with every
+// number of threads.
 #pragma once
 
 #include <array>
@@ -40,8 +42,8 @@ struct Fill {
 
 struct Cast {
   static constexpr const char* kName = "cast";
-  TensorView x;  // in  [n] f32 | bf16
-  TensorView y;  // out [n] f32 | bf16; rounds to nearest even
+  TensorView x;  // in  [n] f32 | bf16 | f16
+  TensorView y;  // out [n] f32 | bf16 | f16; rounds to nearest even, beyond 65504 to infinity in f16
   void check() const;
   Cost cost() const;
 };
@@ -146,7 +148,7 @@ struct EmbeddingFwd {
 struct PositionBwd {
   static constexpr const char* kName = "position_bwd";
   TensorView dy;          // in     [N, C] f
-  TensorView dpositions;  // in/out [P, C] f32 | bf16 (the gradient's dtype), P >= T; later rows stay
+  TensorView dpositions;  // in/out [P, C] f32 | bf16 (as EmbeddingBwd), P >= T; later rows stay
   std::int64_t T = 0;     // tokens of a row; N is a multiple
   void check() const;
   Cost cost() const;
@@ -156,8 +158,8 @@ struct PositionBwd {
 struct EmbeddingBwd {
   static constexpr const char* kName = "embedding_bwd";
   TensorView ids;      // in     [N] i32
-  TensorView dy;       // in     [N, C] f32 | bf16
-  TensorView dtable;   // in/out [V, C] f32 | bf16 (the gradient's dtype)
+  TensorView dy;       // in     [N, C] f
+  TensorView dtable;   // in/out [V, C] f32 | bf16 (the gradient's dtype; f32 with f16)
   TensorView scratch;  // u8 [scratch_bytes(op)]
   void check() const;
   Cost cost() const;
@@ -324,7 +326,7 @@ struct Matmul {
   static constexpr const char* kName = "matmul";
   TensorView a;        // in  f; rows may be pitched
   TensorView b;        // in  f; rows may be pitched
-  TensorView c;        // out or in/out, f32 | bf16 (f32 c with bf16 operands allowed); rows may be pitched
+  TensorView c;        // out or in/out, f or f32 (f32 with f16 and tn); rows may be pitched
   TensorView bias;     // in  [N] f32, or undefined: none
   TensorView scratch;  // u8 [scratch_bytes(op)], undefined when that is 0
   GemmLayout layout = GemmLayout::nt;
@@ -337,9 +339,9 @@ struct Matmul {
 // sees the canonical weight round_to_bf16(codebook * absmax), widened when x is f32.
 struct PackedMatmul {
   static constexpr const char* kName = "packed_matmul";
-  TensorView x;        // in  f: [M, K] for nt, [M, N] for nn
+  TensorView x;        // in  f32 | bf16: [M, K] for nt, [M, N] for nn
   PackedView w;        // in  [N, K] packed
-  TensorView y;        // out f: [M, N] for nt, [M, K] for nn
+  TensorView y;        // out as x: [M, N] for nt, [M, K] for nn
   TensorView bias;     // in  [N] f32, nt only, as in Matmul; or undefined: none
   TensorView scratch;  // u8 [scratch_bytes(op)], undefined when that is 0
   GemmLayout layout = GemmLayout::nt;
@@ -368,10 +370,10 @@ struct SoftcapCrossEntropy {
   TensorView logits;   // in (destroyed when dlogits is defined) [M, V] f32, dense
   TensorView targets;  // in  [M] i32 in [0, V) or -1 (ignored)
   TensorView nll;      // out [M] f32, 0 where ignored
-  TensorView dlogits;  // out [M, V] f32 | bf16 over the same bytes: row r starts where row r of logits starts
-                       // (so a bf16 view is pitched by 2 V); undefined: loss only, logits stay as they are
+  TensorView dlogits;  // out [M, V] f over the same bytes: row r starts where row r of logits starts (so a
+                       // 16-bit view is pitched by 2 V); undefined: loss only, logits stay as they are
   float softcap = 15;
-  float grad_scale = 1;
+  float grad_scale = 1;  // with loss scaling: the scale over the tokens of the window
   void check() const;
   Cost cost() const;
 };
@@ -427,7 +429,11 @@ struct PrepareStep {
   std::array<AdamHyper, kParamGroups> hyper{};
   double max_norm =
       0;  // 0: no clipping. Factor min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_
-  double gradient_tokens = 1;  // the number the gradients were divided by (1 / grad_scale of the loss)
+  // The number the gradients were divided by, 1 / grad_scale of the loss: the tokens of the window, or with
+  // loss scaling tokens / scale. Norm, clipping and factor then are those of the unscaled gradient, and an
+  // f16 overflow anywhere in the window shows as a norm that is not finite: stats[2] and params[1] are 1, the
+  // step is skipped, and the host lowers the scale.
+  double gradient_tokens = 1;
   void check() const;
   Cost cost() const;
 };

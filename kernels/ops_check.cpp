@@ -11,8 +11,15 @@ namespace qt {
 
 namespace {
 
-constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16};
+// What ops compute on; what gradients are accumulated in.
+constexpr std::initializer_list<DType> kFloats = {DType::f32, DType::bf16, DType::f16};
 constexpr std::initializer_list<DType> kGradients = {DType::f32, DType::bf16};
+constexpr std::initializer_list<DType> kF32 = {DType::f32};
+
+// Scaled f16 gradients are summed in f32 alone: bf16 would lose what the scale was to save.
+constexpr std::initializer_list<DType> gradients_of(DType compute) {
+  return compute == DType::f16 ? kF32 : kGradients;
+}
 
 }  // namespace
 
@@ -115,7 +122,7 @@ void EmbeddingFwd::check() const {
 void PositionBwd::check() const {
   const Checker c(kName);
   c.dense({"dy", dy}, {-1, -1}, kFloats);
-  c.dense({"dpositions", dpositions}, {-1, dy.dim(1)}, kGradients);
+  c.dense({"dpositions", dpositions}, {-1, dy.dim(1)}, gradients_of(dy.dtype));
   c.at_least(T, 1, "T");
   c.require(dy.dim(0) % T == 0, "the tokens must be whole rows of T");
   c.at_least(dpositions.dim(0), T, "the number of positions in the table");
@@ -126,7 +133,7 @@ void EmbeddingBwd::check() const {
   const Checker c(kName);
   c.dense({"ids", ids}, {-1}, {DType::i32});
   c.dense({"dy", dy}, {ids.dim(0), -1}, kFloats);
-  c.dense({"dtable", dtable}, {-1, dy.dim(1)}, kGradients);
+  c.dense({"dtable", dtable}, {-1, dy.dim(1)}, gradients_of(dy.dtype));
   c.scratch(scratch);
   c.separate({{"dtable", dtable}, {"scratch", scratch}}, {{"ids", ids}, {"dy", dy}});
 }
@@ -298,7 +305,11 @@ void Matmul::check() const {
   }
   const std::int64_t rows = layout == GemmLayout::tn ? a.dim(1) : a.dim(0);
   const std::int64_t cols = layout == GemmLayout::nt ? b.dim(0) : b.dim(1);
-  checker.pitched({"c", c}, {rows, cols}, {DType::f32, a.dtype});  // never narrower than the operands
+  if (layout == GemmLayout::tn && a.dtype == DType::f16) {
+    checker.pitched({"c", c}, {rows, cols}, kF32);  // a weight's gradient
+  } else {
+    checker.pitched({"c", c}, {rows, cols}, {DType::f32, a.dtype});  // never narrower than the operands
+  }
   if (bias.defined()) {
     checker.require(layout == GemmLayout::nt, "bias belongs to the nt layout");
     checker.require(!accumulate, "bias cannot be added together with accumulate");
@@ -313,7 +324,10 @@ void PackedMatmul::check() const {
   c.packed(w);
   c.require(layout != GemmLayout::tn, "a packed operand has no tn layout: dW is a plain product");
   const bool nt = layout == GemmLayout::nt;
-  c.dense({"x", x}, {-1, nt ? w.K : w.N}, kFloats);
+  QT_CHECK(x.dtype != DType::f16, DTypeError,
+           "{}: x is {}, but packed weights are multiplied with f32 or bf16 activations only", kName,
+           dtype_name(x.dtype));
+  c.dense({"x", x}, {-1, nt ? w.K : w.N}, {DType::f32, DType::bf16});
   c.dense({"y", y}, {x.dim(0), nt ? w.N : w.K}, {x.dtype});
   if (bias.defined()) {
     c.require(nt, "bias belongs to the nt layout");
@@ -377,7 +391,7 @@ void SumLoss::check() const {
 
 void SumSquares::check() const {
   const Checker c(kName);
-  c.dense({"x", x}, {-1}, kFloats);
+  c.dense({"x", x}, {-1}, kGradients);
   c.dense({"out", out}, {1}, {DType::f64});
   c.scratch(scratch);
   c.separate({{"out", out}, {"scratch", scratch}}, {{"x", x}});
@@ -398,7 +412,7 @@ void AdamW::check() const {
   const Checker c(kName);
   c.dense({"master", master}, {-1}, {DType::f32});
   const std::int64_t n = master.dim(0);
-  c.dense({"grad", grad}, {n}, kFloats);
+  c.dense({"grad", grad}, {n}, kGradients);
   c.dense({"m", m}, {n}, {DType::f32});
   c.dense({"v", v}, {n}, {DType::f32});
   c.dense({"params", params}, {kStepParamFloats}, {DType::f32});
@@ -410,7 +424,7 @@ void AdamW8::check() const {
   const Checker c(kName);
   c.dense({"master", master}, {-1}, {DType::f32});
   const std::int64_t n = master.dim(0), blocks = q8_scale_count(n);
-  c.dense({"grad", grad}, {n}, kFloats);
+  c.dense({"grad", grad}, {n}, kGradients);
   c.dense({"m_codes", m_codes}, {n}, {DType::u8});
   c.dense({"v_codes", v_codes}, {n}, {DType::u8});
   c.dense({"m_absmax", m_absmax}, {blocks}, {DType::f32});
@@ -444,7 +458,7 @@ void Quantise::check() const {
 void Dequantise::check() const {
   const Checker c(kName);
   c.packed(w);
-  c.dense({"dst", dst}, {-1}, kFloats);
+  c.dense({"dst", dst}, {-1}, {DType::f32, DType::bf16});
   c.at_least(first, 0, "first");
   c.at_least(w.elems() - first, dst.dim(0), "the number of elements left from first");
   c.separate({{"dst", dst}}, {{"w.codes", w.codes}, {"w.absmax", w.absmax}});

@@ -60,8 +60,9 @@ void matmul(Case& t) {
   for (const GemmLayout layout : {GemmLayout::nt, GemmLayout::nn, GemmLayout::tn}) {
     const bool a_is_transposed = layout == GemmLayout::tn, b_is_transposed = layout == GemmLayout::nt;
     for (const auto [rows, cols, inner] : kProducts) {
-      for (const DType out : {DType::f32, DType::bf16}) {
-        if (out == DType::bf16 && in == DType::f32) continue;  // c is never narrower than the operands
+      // c is never narrower than the operands; into f32 operands' own dtype is into f32.
+      const bool into_own = in == DType::bf16 || (in == DType::f16 && layout != GemmLayout::tn);
+      for (const DType out : into_own ? std::vector<DType>{DType::f32, in} : std::vector<DType>{DType::f32}) {
         // Every size in one of four ways; the largest only once: accumulate and pitch change the edges, not
         // the inside.
         for (const bool accumulate : {false, true}) {
@@ -98,7 +99,7 @@ void matmul(Case& t) {
             b = transposed(b, static_cast<size_t>(b_rows), static_cast<size_t>(b_cols));
           const auto want = oracle::matmul<Tracked>(layout, tracked(a), tracked(b), static_cast<size_t>(rows),
                                                     static_cast<size_t>(cols), static_cast<size_t>(inner));
-          t.expect(out == DType::f32 ? "c f32" : "c bf16", op.c, finished(want, bias, before, out));
+          t.expect(fmt::format("c {}", dtype_name(out)).c_str(), op.c, finished(want, bias, before, out));
         }
       }
     }
@@ -147,7 +148,7 @@ void packed_matmul(Case& t) {
 }
 
 const Proves kMatmul({"matmul",
-                      kBothFloats,
+                      kFloats,
                       {"accumulate is dropped", "the bias is dropped", "the last term is left out",
                        "b is read along the other dimension"},
                       matmul});

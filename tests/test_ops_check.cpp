@@ -18,7 +18,8 @@ void check_elementwise() {
                    [](auto& o) {
                      o.x = view({3, 3});
                    })
-      .dtype_error("y", [](auto& o) { o.y = view({9}, D::f16); })
+      .accept([](auto& o) { o.y = view({9}, D::f16); })
+      .dtype_error("y", [](auto& o) { o.y = view({9}, D::f64); })
       .shape_error("y", [](auto& o) { o.y = TensorView(o.x.data, D::bf16, {9}); });
   Calls(Add{.a = view({2, 5}), .b = view({2, 5}), .y = view({2, 5})})
       .accept([](auto& o) { o.y = o.a; })
@@ -86,6 +87,10 @@ void check_elementwise() {
       .shape_error("dtable",
                    [](auto& o) {
                      o.dtable = TensorView(o.dy.data, D::f32, {5, 3});
+                   })
+      .dtype_error("dtable",
+                   [](auto& o) {
+                     o.dy = view({7, 3}, D::f16), o.dtable = view({5, 3}, D::bf16);
                    })
       .dtype_error("scratch", [](auto& o) { o.scratch = view({64}, D::f32); });
 }
@@ -286,6 +291,14 @@ void check_products() {
                    [](auto& o) {
                      o.b = view({3, 7}, D::bf16);
                    })
+      .accept([](auto& o) {
+        o.a = view({5, 7}, D::f16), o.b = view({3, 7}, D::f16), o.c = view({5, 3}, D::f16);
+      })
+      .dtype_error("c",
+                   [](auto& o) {  // a weight's gradient
+                     o.layout = GemmLayout::tn, o.a = view({7, 5}, D::f16), o.b = view({7, 3}, D::f16);
+                     o.c = view({5, 3}, D::f16);
+                   })
       .dtype_error("c", [](auto& o) {
         o.c = view({5, 3}, D::bf16);
       });  // narrower than its operands
@@ -295,6 +308,10 @@ void check_products() {
       })
       .accept([](auto& o) { o.bias = view({3}); })
       .shape_error("bias", [](auto& o) { o.bias = view({100}); })
+      .dtype_error("packed weights are multiplied with f32 or bf16 activations only",
+                   [](auto& o) {
+                     o.x = view({5, 100}, D::f16), o.y = view({5, 3}, D::f16);
+                   })
       .shape_error("tn", [](auto& o) { o.layout = GemmLayout::tn; })
       .shape_error("x", [](auto& o) { o.layout = GemmLayout::nn; })
       .shape_error("y",
@@ -333,6 +350,7 @@ void check_loss_and_sums() {
   Calls(loss)
       .accept([](auto& o) { o.dlogits = {}; })
       .accept([](auto& o) { o.dlogits = dlogits_view(o.logits, D::f32); })
+      .accept([](auto& o) { o.dlogits = dlogits_view(o.logits, D::f16); })
       .accept([](auto& o) { o.softcap = 0; })
       .shape_error("dlogits",
                    [](auto& o) {

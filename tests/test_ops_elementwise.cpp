@@ -14,13 +14,16 @@ using std::size_t;
 const std::vector<std::int64_t> kLengths = {1, 3, 8, 15, 16, 17, 1000, kSanitized ? 70'001 : 200'003};
 
 void fill(Case& t) {
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::u8, DType::i32, DType::i64}) {
+  for (const DType dtype :
+       {DType::f32, DType::bf16, DType::f16, DType::f64, DType::u8, DType::i32, DType::i64}) {
     for (const std::int64_t n : {1, 37, 1000}) {
       if (!t.next(fmt::format("{} n={}", dtype_name(dtype), n))) return;
       const double value = dtype == DType::u8 ? 7 : dtype == DType::i32 || dtype == DType::i64 ? -7 : 0.7;
       const TensorView x = t.out({n}, dtype);
       t.run(Fill{.x = x, .value = value});
-      double want = dtype == DType::f32 || dtype == DType::bf16 ? oracle::round_to(value, dtype) : value;
+      double want = dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16
+                        ? oracle::round_to(value, dtype)
+                        : value;
       if (t.is("the value loses its fraction")) want = std::trunc(want);
       if (t.is("the sign is lost")) want = std::abs(want);
       t.expect_exact("x", x, std::vector<double>(static_cast<size_t>(n), want));
@@ -30,32 +33,17 @@ void fill(Case& t) {
 
 // Values that rounding treats differently: ties to both sides, denormals, carries into the exponent,
 // overflow, infinity.
-const std::vector<double> kHardToRound = {0.0,
-                                          -0.0,
-                                          1.0,
-                                          1 + 0x1p-8,
-                                          1 + 0x3p-8,
-                                          1 + 0x1p-8 + 0x1p-23,
-                                          -1 - 0x1p-8,
-                                          2 - 0x1p-8,
-                                          2 - 0x1p-23,
-                                          0x1p-126,
-                                          0x1p-133,
-                                          0x1p-134,
-                                          0x1.8p-134,
-                                          0x1p-149,
-                                          0x3p-134,
-                                          -0x1.01p-126,
-                                          0x1.fep127,
-                                          0x1.fffffep127,
-                                          INFINITY,
-                                          -INFINITY,
-                                          3.14159274101257,
-                                          -0x1.fffffep127};
+const std::vector<double> kHardToRound = {
+    0.0, -0.0, 1.0, 1 + 0x1p-8, 1 + 0x3p-8, 1 + 0x1p-8 + 0x1p-23, -1 - 0x1p-8, 2 - 0x1p-8, 2 - 0x1p-23,
+    0x1p-126, 0x1p-133, 0x1p-134, 0x1.8p-134, 0x1p-149, 0x3p-134, -0x1.01p-126, 0x1.fep127, 0x1.fffffep127,
+    INFINITY, -INFINITY, 3.14159274101257, -0x1.fffffep127,
+    // The same for f16: 65520 is half way to what is not there.
+    1 + 0x1p-11, 1 + 0x3p-11, 1 + 0x1p-11 + 0x1p-23, 2 - 0x1p-11, 65504, 65519.99609375, 65520, -65520,
+    0x1p-14, 0x1p-14 - 0x1p-25, 0x1p-24, 0x1p-25, -0x1p-25, 0x1.8p-24, 0x1.000002p-25};
 
 void cast(Case& t) {
   const DType from = t.dtype();
-  for (const DType to : kBothFloats) {
+  for (const DType to : {DType::f32, DType::bf16, DType::f16}) {
     for (const std::int64_t n : kLengths) {
       if (!t.next(fmt::format("to {} n={}", dtype_name(to), n))) return;
       std::vector<double> x = t.normal(static_cast<size_t>(n));
@@ -66,12 +54,12 @@ void cast(Case& t) {
       std::vector<double> want;
       for (const double v : x) {
         double w = oracle::round_to(v, to);
-        if (t.is("bf16 is cut off instead of rounded") && std::abs(w) > std::abs(v))
+        if (t.is("results are cut off instead of rounded") && std::abs(w) > std::abs(v))
           w = oracle::round_to(v * (1 - 0x1p-8), to);
         if (t.is("widening loses the last bit")) w = oracle::round_to(w * (1 - 0x1p-7), DType::bf16);
         want.push_back(w);
       }
-      t.expect_exact(to == DType::f32 ? "y (f32)" : "y (bf16)", y, want);
+      t.expect_exact(fmt::format("y ({})", dtype_name(to)).c_str(), y, want);
     }
   }
 }
@@ -211,7 +199,8 @@ void embedding_fwd(Case& t) {
 }
 
 void embedding_bwd(Case& t) {
-  for (const DType grad_dtype : kBothFloats) {
+  for (const DType grad_dtype : kGradients) {
+    if (t.dtype() == DType::f16 && grad_dtype != DType::f32) continue;
     for (const auto [N, V, C] : kLookups) {
       if (!t.next(fmt::format("N={} V={} C={} into {}", N, V, C, dtype_name(grad_dtype)))) return;
       auto ids = t.integers(static_cast<size_t>(N), static_cast<std::int32_t>(V));
@@ -244,24 +233,21 @@ void embedding_bwd(Case& t) {
 }
 
 const Proves kFill({"fill", {DType::f32}, {"the value loses its fraction", "the sign is lost"}, fill});
-const Proves kCastDown({"cast", {DType::f32}, {"bf16 is cut off instead of rounded"}, cast});
-const Proves kCastUp({"cast", {DType::bf16}, {"widening loses the last bit"}, cast});
-const Proves kAdd({"add", kBothFloats, {"b is subtracted", "b is dropped"}, add});
+const Proves kCastDown({"cast", {DType::f32}, {"results are cut off instead of rounded"}, cast});
+const Proves kCastUp({"cast", {DType::bf16, DType::f16}, {"widening loses the last bit"}, cast});
+const Proves kAdd({"add", kFloats, {"b is subtracted", "b is dropped"}, add});
 const Proves kInit({"init_normal",
                     {DType::f32},
                     {"slabs draw from the start of the stream", "every tensor draws from one stream",
                      "the variance is given as stddev", "the constant is dropped"},
                     init_normal});
-const Proves kRelu2(
-    {"relu2_fwd", kBothFloats, {"the square is left out", "negative inputs pass"}, relu2_fwd});
+const Proves kRelu2({"relu2_fwd", kFloats, {"the square is left out", "negative inputs pass"}, relu2_fwd});
 const Proves kRelu2Bwd(
-    {"relu2_bwd", kBothFloats, {"the factor 2 is left out", "gradients pass below zero"}, relu2_bwd});
+    {"relu2_bwd", kFloats, {"the factor 2 is left out", "gradients pass below zero"}, relu2_bwd});
 const Proves kEmbedding(
-    {"embedding_fwd", kBothFloats, {"ids count from one", "every token reads the first id"}, embedding_fwd});
-const Proves kEmbeddingBwd({"embedding_bwd",
-                            kBothFloats,
-                            {"the table is overwritten", "the last of equal ids wins"},
-                            embedding_bwd});
+    {"embedding_fwd", kFloats, {"ids count from one", "every token reads the first id"}, embedding_fwd});
+const Proves kEmbeddingBwd(
+    {"embedding_bwd", kFloats, {"the table is overwritten", "the last of equal ids wins"}, embedding_bwd});
 
 }  // namespace
 }  // namespace qt::test

@@ -142,17 +142,17 @@ const Proves kGelu({"gelu_fwd",
                     {"negative inputs are cut off", "the argument is not divided by the root of two",
                      "the tanh approximation is used"},
                     gelu_fwd});
-// The approximation is closer than bf16 can tell everywhere.
-const Proves kGeluBf16({"gelu_fwd",
-                        {DType::bf16},
-                        {"negative inputs are cut off", "the argument is not divided by the root of two"},
-                        gelu_fwd});
+// Everywhere the approximation is closer than 16 bits are sure to tell.
+const Proves kGelu16({"gelu_fwd",
+                      {DType::bf16, DType::f16},
+                      {"negative inputs are cut off", "the argument is not divided by the root of two"},
+                      gelu_fwd});
 const Proves kGeluBwd({"gelu_bwd",
-                       kBothFloats,
+                       kFloats,
                        {"the slope of the distribution is left out", "the distribution is left out"},
                        gelu_bwd});
 const Proves kDropout({"dropout",
-                       kBothFloats,
+                       kFloats,
                        {"kept values are not scaled", "the rate is what is kept",
                         "every step has the same mask", "slabs draw from the start of the stream"},
                        dropout});

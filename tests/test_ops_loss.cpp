@@ -145,7 +145,7 @@ void sum_squares(Case& t) {
 }
 
 const Proves kCrossEntropy({"softcap_cross_entropy",
-                            kBothFloats,
+                            kFloats,
                             {"the slope of the cap is left out", "the slope of the cap is not squared",
                              "ignored rows have a gradient", "the loss of the target is left out",
                              "grad_scale is dropped"},
@@ -155,7 +155,7 @@ const Proves kSoftcap(
 const Proves kSumLoss(
     {"sum_loss", {DType::f32}, {"ignored targets count", "the totals are overwritten"}, sum_loss});
 const Proves kSumSquares({"sum_squares",
-                          kBothFloats,
+                          kGradients,
                           {"the last element is left out", "magnitudes are summed instead of squares"},
                           sum_squares});
 

@@ -147,14 +147,68 @@ TEST_P(NonFinite, LogitsSpoilTheLossOfTheirRow) {
 TEST_P(NonFinite, GradientsReachTheNorm) {
   for (const double value : {kNaN, static_cast<double>(INFINITY)}) {
     t.next(fmt::format("{}", value));
-    SumSquares op{.x = t.in(broken(5000, 4999, value), {5000}), .out = t.out({1}, DType::f64)};
+    // f16 gradients are accumulated in f32.
+    const DType dtype = t.dtype() == DType::f16 ? DType::f32 : t.dtype();
+    SumSquares op{.x = t.in(broken(5000, 4999, value), {5000}, dtype), .out = t.out({1}, DType::f64)};
     op.scratch = t.scratch_for(op);
     t.run(op);
     EXPECT_FALSE(std::isfinite(t.values(op.out)[0]));
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Floats, NonFinite, ::testing::ValuesIn(kBothFloats),
+// Loss scaling relies on it: a scale that is too large overflows an activation's gradient to infinity, the
+// weight's gradient and the norm are not finite then, and the step is skipped and says so.
+TEST(F16, OverflowOfAGradientIsSeenByTheStepThatIsSkipped) {
+  const std::string backend = computing_backends().front();
+  for (const double loss_scale : {1024.0, 1048576.0}) {
+    const bool too_large = loss_scale > 1e5;
+    Case t(backend, DType::f16);
+    t.next(fmt::format("scale {}", loss_scale));
+    const std::int64_t M = 4, V = 7, C = 5;
+    const TensorView logits = t.inout(std::vector<double>(static_cast<size_t>(M * V), 0), {M, V}, DType::f32);
+    SoftcapCrossEntropy loss{.logits = logits,
+                             .targets = t.in(std::vector<std::int32_t>{1, 2, 3, 4}, {M}),
+                             .nll = t.out({M}, DType::f32),
+                             .dlogits = dlogits_view(logits, DType::f16),
+                             .grad_scale = static_cast<float>(loss_scale / static_cast<double>(M))};
+    t.run(loss);
+    const auto dlogits = t.values(loss.dlogits);
+    EXPECT_EQ(std::isinf(dlogits[1]), too_large);
+
+    t.next("weight gradient");
+    Matmul product{.a = t.in(dlogits, {M, V}),
+                   .b = t.in(t.normal(static_cast<size_t>(M * C)), {M, C}),
+                   .c = t.inout(std::vector<double>(static_cast<size_t>(V * C), 0), {V, C}, DType::f32),
+                   .layout = GemmLayout::tn,
+                   .accumulate = true};
+    product.scratch = t.scratch_for(product);
+    t.run(product);
+    const auto dw = t.values(product.c);
+
+    t.next("norm");
+    SumSquares squares{.x = t.in(dw, {V * C}, DType::f32), .out = t.out({1}, DType::f64)};
+    squares.scratch = t.scratch_for(squares);
+    t.run(squares);
+    const auto sumsq = t.values(squares.out);
+
+    t.next("step");
+    PrepareStep step{.grad_sumsq = t.in(sumsq, {1}, DType::f64),
+                     .totals = t.in(std::vector<double>{8, static_cast<double>(M)}, {2}, DType::f64),
+                     .params = t.out({kStepParamFloats}, DType::f32),
+                     .stats = t.out({kStepStatDoubles}, DType::f64),
+                     .gradient_tokens = static_cast<double>(M) / loss_scale};
+    t.run(step);
+    const auto params = t.values(step.params), stats = t.values(step.stats);
+    EXPECT_EQ(stats[2], too_large ? 1 : 0);
+    EXPECT_EQ(params[1], too_large ? 1 : 0);
+    if (too_large) continue;
+    // The factor takes the scale away again, and the norm is that of the unscaled gradient.
+    EXPECT_EQ(params[0], static_cast<float>(1 / loss_scale));
+    EXPECT_NEAR(stats[1], std::sqrt(sumsq[0]) / loss_scale, 1e-12);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Floats, NonFinite, ::testing::ValuesIn(kFloats),
                          [](const auto& subject) { return std::string(dtype_name(subject.param)); });
 
 }  // namespace

@@ -238,22 +238,22 @@ void rope_norm_bwd(Case& t) {
 }
 
 const Proves kRmsNorm(
-    {"rmsnorm_fwd", kBothFloats, {"eps is left out", "the sum replaces the mean"}, rmsnorm_fwd});
+    {"rmsnorm_fwd", kFloats, {"eps is left out", "the sum replaces the mean"}, rmsnorm_fwd});
 const Proves kRmsNormBwd({"rmsnorm_bwd",
-                          kBothFloats,
+                          kFloats,
                           {"the mean of dy y is dropped", "rstd is dropped", "dx is overwritten"},
                           rmsnorm_bwd});
 const Proves kRopeTable({"rope_table",
-                         kBothFloats,
+                         kFloats,
                          {"positions count from one", "frequencies rise", "pairs count in steps of D"},
                          rope_table});
 const Proves kRope({"rope_norm_fwd",
-                    kBothFloats,
+                    kFloats,
                     {"the rotation turns by +theta", "pairs are neighbours instead of halves",
                      "first_position is ignored", "eps is left out"},
                     rope_norm_fwd});
 const Proves kRopeBwd({"rope_norm_bwd",
-                       kBothFloats,
+                       kFloats,
                        {"backward turns by -theta again", "the mean of dy y is dropped"},
                        rope_norm_bwd});
 

@@ -290,8 +290,8 @@ std::vector<std::string> also(std::vector<std::string> mutants, std::initializer
   return mutants;
 }
 
-const Proves kAdamW({"adamw", kBothFloats, also(kAdamMutants, {"a step to skip is taken"}), adamw});
-const Proves kAdamW8({"adamw8", kBothFloats,
+const Proves kAdamW({"adamw", kGradients, also(kAdamMutants, {"a step to skip is taken"}), adamw});
+const Proves kAdamW8({"adamw8", kGradients,
                       also(kAdamMutants,
                            {"a small second moment becomes zero",
                             "a small negative first moment becomes zero", "the scales are not renewed"}),

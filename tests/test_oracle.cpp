@@ -237,6 +237,10 @@ TEST(ErrorModel, RoundingByArithmeticEqualsRoundingByBits) {
     if (std::isnan(x)) continue;
     ASSERT_EQ(round_to(static_cast<double>(x), DType::bf16), static_cast<double>(to_float(to_bf16(x))))
         << std::hex << bits;
+    // Exponents near those of f16: most floats are far outside.
+    const float y =
+        std::ldexp(1 + static_cast<float>(bits >> 9) * 0x1p-23f, static_cast<int>(bits % 48) - 28);
+    ASSERT_EQ(round_to(static_cast<double>(y), DType::f16), static_cast<double>(to_float(to_f16(y)))) << y;
   }
 }
 

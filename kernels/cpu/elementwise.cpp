@@ -24,11 +24,9 @@ void CastTyped(const From* x, To* y, std::int64_t begin, std::int64_t end) {
 }
 
 void CastRange(const Cast& op, std::int64_t begin, std::int64_t end) {
-  if (op.x.dtype == DType::f32) {
-    CastTyped(op.x.as<float>(), op.y.as<bf16>(), begin, end);
-  } else {
-    CastTyped(op.x.as<bf16>(), op.y.as<float>(), begin, end);
-  }
+  with_float(op.x.dtype, [&]<class From>() {
+    with_float(op.y.dtype, [&]<class To>() { CastTyped(op.x.as<From>(), op.y.as<To>(), begin, end); });
+  });
 }
 
 // y[i] = f(a[i], b[i]) in f32; y may be a or b.
@@ -50,7 +48,7 @@ void AddTyped(const Add& op, std::int64_t begin, std::int64_t end) {
 }
 
 void AddRange(const Add& op, std::int64_t begin, std::int64_t end) {
-  op.y.dtype == DType::f32 ? AddTyped<float>(op, begin, end) : AddTyped<bf16>(op, begin, end);
+  with_float(op.y.dtype, [&]<class T>() { AddTyped<T>(op, begin, end); });
 }
 
 // max(x, 0) that lets a NaN through: a diverged run must not look healthy behind an activation.
@@ -72,7 +70,7 @@ void Relu2FwdTyped(const Relu2Fwd& op, std::int64_t begin, std::int64_t end) {
 }
 
 void Relu2FwdRange(const Relu2Fwd& op, std::int64_t begin, std::int64_t end) {
-  op.y.dtype == DType::f32 ? Relu2FwdTyped<float>(op, begin, end) : Relu2FwdTyped<bf16>(op, begin, end);
+  with_float(op.y.dtype, [&]<class T>() { Relu2FwdTyped<T>(op, begin, end); });
 }
 
 template <class T>
@@ -84,7 +82,7 @@ void Relu2BwdTyped(const Relu2Bwd& op, std::int64_t begin, std::int64_t end) {
 }
 
 void Relu2BwdRange(const Relu2Bwd& op, std::int64_t begin, std::int64_t end) {
-  op.dx.dtype == DType::f32 ? Relu2BwdTyped<float>(op, begin, end) : Relu2BwdTyped<bf16>(op, begin, end);
+  with_float(op.dx.dtype, [&]<class T>() { Relu2BwdTyped<T>(op, begin, end); });
 }
 
 }  // namespace HWY_NAMESPACE

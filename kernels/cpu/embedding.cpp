@@ -117,8 +117,7 @@ void SumPositions(const PositionBwd& op, std::int64_t begin, std::int64_t end) {
 void AddTokens(const EmbeddingBwd& op, const std::uint64_t* entries, std::int64_t count, std::int64_t begin,
                std::int64_t end) {
   const TokenGroup group{entries, count};
-  op.dy.dtype == DType::f32 ? AddGroupOf<float>(op, group, begin, end)
-                            : AddGroupOf<bf16>(op, group, begin, end);
+  with_float(op.dy.dtype, [&]<class G>() { AddGroupOf<G>(op, group, begin, end); });
 }
 
 }  // namespace HWY_NAMESPACE

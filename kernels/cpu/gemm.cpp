@@ -56,10 +56,10 @@ void stage(const Stored& b, std::int64_t row, std::int64_t col, std::int64_t row
   }
   const std::byte* from = b.dense->data + (row * b.dense->pitch + col) * dtype_bytes(b.dense->dtype);
   if constexpr (std::is_same_v<T, float>) {
-    if (b.dense->dtype == DType::bf16) {
-      widen_rows(reinterpret_cast<const bf16*>(from), b.dense->pitch, rows, cols, to, pitch);
-      return;
-    }
+    if (b.dense->dtype == DType::bf16)
+      return widen_rows(reinterpret_cast<const bf16*>(from), b.dense->pitch, rows, cols, to, pitch);
+    if (b.dense->dtype == DType::f16)
+      return widen_rows(reinterpret_cast<const f16*>(from), b.dense->pitch, rows, cols, to, pitch);
   }
   const std::int64_t pitch_bytes = b.dense->pitch * static_cast<std::int64_t>(sizeof(T));
   for (std::int64_t i = 0; i < rows; ++i) {

@@ -119,22 +119,31 @@ bool multiplies_bf16() {
   return answer;
 }
 
+// Must tiles of the dtype become f32 before they are multiplied?
+static bool is_widened(DType dtype) {
+  return dtype == DType::f16 || (dtype == DType::bf16 && !multiplies_bf16());
+}
+
 std::int64_t tile_gemm_scratch_bytes(DType dtype, std::int64_t M, std::int64_t N, std::int64_t K) {
-  if (dtype == DType::f32 || multiplies_bf16()) return 0;
+  if (!is_widened(dtype)) return 0;
   return widened_bytes(M, K) + widened_bytes(K, N);
 }
 
 Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols, float* to) {
   if (from.col_stride != 1 && cols > 1) return widen_operand(from.transposed(), cols, rows, to).transposed();
   const std::int64_t pitch = padded_pitch(cols);
-  widen_rows(static_cast<const bf16*>(from.data), from.row_stride, rows, cols, to, pitch);
+  if (from.dtype == DType::f16) {
+    widen_rows(static_cast<const f16*>(from.data), from.row_stride, rows, cols, to, pitch);
+  } else {
+    widen_rows(static_cast<const bf16*>(from.data), from.row_stride, rows, cols, to, pitch);
+  }
   return Operand::rows(to, DType::f32, pitch);
 }
 
 void tile_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Operand& a, const Operand& b, float* c,
                std::int64_t ldc, bool accumulate, std::byte* scratch) {
   Operand a_used = a, b_used = b;
-  if (a.dtype == DType::bf16 && !multiplies_bf16()) {
+  if (is_widened(a.dtype)) {
     auto* const widened = reinterpret_cast<float*>(scratch);
     a_used = widen_operand(a, M, K, widened);
     b_used = widen_operand(b, K, N, widened + widened_bytes(M, K) / 4);

@@ -14,7 +14,7 @@ namespace qt::cpu {
 // elements. One of the strides is 1, unless the operand has a single row or column.
 struct Operand {
   const void* data = nullptr;
-  DType dtype = DType::f32;  // f32 | bf16
+  DType dtype = DType::f32;  // f32 | bf16 | f16
   std::int64_t row_stride = 0;
   std::int64_t col_stride = 0;
 
@@ -31,7 +31,7 @@ struct Operand {
 constexpr std::int64_t padded_pitch(std::int64_t cols) { return (cols + 15) / 16 * 16 + 16; }
 
 // True where the machine multiplies bf16 itself (and ONEDNN_MAX_CPU_ISA does not forbid it). Elsewhere bf16
-// tiles are widened to f32 first.
+// tiles are widened to f32 first, as f16 tiles are everywhere: oneDNN 2 has no f16 product.
 bool multiplies_bf16();
 
 // c[M, N] = a[M, K] b[K, N], or c += with accumulate. a and b have the same dtype, sums run in f32.
@@ -42,7 +42,8 @@ bool multiplies_bf16();
 void tile_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Operand& a, const Operand& b, float* c,
                std::int64_t ldc, bool accumulate, std::byte* scratch);
 
-// The [rows, cols] bf16 operand in f32, stored in the order it already has. to: widened_bytes(rows, cols).
+// The [rows, cols] bf16 or f16 operand in f32, stored in the order it already has. to: widened_bytes(rows,
+// cols).
 Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols, float* to);
 constexpr std::int64_t widened_bytes(std::int64_t rows, std::int64_t cols) {
   return std::max(rows * padded_pitch(cols), cols * padded_pitch(rows)) * 4;

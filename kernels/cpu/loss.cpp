@@ -193,8 +193,8 @@ void Rows(const SoftcapCrossEntropy& op, std::int64_t begin, std::int64_t end) {
 }
 
 void CrossEntropyRows(const SoftcapCrossEntropy& op, std::int64_t begin, std::int64_t end) {
-  if (op.dlogits.defined() && op.dlogits.dtype == DType::bf16) return Rows<bf16>(op, begin, end);
-  Rows<float>(op, begin, end);
+  if (!op.dlogits.defined()) return Rows<float>(op, begin, end);
+  with_float(op.dlogits.dtype, [&]<class T>() { Rows<T>(op, begin, end); });
 }
 
 void SoftcapRange(float* x, std::int64_t n, float softcap) {

@@ -56,7 +56,7 @@ void RmsNormFwdTyped(const RmsNormFwd& op, std::int64_t begin, std::int64_t end)
 }
 
 void RmsNormFwdRange(const RmsNormFwd& op, std::int64_t begin, std::int64_t end) {
-  op.x.dtype == DType::f32 ? RmsNormFwdTyped<float>(op, begin, end) : RmsNormFwdTyped<bf16>(op, begin, end);
+  with_float(op.x.dtype, [&]<class T>() { RmsNormFwdTyped<T>(op, begin, end); });
 }
 
 template <class T, bool kAccumulate>
@@ -94,7 +94,7 @@ void RmsNormBwdOf(const RmsNormBwd& op, std::int64_t begin, std::int64_t end) {
 }
 
 void RmsNormBwdRange(const RmsNormBwd& op, std::int64_t begin, std::int64_t end) {
-  op.y.dtype == DType::f32 ? RmsNormBwdOf<float>(op, begin, end) : RmsNormBwdOf<bf16>(op, begin, end);
+  with_float(op.y.dtype, [&]<class T>() { RmsNormBwdOf<T>(op, begin, end); });
 }
 
 }  // namespace HWY_NAMESPACE

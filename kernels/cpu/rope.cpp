@@ -96,7 +96,7 @@ void RopeNormFwdTyped(const RopeNormFwd& op, std::int64_t begin, std::int64_t en
 }
 
 void RopeNormFwdRange(const RopeNormFwd& op, std::int64_t begin, std::int64_t end) {
-  op.x.dtype == DType::f32 ? RopeNormFwdTyped<float>(op, begin, end) : RopeNormFwdTyped<bf16>(op, begin, end);
+  with_float(op.x.dtype, [&]<class T>() { RopeNormFwdTyped<T>(op, begin, end); });
 }
 
 template <class T>
@@ -147,7 +147,7 @@ void RopeNormBwdTyped(const RopeNormBwd& op, std::int64_t begin, std::int64_t en
 }
 
 void RopeNormBwdRange(const RopeNormBwd& op, std::int64_t begin, std::int64_t end) {
-  op.y.dtype == DType::f32 ? RopeNormBwdTyped<float>(op, begin, end) : RopeNormBwdTyped<bf16>(op, begin, end);
+  with_float(op.y.dtype, [&]<class T>() { RopeNormBwdTyped<T>(op, begin, end); });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -190,7 +190,7 @@ void rope_table(const RopeTable& op, Context& ctx) {
 }  // namespace
 
 void run(const RopeTable& op, Context& ctx) {
-  op.cos.dtype == DType::f32 ? rope_table<float>(op, ctx) : rope_table<bf16>(op, ctx);
+  with_float(op.cos.dtype, [&]<class T>() { rope_table<T>(op, ctx); });
 }
 
 void run(const RopeNormFwd& op, Context& ctx) {

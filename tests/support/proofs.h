@@ -29,6 +29,8 @@ struct Proves {
   explicit Proves(OpProof proof) { op_proofs().push_back(std::move(proof)); }
 };
 
-inline const std::vector<DType> kBothFloats = {DType::f32, DType::bf16};
+// What ops compute on, "f" in kernels/ops.h; and what gradients are accumulated in.
+inline const std::vector<DType> kFloats = {DType::f32, DType::bf16, DType::f16};
+inline const std::vector<DType> kGradients = {DType::f32, DType::bf16};
 
 }  // namespace qt::test
