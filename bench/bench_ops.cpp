@@ -355,14 +355,19 @@ constexpr bool kIsOneOf = (std::is_same_v<Op, Others> || ...);
 template <class Op>
 constexpr bool kOneDType = kIsOneOf<Op, Cast, InitNormal, Softcap, SumLoss, PrepareStep, Quantise>;
 
+// Ops that take no f16.
+template <class Op>
+constexpr bool kNoF16 = kIsOneOf<Op, PackedMatmul, SumSquares, AdamW, AdamW8, Dequantise>;
+
 void add(const std::string& name, std::function<void(benchmark::State&)> body) {
   benchmark::RegisterBenchmark(name.c_str(), std::move(body))->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 
 template <class Op>
 void add_op(Backend& backend, const Shapes& shapes) {
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
     if (kOneDType<Op> && dtype != DType::f32) continue;
+    if (kNoF16<Op> && dtype == DType::f16) continue;
     add(fmt::format("{}/{}{}{}", Op::kName, shapes.name, kOneDType<Op> ? "" : "/",
                     kOneDType<Op> ? "" : dtype_name(dtype)),
         [&backend, &shapes, dtype](benchmark::State& state) {
