@@ -165,7 +165,7 @@ const Proves kBackward({"attention_bwd",
                         kFloats,
                         {"scale is dropped", "the mask is off by one",
                          "query head h reads key head h modulo G", "delta is dropped", "ds is not scaled",
-                         "dropout is forgotten", "every head has the same mask",
+                         "dropout is forgotten", "every head has the same mask", "first_row is ignored",
                          "kept probabilities are not scaled"},
                         attention_bwd});
 
