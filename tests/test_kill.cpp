@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/process.h"
+#include "tests/support/run_folder.h"
 #include "tests/support/tiny_run.h"
 
 namespace qt::test {
@@ -66,18 +67,6 @@ class Kill : public ::testing::Test {
     const std::size_t at = output.rfind("; state ");
     return at == std::string::npos ? "none in: " + output : output.substr(at + 8, 32);
   }
-
-  // Whether process `pid` has a save in progress. A killed save leaves its folder behind, under that
-  // process's number.
-  static bool saving(const std::string& run, pid_t pid) {
-    std::error_code error;
-    const std::string ending = "-" + std::to_string(pid);
-    for (const auto& entry : std::filesystem::directory_iterator(run, error)) {
-      const std::string name = entry.path().filename().string();
-      if (name.starts_with(".tmp-step-") && name.ends_with(ending)) return true;
-    }
-    return false;
-  }
 };
 
 TEST_F(Kill, RandomKillsAndContinuingGiveTheSameBits) {
@@ -91,7 +80,8 @@ TEST_F(Kill, RandomKillsAndContinuingGiveTheSameBits) {
   ASSERT_EQ(reference.size(), 32u) << reference;
 
   std::mt19937 random(20251016);
-  int done = 0, in_save = 0, runs = 0;
+  int done = 0, in_save = 0, runs = 0, torn = 0;
+  std::size_t lines = 0;
   const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60 + 6 * kills);
   while ((done < kills || in_save < kills_in_save) && std::chrono::steady_clock::now() < give_up) {
     const std::string run = dir / ("run" + std::to_string(runs++));
@@ -110,43 +100,39 @@ TEST_F(Kill, RandomKillsAndContinuingGiveTheSameBits) {
           break;
         }
         const bool late = std::chrono::steady_clock::now() >= until;
-        if (late && (!aim_at_save || saving(run, pid))) break;
+        if (late && (!aim_at_save || is_saving(run, pid))) break;
         std::this_thread::sleep_for(200us);
       }
       if (ended) break;
       ::kill(pid, SIGSTOP);  // hold it still, so that what is seen is where it dies
-      const bool caught_saving = saving(run, pid);
+      const bool caught_saving = is_saving(run, pid);
       ::kill(pid, SIGKILL);
       finish(pid);
       ++done;
+      // Every line of the log but the last can be read, at once and after the next start has gone on with it.
+      const std::string log = read_text(run + "/log.jsonl");
+      EXPECT_TRUE(unreadable_lines(log).empty()) << unreadable_lines(log).front();
+      torn += log.empty() || log.back() == '\n' ? 0 : 1;
       in_save += caught_saving ? 1 : 0;
     }
     EXPECT_EQ(reference, final_hash(read_text(dir / "out"))) << "run " << run;
+    const std::string log = read_text(run + "/log.jsonl");
+    EXPECT_TRUE(unreadable_lines(log).empty()) << unreadable_lines(log).front();
+    EXPECT_TRUE(log.ends_with("\"}\n")) << "the last line of a run that ended is whole";
+    lines += whole_lines(log).size();
   }
   std::printf("%d kills, %d of them inside a save, %d runs, all ended in %s\n", done, in_save, runs,
               reference.c_str());
+  std::printf("%zu log lines, all readable; %d kills tore the last one\n", lines, torn);
   EXPECT_GE(done, kills);
   EXPECT_GE(in_save, kills_in_save);
 }
 
-TEST_F(Kill, SigtermSavesAndExits75AndTheSameCommandContinues) {
-  ASSERT_EQ(finish(start(command(dir / "straight"), dir / "straight.out")), 0);
-  const std::string reference = final_hash(read_text(dir / "straight.out"));
-  int stopped = 0;
-  for (int attempt = 0; attempt < 40 && stopped < 3; ++attempt) {
-    const pid_t pid = start(command(dir / "run"), dir / "out");
-    std::this_thread::sleep_for(std::chrono::milliseconds(60 + 20 * attempt));
-    ::kill(pid, SIGTERM);
-    const int code = finish(pid);
-    if (code == 0) break;
-    // Before the handlers are in place the default action ends the process; nothing has begun by then.
-    if (code == 128 + SIGTERM) continue;
-    EXPECT_EQ(code, 75) << read_text(dir / "out");
-    ++stopped;
-  }
-  EXPECT_GE(stopped, 1);
-  ASSERT_EQ(finish(start(command(dir / "run"), dir / "out")), 0) << read_text(dir / "out");
-  EXPECT_EQ(reference, final_hash(read_text(dir / "out")));
+TEST(LogLines, ALineTornInTheMiddleOfALogIsSeen) {
+  const std::string good = "{\"kind\":\"step\",\"step\":1}\n";
+  EXPECT_TRUE(unreadable_lines(good + good + "{\"kind\":\"st").empty()) << "the last line may be torn";
+  EXPECT_EQ(unreadable_lines(good + "{\"kind\":\"st" + good + good).size(), 1u);
+  EXPECT_EQ(unreadable_lines(good + std::string(10, '\0') + "\n" + good).size(), 1u);
 }
 
 TEST_F(Kill, ASecondProcessOnTheRunFolderIsTurnedAway) {
