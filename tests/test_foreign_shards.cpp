@@ -224,6 +224,32 @@ TEST(IdsTokenizer, ItsTextIsTheNumbers) {
             std::string::npos);
 }
 
+TEST(Gpt2Text, IsTokenizedWithTheNamedFolderWhoseVocabularyTravelsWithTheShards) {
+  const Folder folder;
+  const fs::path gpt2 = fs::path(QTRAIN_SOURCE_DIR) / "tests/golden/gpt2_small";
+  const Tokenizer tokenizer = Tokenizer::load(gpt2);
+  std::string text;
+  for (int i = 0; i < 500; ++i) text += fmt::format("It's line {}, the others' too.\n", i);
+  write_bytes(folder / "text.txt", text);
+  DataSpec spec;
+  spec.inputs = {(folder / "text.txt").string()};
+  spec.val_fraction = 0;
+  spec.tokenizer_file = gpt2;
+  spec.out_dir = folder / "tokens";
+  const PreparedData data = prepare_data(spec);
+  EXPECT_EQ(data.tokenizer->hash(), tokenizer.hash());
+  Ids expected = {tokenizer.bos()};  // <|endoftext|> opens the document
+  tokenizer.encode(text, expected);
+  EXPECT_EQ(read_all(open_shards(data.train_shards, *data.tokenizer).front()), expected);
+  EXPECT_TRUE(prepare_data(spec).report.reused);
+
+  Tokenizer::make_ids(1001).save(posix_fs(), folder / "numbers.txt");
+  spec.tokenizer_file = folder / "numbers.txt";
+  spec.out_dir = folder / "other";
+  EXPECT_NE(thrown<ConfigError>([&] { prepare_data(spec); }).find("numbers alone cannot tokenize text"),
+            std::string::npos);
+}
+
 // --- damage to shards that we made
 // -----------------------------------------------------------------------------------------------------------
 
