@@ -1,4 +1,5 @@
-// The table itself: one row per option, in the order of --help. Reading and printing are in option_table.cpp.
+// The table itself: one row per option, in the order of --help. Values as text are option_table.cpp's affair,
+// sources option_sources.cpp's.
 #include <algorithm>
 #include <iterator>
 
