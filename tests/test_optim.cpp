@@ -363,7 +363,8 @@ TEST(OptimizerStep, MatchesTheScalarArithmeticOfEveryGroup) {
     for (const Param& p : rig.params()) {
       auto w = rig.state_values<float>("master." + p.name), m = rig.state_values<float>("m." + p.name),
            v = rig.state_values<float>("v." + p.name);
-      const AdamHyper h = adam_hyper(kPeakLr[static_cast<int>(p.group)] * kLr, 0.8, 0.95, 1e-8, 0.1, t);
+      const double decay = p.group == ParamGroup::norm ? 0.0 : 0.1;  // vectors never decay
+      const AdamHyper h = adam_hyper(kPeakLr[static_cast<int>(p.group)] * kLr, 0.8, 0.95, 1e-8, decay, t);
       for (std::size_t i = 0; i < w.size(); ++i)
         adam_update(w[i], grads[static_cast<std::size_t>(first) + i] * factor, m[i], v[i], h);
       want["master." + p.name] = w;

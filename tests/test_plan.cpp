@@ -264,8 +264,12 @@ TEST(Models, HaveThePublishedSizesAndCosts) {
     o.micro_batch = 1;
     EXPECT_EQ(plan(o, 0).steps, row.steps) << name;
   }
-  EXPECT_EQ(model_names().size(), 17u);
-  for (const std::string& name : model_names()) EXPECT_EQ(model_by_name(name).name, name);
+  EXPECT_EQ(model_names().size(), 17u + 5u);
+  for (const std::string& name : model_names()) {
+    const ModelOverrides shape =
+        name == "gpt" ? ModelOverrides{.n_layer = 2, .n_head = 2, .n_embd = 32} : ModelOverrides{};
+    EXPECT_EQ(model_by_name(name, shape).name, name);
+  }
 }
 
 TEST(Models, CountTheParametersThatTheModelPlaces) {

@@ -324,6 +324,8 @@ void check_options(const Options& o) {
   format_from_name(o.quant);
   require_one_of("--dtype", o.dtype, {"auto", "f32", "bf16", "fp16"});
   require_one_of("--grad-dtype", o.grad_dtype, {"auto", "f32", "bf16"});
+  require_one_of("--paging", o.paging, {"auto", "on", "off"});
+  require_one_of("--data-order", o.data_order, {"shuffle", "random"});
   if (o.dtype == "f32" || o.dtype == "fp16") require_gradient_dtype(dtype_from_name(o.dtype), o.grad_dtype);
   if (o.dtype == "fp16" && o.quant != "none") {
     throw ConfigError(fmt::format("--dtype fp16 does not go with --quant {}", o.quant),
