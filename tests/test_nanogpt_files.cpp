@@ -118,7 +118,7 @@ TEST_F(NanogptFiles, NameFileAndLineOfWhatIsWrong) {
   const std::string evaluates = python("eval_only = True\n");
   expect_words(refusal({"--config", evaluates}), {evaluates + ":1", "qtrain eval"});
   expect_words(refusal({"--config", "/nowhere/at-all.py"}), {"/nowhere/at-all.py", "--config"});
-  expect_words(refusal({"--config", python(std::string((1 << 20) + 1, '#'))}), {"1 MiB"});
+  expect_words(refusal({"--config", python(std::string((1 << 16) + 1, '#'))}), {"64 KiB"});
   // The same text is no INI file.
   expect_words(refusal({"--config", ini("import time\n")}), {"name = value"});
 }

@@ -16,7 +16,7 @@ namespace qt {
 
 namespace {
 
-constexpr std::size_t kMostBytes = std::size_t{1} << 20;  // a configuration is a page of text
+constexpr std::size_t kMostBytes = std::size_t{1} << 16;  // a configuration is a page of text
 constexpr int kMostDepth = 32;                            // of parentheses
 
 struct Word {  // True, False, None
@@ -235,7 +235,7 @@ NanogptFile read_nanogpt_file(const std::string& path) {
     throw ConfigError(fmt::format("cannot read the configuration file '{}'", path), "check --config");
   }
   if (text.size() > kMostBytes)
-    throw ConfigError(fmt::format("{}: more than 1 MiB is no configuration", path), "check --config");
+    throw ConfigError(fmt::format("{}: more than 64 KiB is no configuration", path), "check --config");
   return parse_nanogpt_file(text, path);
 }
 
