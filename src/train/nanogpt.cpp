@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "src/core/error.h"
+#include "src/model/config.h"
 #include "src/train/nanogpt_file.h"
 
 namespace qt {
@@ -64,7 +65,7 @@ constexpr const char* kGroupRates[] = {"matrix-lr", "embedding-lr", "head-lr"};
 constexpr std::int64_t kGptSeqLen = 1024;
 constexpr std::int64_t kNanochatSeqLen = 2048;
 
-bool is_gpt(const Options& o) { return o.model.starts_with("gpt"); }
+bool is_gpt(const Options& o) { return is_gpt_name(o.model); }
 
 // Above every bound that the plan checks, rather than wrapped around.
 std::int64_t product(std::int64_t a, std::int64_t b) {

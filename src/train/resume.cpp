@@ -63,7 +63,7 @@ std::map<std::string, std::string> effective_options(const Options& options, con
   effective.seq_len = run.engine.model.seq_len;
   effective.n_kv_head = run.engine.model.n_kv_head;
   // Naming the shape that the model has anyway is no change.
-  if (options.model.starts_with("gpt")) {
+  if (is_gpt_name(options.model)) {
     effective.n_layer = run.engine.model.n_layer;
     effective.n_head = run.engine.model.n_head;
     effective.n_embd = run.engine.model.n_embd;
