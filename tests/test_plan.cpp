@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "src/core/units.h"
+#include "src/train/option_table.h"
 #include "src/train/planner.h"
 
 namespace qt {
@@ -201,6 +202,71 @@ TEST(Plan, PagesTheWholeStateOnceEachWayInAStep) {
   EXPECT_LE(step.device_to_host_bytes, static_cast<double>(tensors + 4096));
 }
 
+// --- small models in fp16
+// ------------------------------------------------------------------------------------
+
+// nanoGPT users' two cases on a 12 GiB card: rows of 1,024 tokens under a vocabulary of 50,304, 16 and 64 at
+// a time.
+TEST(PlanOfGpt, FitsTwelveGibibytesUnchangedWithEvaluationInside) {
+  for (const char* config : {"gpt2-124m-fp16-12g.cfg", "gpt-12x576-fp16-12g.cfg"}) {
+    for (const std::int64_t batch_size : {16, 64}) {
+      SCOPED_TRACE(fmt::format("{}, batch size {}", config, batch_size));
+      const std::vector<std::string> args{
+          "--config",     std::string(QTRAIN_SOURCE_DIR) + "/configs/" + config,
+          "--batch-size", std::to_string(batch_size),
+          "--ram",        "16GiB"};
+      const Options o = load_options(args).options;
+      const Target target = target_from_options(o);
+      Limits limits = limits_from_options(o, target);
+      limits.disk_bytes.reset();
+      const PlannedRun run = plan_run(o, target, limits, 50257);
+      EXPECT_TRUE(run.fits()) << breakdown(run);
+      EXPECT_EQ(limits.device_bytes, 12 * kGiB);
+      EXPECT_EQ(run.engine.memory.compute, DType::f16);
+      EXPECT_EQ(run.engine.model.vocab_size, 50304);
+      EXPECT_EQ(run.engine.step_tokens() % (batch_size * 1024), 0) << "tokens per step are as asked for";
+      EXPECT_FALSE(run.engine.optim.paged) << "so small a state stays on the device";
+      // Evaluating asks for nothing that training has not been given.
+      const auto bytes_of = [&](std::string_view phase) {
+        for (const PhasePlan& p : run.plan.step.phases) {
+          if (p.name == phase) return p.bytes;
+        }
+        return std::int64_t{-1};
+      };
+      EXPECT_GT(bytes_of("eval_step"), 0);
+      EXPECT_LE(bytes_of("eval_step"), bytes_of("micro_step"));
+    }
+  }
+}
+
+TEST(PlanOfGpt, TakesTheSameBytesInFp16AsInBf16) {
+  const auto in = [](const std::string& dtype) {
+    Options o;
+    o.model = "gpt2";
+    o.dtype = dtype;
+    o.grad_dtype = "f32";
+    o.paging = "on";
+    o.micro_batch = 4;
+    return plan(o);
+  };
+  const PlannedRun fp16 = in("fp16"), bf16 = in("bf16");
+  for (const char* row : {"weights", "activations", "gradients", "logits"})
+    EXPECT_EQ(row_bytes(fp16.device_rows, row), row_bytes(bf16.device_rows, row)) << row;
+  EXPECT_EQ(fp16.plan.device_bytes(), bf16.plan.device_bytes());
+  EXPECT_EQ(fp16.host_bytes, bf16.host_bytes);
+}
+
+TEST(PlanOfGpt, PagesAnFp16StateOnlyWhereItDoesNotFit) {
+  Options o;
+  o.model = "gpt2-large";
+  o.dtype = "fp16";
+  o.optim = "adamw";
+  o.ckpt_activations = true;
+  EXPECT_FALSE(plan(o, 24 * kGiB).engine.optim.paged);
+  EXPECT_TRUE(plan(o, 8 * kGiB).engine.optim.paged);
+  EXPECT_TRUE(plan(o, 8 * kGiB).fits());
+}
+
 // --- work --------------------------------------------------------------------------------------------------
 
 TEST(PlannedWork, IsThePublishedCountWithAndWithoutCheckpointing) {
@@ -272,12 +338,33 @@ TEST(Models, HaveThePublishedSizesAndCosts) {
   }
 }
 
+TEST(Models, OfTheGptFamilyHaveTheirPublishedSizes) {
+  const struct {
+    const char* name;
+    std::int64_t params;  // with GPT-2's 50,257 tokens and biases, as published; the position table included
+  } table[] = {{"gpt2", 124'439'808},
+               {"gpt2-medium", 354'823'168},
+               {"gpt2-large", 774'030'080},
+               {"gpt2-xl", 1'557'611'200}};
+  for (const auto& row : table)
+    EXPECT_EQ(model_by_name(row.name, {.vocab_size = 50257, .bias = true}).param_count(), row.params)
+        << row.name;
+  const ModelConfig small = model_by_name("gpt", {.n_layer = 12, .n_head = 12, .n_embd = 576});
+  EXPECT_EQ(small.head_dim(), 48);
+  EXPECT_EQ(small.param_count() - small.position_params(), 76'765'248)
+      << "what nanoGPT prints: 76.8M, not 40M";
+  EXPECT_EQ(model_vocab_size("gpt2", 50257), 50304);
+  EXPECT_EQ(model_vocab_size("gpt", 65), 65);
+  EXPECT_EQ(model_vocab_size("d4", 50257), 50257);
+}
+
 TEST(Models, CountTheParametersThatTheModelPlaces) {
-  for (const char* name : {"d2", "d6", "d32"}) {
+  for (const char* name : {"d2", "d6", "d32", "gpt2", "gpt2-xl"}) {
     Options o;
     o.model = name;
     o.micro_batch = 1;
     o.n_kv_head = 1;
+    o.bias = is_gpt_name(name);
     const PlannedRun run = plan(o, 0);
     EXPECT_EQ(row_bytes(run.host_rows, "master"), 4 * run.engine.model.param_count()) << name;
   }
