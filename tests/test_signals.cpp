@@ -150,7 +150,7 @@ TEST_F(SignalsInTraining, StopItAndTheSameCommandEndsInTheSameBits) {
   const Ended last = run(command(folder));
   expect_success(last);
   EXPECT_EQ(state_of(last), reference);
-  for (const auto& [phase, n] : hits) std::printf("%-7s %3d signals\n", phase.c_str(), n);
+  for (const auto& [phase, n] : hits) std::printf("%-7s %3d signals aimed at it\n", phase.c_str(), n);
   std::printf("%d stops in %d runs, all ended in %s; slowest stop %.3f s\n", stopped, runs + 1,
               reference.c_str(), worst_s);
   EXPECT_EQ(stopped, wanted);
@@ -253,14 +253,23 @@ TEST_F(Signals, InEvaluatingAndSamplingChangeNothing) {
 class Pairs : public Cli {
  protected:
   std::mt19937 random{4};
+
+  static std::vector<std::int64_t> logged_steps(const std::string& run) {
+    std::vector<std::int64_t> steps;
+    for (const std::string& line : whole_lines(read_text(run + "/log.jsonl"))) {
+      const Json record = parse_json(line, "log");
+      if (json_string(record, "kind", "log") == "step") steps.push_back(json_int(record, "step", "log"));
+    }
+    return steps;
+  }
 };
 
 TEST_F(Pairs, TheSecondIsRefusedAndTheFirstDoesNotNotice) {
   const int wanted = repeats("PAIRS", 5);
   const Ended straight = run(train(dir / "straight", "20"));
   expect_success(straight);
-  int refused = 0, by_tokens = 0, damaged = 0;
-  for (int i = 0; i < wanted; ++i) {
+  int refused = 0, by_tokens = 0, damaged = 0, late = 0;
+  for (int i = 0; refused < wanted && i < 3 * wanted; ++i) {
     const std::string out = dir / ("run" + std::to_string(i));
     const Words command = Words{QTRAIN_PROGRAM} + train(out, "20");
     const Streams one{.out = dir / "one.out", .err = dir / "one.err", .folder = dir / "work"};
@@ -270,6 +279,10 @@ TEST_F(Pairs, TheSecondIsRefusedAndTheFirstDoesNotNotice) {
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 3 * (random() % 40'000)));
     const pid_t second = start_process(command, two);
     const int second_code = finish_process(second), first_code = finish_process(first);
+    if (first_code == 0 && second_code == 0) {  // on a busy machine the first may be through by then
+      ++late;
+      continue;
+    }
     // Started at the same time, either may be the first to get there; never both, and never none.
     const bool first_won = first_code == 0;
     EXPECT_TRUE((first_code == 0 && second_code == 2) || (first_code == 2 && second_code == 0))
@@ -284,41 +297,37 @@ TEST_F(Pairs, TheSecondIsRefusedAndTheFirstDoesNotNotice) {
     bool whole = state_of(winner) == state_of(straight);
     for (const Checkpoint& checkpoint : find_checkpoints(out))
       EXPECT_NO_THROW(verify_checkpoint(checkpoint.path));
-    std::vector<std::int64_t> steps;
     const std::string log = read_text(out + "/log.jsonl");
+    const std::vector<std::int64_t> steps = logged_steps(out);
     whole = whole && unreadable_lines(log).empty() && find_checkpoints(out).size() == 2;
-    for (const std::string& line : whole_lines(log)) {
-      const Json record = parse_json(line, "log");
-      if (json_string(record, "kind", "log") == "step") steps.push_back(json_int(record, "step", "log"));
-    }
     whole = whole && steps.size() == 20 && std::is_sorted(steps.begin(), steps.end());
     EXPECT_TRUE(whole) << state_of(winner) << "\n" << log;
     damaged += whole ? 0 : 1;
     fs::remove_all(out);
   }
-  std::printf("%d pairs: %d refused (%d of them while the tokens were looked at), %d damaged\n", wanted,
-              refused, by_tokens, damaged);
+  std::printf(
+      "%d pairs wanted: %d refused (%d of them while the tokens were looked at), %d too late, %d damaged\n",
+      wanted, refused, by_tokens, late, damaged);
   EXPECT_EQ(refused, wanted);
   EXPECT_EQ(damaged, 0);
 }
 
 // The control: without the lock two processes do write into each other's run.
 TEST_F(Pairs, WithoutTheLockTheyWouldDoHarm) {
-  const std::string out = dir / "run";
-  const Words command = Words{QTRAIN_PROGRAM} + train(out, "100");
-  const Streams one{.out = dir / "one.out", .err = dir / "one.err", .folder = dir / "work"};
-  const Streams two{.out = dir / "two.out", .err = dir / "two.err", .folder = dir / "work"};
-  const pid_t first = start_process(command, one);
-  for (int i = 0; i < 20'000 && find_checkpoints(out).empty(); ++i) std::this_thread::sleep_for(500us);
-  fs::remove(out + "/lock");  // the second will lock another file
-  const pid_t second = start_process(command, two);
-  const int second_code = finish_process(second), first_code = finish_process(first);
-  std::vector<std::int64_t> steps;
-  for (const std::string& line : whole_lines(read_text(out + "/log.jsonl"))) {
-    const Json record = parse_json(line, "log");
-    if (json_string(record, "kind", "log") == "step") steps.push_back(json_int(record, "step", "log"));
+  bool harm = false;
+  for (int attempt = 0; attempt < 5 && !harm; ++attempt) {
+    const std::string out = dir / ("run" + std::to_string(attempt));
+    const Words command = Words{QTRAIN_PROGRAM} + train(out, "100");
+    const Streams one{.out = dir / "one.out", .err = dir / "one.err", .folder = dir / "work"};
+    const Streams two{.out = dir / "two.out", .err = dir / "two.err", .folder = dir / "work"};
+    const pid_t first = start_process(command, one);
+    for (int i = 0; i < 20'000 && find_checkpoints(out).empty(); ++i) std::this_thread::sleep_for(500us);
+    fs::remove(out + "/lock");  // the second will lock another file
+    const pid_t second = start_process(command, two);
+    const int second_code = finish_process(second), first_code = finish_process(first);
+    harm = first_code != 0 || second_code != 0 || logged_steps(out).size() != 100;
   }
-  EXPECT_TRUE(first_code != 0 || second_code != 0 || steps.size() != 100) << "both took the folder";
+  EXPECT_TRUE(harm) << "each step once and both content: the comparison above could not fail";
 }
 
 }  // namespace
