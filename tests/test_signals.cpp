@@ -317,7 +317,7 @@ TEST_F(Pairs, WithoutTheLockTheyWouldDoHarm) {
   bool harm = false;
   for (int attempt = 0; attempt < 5 && !harm; ++attempt) {
     const std::string out = dir / ("run" + std::to_string(attempt));
-    const Words command = Words{QTRAIN_PROGRAM} + train(out, "100");
+    const Words command = Words{QTRAIN_PROGRAM} + with(train(out, "100"), {"--save-every", "10"});
     const Streams one{.out = dir / "one.out", .err = dir / "one.err", .folder = dir / "work"};
     const Streams two{.out = dir / "two.out", .err = dir / "two.err", .folder = dir / "work"};
     const pid_t first = start_process(command, one);
