@@ -44,7 +44,7 @@ TEST_F(CliGpt, TrainsStopsContinuesSamplesAndEvaluates) {
   const Ended straight = run(words(dir / "straight") + text());
   expect_success(straight);
   expect_words(straight.out, {"gpt gpt: ", "bits per byte", "4/4"});
-  EXPECT_EQ(run(words(dir / "run") + text() + Words{"--stop-after", "1ms"}).code, 75);
+  EXPECT_EQ(run(words(dir / "run") + text() + Words{"--stop-after", "0.001s"}).code, 75);
   const Ended continued = run(words(dir / "run") + text());
   expect_success(continued);
   EXPECT_EQ(state_of(continued), state_of(straight));
