@@ -13,27 +13,13 @@
 #include "src/io/safetensors.h"
 #include "tests/support/cli.h"
 #include "tests/support/reseal.h"
+#include "tests/support/run_folder.h"
 
 namespace qt::test {
 namespace {
 
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
-
-// Names and contents below a folder, but for lock and log.
-std::string tree_of(const fs::path& folder) {
-  std::vector<std::string> lines;
-  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    if (entry.is_regular_file() && name != "lock" && name != "log.jsonl") {
-      lines.push_back(entry.path().string() + " " + xxh3_hex(bytes_of(read_text(entry.path()))));
-    }
-  }
-  std::sort(lines.begin(), lines.end());
-  std::string text;
-  for (const std::string& line : lines) text += line + "\n";
-  return text;
-}
 
 // --- run folders -------------------------------------------------------------------------------------------
 

@@ -15,29 +15,16 @@
 #include "src/core/error.h"
 #include "src/core/suggest.h"
 #include "src/train/option_table.h"
+#include "tests/support/option_fixture.h"
 
 namespace qt {
 namespace {
 
-// Environment variables and files live as long as the test.
-class OptionTest : public ::testing::Test {
- protected:
-  void TearDown() override {
-    for (const std::string& name : variables_) unsetenv(name.c_str());
-    for (const std::string& path : files_) std::filesystem::remove(path);
-  }
+using test::expect_words;
 
-  void set(const std::string& name, const std::string& value) {
-    setenv(name.c_str(), value.c_str(), 1);
-    variables_.push_back(name);
-  }
-  std::string file(const std::string& text) {
-    const std::string name = fmt::format("qtrain-options-{}-{}.ini", getpid(), files_.size());
-    const std::string path = (std::filesystem::temp_directory_path() / name).string();
-    std::ofstream(path) << text;
-    files_.push_back(path);
-    return path;
-  }
+class OptionTest : public test::OptionFixture {
+ protected:
+  std::string file(const std::string& text) { return ini(text); }
   LoadedOptions load(const std::vector<std::string>& args) { return load_options(args); }
 
   // Loads, expects a ConfigError with exit code 2 and returns message and hint.
@@ -54,18 +41,10 @@ class OptionTest : public ::testing::Test {
     }
     return "accepted";
   }
-
- private:
-  std::vector<std::string> variables_, files_;
 };
 using OptionSources = OptionTest;
 using OptionRefusals = OptionTest;
 using OptionTable = OptionTest;
-
-void expect_words(const std::string& text, std::initializer_list<std::string_view> words) {
-  for (const std::string_view word : words)
-    EXPECT_NE(text.find(word), std::string::npos) << "'" << word << "' in: " << text;
-}
 
 OptionSource source_of(const LoadedOptions& loaded, std::string_view name) {
   const auto it = loaded.source.find(name);
