@@ -73,7 +73,7 @@ Arguments read_arguments(std::vector<std::string> words) {
            "--rows and --batch-tokens say the same: give one");
   if (rows == 0) rows = kDefaultRows;
   if (!loaded.given("batch-tokens")) {
-    o.batch_tokens = rows * model_by_name(o.model, {o.vocab_size, o.seq_len, o.n_kv_head}).seq_len;
+    o.batch_tokens = rows * model_from_options(o, 0).seq_len;
   }
   return arguments;
 }
@@ -127,7 +127,7 @@ void run(const std::vector<std::string>& words) {
   QT_CHECK(target.kind == DeviceKind::cpu, ConfigError,
            "bench_step measures what runs: there is no backend for {} in this build", target.name);
   Limits limits = limits_from_options(options, target);
-  limits.disk_bytes = 0;  // nothing is saved
+  limits.disk_bytes.reset();  // nothing is saved
   const PlannedRun planned = plan_run(options, target, limits, 0);
   if (!planned.fits())
     throw FitError("this configuration does not fit",
