@@ -183,7 +183,7 @@ TEST_F(Batches, RandomOrderOfTheShortestStreamIsItsOnlyRow) {
 TEST(RowOrders, AreKnownByName) {
   for (const auto order : {RowOrder::shuffled, RowOrder::sequential, RowOrder::random})
     EXPECT_EQ(row_order_from_name(name_of(order)), order);
-  EXPECT_NE(thrown<ConfigError>([] { row_order_from_name("sorted"); }).find("shuffled, sequential or random"),
+  EXPECT_NE(thrown<ConfigError>([] { row_order_from_name("sorted"); }).find("shuffle, sequential or random"),
             std::string::npos);
 }
 

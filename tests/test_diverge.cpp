@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "src/io/checkpoint.h"
 #include "src/train/trainer.h"
 #include "tests/support/tiny_run.h"
 
@@ -160,6 +161,25 @@ TEST_F(Diverge, TheEndIsSavedAfterABadWindowButNotTrusted) {
   const RunState trusted = CheckpointStore::read_state(store.newest_trusted());
   EXPECT_EQ(trusted.step, 10);
   EXPECT_EQ(trusted.bad_in_a_row, 0);
+}
+
+TEST_F(Diverge, SuspectSavesPushNoTrustedOneOut) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  CheckpointStore store(dir / "run", 2);
+  RunState state;
+  for (const auto& [step, bad] : {std::pair{2, 0}, {4, 0}, {5, 1}, {6, 2}}) {
+    state.step = step;
+    state.bad_in_a_row = bad;
+    store.save(*engine, state);
+  }
+  EXPECT_EQ(CheckpointStore::read_state(store.newest_trusted()).step, 4);
+  // With the next good one the rule of the newest two holds again.
+  state.step = 8;
+  state.bad_in_a_row = 0;
+  store.save(*engine, state);
+  EXPECT_EQ(find_checkpoints(dir / "run").size(), 2u);
+  EXPECT_EQ(CheckpointStore::read_state(store.newest_trusted()).step, 8);
 }
 
 TEST_F(Diverge, RestoresOfLongAgoAreForgiven) {

@@ -146,6 +146,38 @@ TEST_P(Gpt2Golden, CheckpointingThreadsAndPagingChangeNoBit) {
   }
 }
 
+// The mask belongs to a row of the run: however the rows are cut into micro-batches, they drop the same
+// elements.
+TEST_P(Gpt2Golden, DropsTheSameElementsInEveryCut) {
+  EngineOptions o = options();
+  o.model.dropout = 0.5;
+  const std::int64_t rows = o.memory.micro_batch_rows, T = o.model.seq_len;
+  const auto gradients = [&](std::int64_t rows_at_once, std::int64_t row_step) {
+    EngineOptions cut = o;
+    cut.memory.micro_batch_rows = rows_at_once;
+    cut.accumulation = rows / rows_at_once;
+    TestEngine engine(cut);
+    engine.set_masters([&](const Param& p) { return golden.floats(p.name); });
+    engine->accumulate(
+        [&](std::int64_t micro) {
+          const auto n = static_cast<std::size_t>(rows_at_once * T),
+                     first = static_cast<std::size_t>(micro) * n;
+          return HostBatch{std::span(ids).subspan(first, n), std::span(targets).subspan(first, n),
+                           5 + micro * row_step};
+        },
+        {});
+    return engine.gradients();
+  };
+  const auto whole = gradients(rows, rows), split = gradients(1, 1), same_mask = gradients(1, 0);
+  double worst = 0;
+  for (const auto& [name, g] : whole) {
+    if (name.ends_with("attn.c_k.bias")) continue;  // zero but for rounding
+    EXPECT_LE(max_norm_ratio(split.at(name), g, kF32Share).worst, 1) << name;
+    worst = std::max(worst, max_norm_ratio(same_mask.at(name), g, kF32Share).worst);
+  }
+  EXPECT_GT(worst, 1000) << "masks that begin anew in every micro-batch would pass";
+}
+
 TEST_P(Gpt2Golden, AgreesIn16BitsToWhatItsRoundingsCost) {
   for (const DType compute : {DType::bf16, DType::f16}) {
     EngineOptions o = options();

@@ -89,7 +89,9 @@ TEST_F(Fp16, LearnsAsF32DoesWithinWhatItsRoundingsCost) {
   train(*full, options("full", 8), full_state);
   const EvalBatches validation = data.validation(32);
   const double a = evaluate(*half, validation, [] {}).loss, b = evaluate(*full, validation, [] {}).loss;
-  EXPECT_NEAR(a, b, 0.01);
+  // About thirteen tensors a block are rounded to 2^-11 one after the other, and the loss follows what
+  // reaches the head.
+  EXPECT_NEAR(a, b, 0x1p-11 * std::sqrt(4 + 13 * 2.0) * b);
   EXPECT_LT(b, 5.2) << "ln 265 is 5.58: something was learnt";
   EXPECT_NE(state_hash(*half), state_hash(*full));
 }

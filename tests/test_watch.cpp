@@ -85,6 +85,18 @@ TEST_F(Watch, MakesUpForAnEvaluationThatAStopPrevented) {
             (Events{"save 3", "stop 3", "eval 3", "save 6", "eval 6"}));
 }
 
+TEST_F(Watch, DoesNotRepeatAnEvaluationThatWasMade) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  TrainerOptions o = options("run");
+  o.eval_every = 3;
+  Trainer(*engine, batches, &validation, data.tokenizer(), o, state).run();
+  o.schedule.steps = 8;  // goes on where it ended
+  Trainer(*engine, batches, &validation, data.tokenizer(), o, state).run();
+  EXPECT_EQ(events("run", {"eval"}), (Events{"eval 3", "eval 6", "eval 8"}));
+}
+
 TEST_F(Watch, ATimeLimitShorterThanAStepStillGetsOneStepFurther) {
   const auto engine = tiny_engine({});
   engine->init_weights(7);

@@ -134,7 +134,7 @@ def read_run(folder, n_head):
         return float(options.get(name) or otherwise)
 
     decay, common = number("weight-decay", 0.1), {
-        "lr": number("matrix-lr", 6e-4),
+        "lr": number("learning-rate", 0) or number("matrix-lr", 6e-4),
         "betas": [number("beta1", 0.9), number("beta2", 0.95)],
         "eps": number("eps", 1e-8),
     }

@@ -30,12 +30,14 @@ void print_help() {
   std::cout << kVersion << ": trains language models on one consumer GPU (this build: on the CPU)\n\n"
             << "  qtrain [verb] [--option value ...]\n\n";
   for (const Verb& verb : kVerbs) std::cout << fmt::format("  {:<10} {}\n", verb.name, verb.help);
-  std::cout << "\n  --config FILE     read options from an INI file; QTRAIN_<OPTION> in the environment "
+  std::cout << "\n  --config FILE     read options from an INI file or nanoGPT's .py; QTRAIN_<OPTION> in the "
+               "environment "
                "comes next,\n"
                "                    the command line last\n"
                "  --print-config    show every option, its value and where it came from\n";
   qt::print_option_help(std::cout);
-  std::cout << "\nExit codes: 0 done, 2 usage, 3 does not fit, 4 bad data, 5 diverged, 6 device, 7 disk, 75 "
+  std::cout << "\nExit codes: 0 done, 1 a defect, 2 usage, 3 does not fit, 4 bad data, 5 diverged, 6 device, "
+               "7 disk, 75 "
                "stopped and resumable.\n";
 }
 

@@ -57,7 +57,7 @@ void TokenStream::copy(std::int64_t begin, std::span<std::int32_t> out) const {
 
 const char* name_of(RowOrder order) {
   switch (order) {
-    case RowOrder::shuffled: return "shuffled";
+    case RowOrder::shuffled: return "shuffle";
     case RowOrder::sequential: return "sequential";
     case RowOrder::random: return "random";
   }
@@ -68,8 +68,7 @@ RowOrder row_order_from_name(std::string_view name) {
   for (const auto order : {RowOrder::shuffled, RowOrder::sequential, RowOrder::random}) {
     if (name == name_of(order)) return order;
   }
-  throw ConfigError(
-      fmt::format("the order of data '{}' is not known; choose shuffled, sequential or random", name));
+  throw ConfigError(fmt::format("--data-order {} is not available; use shuffle, sequential or random", name));
 }
 
 TokenBatches::TokenBatches(TokenStream stream, std::int64_t row_tokens, std::uint64_t seed, RowOrder order)

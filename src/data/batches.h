@@ -41,7 +41,7 @@ class TokenStream {
 };
 
 enum class RowOrder { shuffled, sequential, random };
-const char* name_of(RowOrder order);                  // "shuffled", "sequential", "random"
+const char* name_of(RowOrder order);                  // "shuffle", "sequential", "random"
 RowOrder row_order_from_name(std::string_view name);  // ConfigError naming the choices
 
 // Training rows over the whole stream; rows may cross from one shard into the next.

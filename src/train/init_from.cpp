@@ -4,11 +4,14 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <vector>
 
 #include "src/core/half.h"
 #include "src/core/log.h"
+#include "src/io/file.h"
+#include "src/io/json.h"
 #include "src/io/safetensors.h"
 
 namespace qt {
@@ -18,6 +21,24 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kPieceElems = 1 << 20;
+constexpr const char* kMaster = "master.";  // of a checkpoint's state.safetensors
+
+fs::path weights_file(const std::string& path) {
+  if (!fs::is_directory(path)) return path;
+  const fs::path exported = fs::path(path) / "model.safetensors",
+                 state = fs::path(path) / "state.safetensors";
+  return !fs::exists(exported) && fs::exists(state) ? state : exported;
+}
+
+// Archives of torch.save, and pickles.
+bool looks_like_pickle(const fs::path& file) {
+  const std::string ending = file.extension().string();
+  if (ending == ".pt" || ending == ".pth" || ending == ".ckpt" || ending == ".pkl") return true;
+  std::ifstream in(file, std::ios::binary);
+  char start[2] = {};
+  in.read(start, 2);
+  return in && start[0] == 'P' && start[1] == 'K';
+}
 
 template <class Half>
 void widen(const std::byte* from, std::span<float> to) {
@@ -42,21 +63,20 @@ void read_floats(const StoredTensor& t, std::int64_t first, std::span<float> to)
 
 // How many rows of the stored tensor are taken. DataError when its shape is not the param's.
 std::int64_t rows_to_take(const StoredTensor& t, const Param& p, const std::string& file) {
+  // A checkpoint's masters are flat.
+  if (t.name.starts_with(kMaster) && t.shape == std::vector<std::int64_t>{p.elems()}) return p.N;
   const bool is_vector = p.group == ParamGroup::norm;
   const std::vector<std::int64_t> wanted =
       is_vector ? std::vector<std::int64_t>{p.K} : std::vector<std::int64_t>{p.N, p.K};
-  const bool is_positions = p.name.ends_with("wpe.weight");
-  const bool is_vocabulary = !is_vector && !is_positions && p.group != ParamGroup::matrix;
-  bool fits = t.shape == wanted;
-  if (!fits && t.shape.size() == 2 && !is_vector && t.shape[1] == p.K && t.shape[0] > 0)
-    fits = (is_positions && t.shape[0] > p.N) || (is_vocabulary && t.shape[0] < p.N);
-  if (!fits) {
+  const bool longer_positions =
+      p.name.ends_with("wpe.weight") && t.shape.size() == 2 && t.shape[1] == p.K && t.shape[0] > p.N;
+  if (t.shape != wanted && !longer_positions) {
     throw DataError(fmt::format("{}: tensor '{}' has shape [{}], this model's is [{}]", file, t.name,
                                 fmt::join(t.shape, ", "), fmt::join(wanted, ", ")),
                     "name the shape that the weights have with --model, --n-layer, --n-head, --n-embd, "
                     "--vocab-size and --bias");
   }
-  return is_vector ? 1 : std::min(p.N, t.shape[0]);
+  return is_vector ? 1 : p.N;
 }
 
 }  // namespace
@@ -65,22 +85,55 @@ bool names_weights(const std::string& init_from) {
   return !init_from.empty() && init_from != "scratch" && init_from != "resume";
 }
 
-void load_weights(Engine& engine, const std::string& path) {
-  const fs::path file = fs::is_directory(path) ? fs::path(path) / "model.safetensors" : fs::path(path);
+void adopt_weights_shape(Options& o) {
+  const fs::path file = weights_file(o.init_from);
   if (!fs::is_regular_file(file)) {
     throw ConfigError(fmt::format("--init-from: there is no file '{}'", file.string()),
                       "name a safetensors file or a folder with model.safetensors; tools/convert_nanogpt.py "
                       "makes one of nanoGPT's ckpt.pt and of Hugging Face's GPT-2");
   }
+  if (looks_like_pickle(file)) {
+    throw ConfigError(
+        fmt::format("--init-from: '{}' is a pickle, a program, and is never read", file.string()),
+        fmt::format(
+            "type `python tools/convert_nanogpt.py to-safetensors {} weights/`, then --init-from weights/",
+            file.string()));
+  }
+  const fs::path config = file.parent_path() / "config.json";
+  if (!fs::is_directory(o.init_from) || !fs::is_regular_file(config)) return;
+  const std::string origin = config.string();
+  const Json json = parse_json(read_file(config, JsonLimits{}.max_bytes), origin);
+  QT_CHECK(json.is_object(), DataError, "{}: not a JSON object", origin);
+  if (!is_gpt_name(o.model)) {
+    throw ConfigError(fmt::format("--init-from '{}' holds a GPT, --model {} is none", o.init_from, o.model),
+                      "use --model gpt");
+  }
+  o.n_layer = json_int(json, "n_layer", origin, 1);
+  o.n_head = json_int(json, "n_head", origin, 1);
+  o.n_embd = json_int(json, "n_embd", origin, 2);
+  QT_CHECK(json.contains("bias") && json["bias"].is_boolean(), DataError,
+           "{}: field 'bias' must be true or false", origin);
+  o.bias = json["bias"].get<bool>();
+  // Not padded: rows that were never trained would take part in the softmax.
+  o.vocab_size = json_int(json, "vocab_size", origin, 2);
+  log_info("the model takes the shape of '{}': {} layers, {} heads, width {}, biases {}, vocabulary {}",
+           o.init_from, o.n_layer, o.n_head, o.n_embd, o.bias ? "on" : "off", o.vocab_size);
+}
+
+void load_weights(Engine& engine, const std::string& path) {
+  const fs::path file = weights_file(path);
   const Safetensors weights = Safetensors::open(file);
   std::map<std::string, const StoredTensor*> stored;
-  for (const StoredTensor& t : weights.tensors()) stored[t.name] = &t;
+  const bool is_checkpoint = file.filename() == "state.safetensors";
+  for (const StoredTensor& t : weights.tensors()) {
+    if (!is_checkpoint || t.name.starts_with(kMaster)) stored[t.name] = &t;  // moments stay behind
+  }
   std::map<std::string, TensorView> masters;
   for (const NamedView& v : engine.state()) masters[v.name] = v.view;
 
   std::vector<float> piece(static_cast<std::size_t>(kPieceElems));
   for (const Param& p : engine.model().params()) {
-    const auto found = stored.find(p.name);
+    const auto found = stored.find(is_checkpoint ? kMaster + p.name : p.name);
     if (found == stored.end()) {
       throw DataError(fmt::format("{}: tensor '{}' is missing", file.string(), p.name),
                       "names are this program's: tools/convert_nanogpt.py translates those of nanoGPT and "
@@ -105,7 +158,13 @@ void load_weights(Engine& engine, const std::string& path) {
   }
   // The head of a tied model may be stored once more.
   if (engine.options().model.tied_head) stored.erase("lm_head.weight");
-  for (const auto& [name, t] : stored) log_warning("{}: tensor '{}' is not used", file.string(), name);
+  if (!stored.empty()) {
+    const std::string& name = stored.begin()->first;
+    throw DataError(fmt::format("{}: tensor '{}' belongs to no part of this model", file.string(), name),
+                    name.ends_with(".bias")
+                        ? "these weights have biases: add --bias"
+                        : "name the shape that the weights have with --model and --n-layer");
+  }
   engine.encode_weights();
 }
 

@@ -4,17 +4,24 @@
 #include <string>
 
 #include "src/train/engine.h"
+#include "src/train/options.h"
 
 namespace qt {
 
 // Whether --init-from names weights, and not one of nanoGPT's words ("", "scratch", "resume").
 bool names_weights(const std::string& init_from);
 
-// Fills every master from safetensors (f32, bf16 or f16; a file, or a folder with model.safetensors) with
-// this model's names and shapes, as tools/convert_nanogpt.py writes them, and encodes them. A position table
-// may be longer than the model's sequence: the rest is left out. An embedding or head may have fewer rows
-// than a padded vocabulary: the other rows keep their init. ConfigError when there is no such file; DataError
-// naming the tensor when one is missing, has another shape, or holds what is no finite number.
+// Before any work: that --init-from is a safetensors file, or a folder with model.safetensors or, of a
+// checkpoint of ours, state.safetensors. ConfigError, which says what to do about a pickle. Where config.json
+// lies in the folder (tools/convert_nanogpt.py), the model takes its shape, as nanoGPT's does: n_layer,
+// n_head, n_embd, bias and vocab_size are put into `options`, with a line in the log. DataError when that
+// file is wrong.
+void adopt_weights_shape(Options& options);
+
+// Fills every master from the file's tensors (f32, bf16 or f16) with this model's names and shapes, or from
+// the masters of a checkpoint, and encodes them. A position table may be longer than the model's sequence:
+// the rest is left out. DataError naming the tensor when one is missing, is not used, has another shape, or
+// holds what is no finite number.
 void load_weights(Engine& engine, const std::string& path);
 
 }  // namespace qt

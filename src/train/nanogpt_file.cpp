@@ -187,6 +187,8 @@ void read_line(std::string_view line, const std::string& origin, NanogptFile& fi
   if (reader.ended()) return;
   if (line.front() == ' ' || line.front() == '\t') reader.fail("the line is indented: blocks are not read");
   std::string key = reader.name();
+  if (key == "from" && line.ends_with("*"))
+    reader.fail("settings of another file are not taken along: write them here, or name that file");
   if (key == "import" || key == "from") {
     file.notes.push_back(
         fmt::format("{}: {} is left out: the file is not executed", origin, in_quotes(line)));

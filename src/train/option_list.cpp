@@ -13,7 +13,8 @@ using K = OptionKind;
 using O = Options;
 
 constexpr OptionSpec kTable[] = {
-    {"model", "model", K::text, &O::model, "architecture: d2, d4 ... d34 (nanochat)"},
+    {"model", "model", K::text, &O::model,
+     "d2, d4 ... d34 (nanochat), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or gpt with a shape of your own"},
     {"model", "vocab-size", K::count, &O::vocab_size,
      "vocabulary; 0: the tokenizer's (4096 where one is made)"},
     {"model", "seq-len", K::count, &O::seq_len, "tokens per sequence; 0: the model's own"},
@@ -83,7 +84,7 @@ constexpr OptionSpec kTable[] = {
      "training text (.txt .jsonl, .gz .zst of both), folders, '-', or token shards (.bin)"},
     {"data", "val-data", K::texts, &O::val_data, "validation text or shards; empty: the end of --data"},
     {"data", "tokenizer", K::text, &O::tokenizer,
-     "tokenizer file; empty: beside the shards, or made from the data"},
+     "tokenizer file, GPT-2's folder or a tiktoken file; empty: beside the shards, or made"},
     {"data", "tokenizer-kind", K::text, &O::tokenizer_kind, "what to make: bpe | bytes | char"},
     {"data", "split-pattern", K::text, &O::split_pattern, "how bpe cuts text first: nanochat | gpt2"},
     {"data", "val-fraction", K::number, &O::val_fraction, "share of the text kept for validation"},

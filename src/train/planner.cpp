@@ -12,6 +12,7 @@
 
 #include "optim/schedule.h"
 #include "src/core/units.h"
+#include "src/data/batches.h"
 #include "src/io/checkpoint.h"
 
 namespace qt {
@@ -39,6 +40,7 @@ constexpr std::int64_t kMostBatchTokens = std::int64_t{1} << 26;
 constexpr std::int64_t kMostSteps = 1'000'000'000;
 constexpr std::int64_t kMostTokens = 1'000'000'000'000'000;
 constexpr std::int64_t kMostKept = 1'000'000;
+constexpr std::int64_t kMostLayers = 1024, kMostHeads = 1024, kMostWidth = std::int64_t{1} << 16;
 
 std::int64_t memory_available_bytes() {
   std::ifstream info("/proc/meminfo");
@@ -316,6 +318,14 @@ ModelConfig model_from_options(const Options& o, std::int64_t vocab_size) {
 }
 
 void check_options(const Options& o) {
+  const auto bounded = [](const char* option, std::int64_t value, std::int64_t most) {
+    if (value > most)
+      throw ConfigError(fmt::format("{} {} is too large", option, value), fmt::format("at most {}", most));
+  };
+  bounded("--n-layer", o.n_layer, kMostLayers);
+  bounded("--n-head", o.n_head, kMostHeads);
+  bounded("--n-kv-head", o.n_kv_head, kMostHeads);
+  bounded("--n-embd", o.n_embd, kMostWidth);
   if (o.train != "full") {
     throw ConfigError(fmt::format("--train {} is not available in this version", o.train),
                       "use --train full");
@@ -325,7 +335,7 @@ void check_options(const Options& o) {
   require_one_of("--dtype", o.dtype, {"auto", "f32", "bf16", "fp16"});
   require_one_of("--grad-dtype", o.grad_dtype, {"auto", "f32", "bf16"});
   require_one_of("--paging", o.paging, {"auto", "on", "off"});
-  require_one_of("--data-order", o.data_order, {"shuffle", "random"});
+  row_order_from_name(o.data_order);
   if (o.dtype == "f32" || o.dtype == "fp16") require_gradient_dtype(dtype_from_name(o.dtype), o.grad_dtype);
   if (o.dtype == "fp16" && o.quant != "none") {
     throw ConfigError(fmt::format("--dtype fp16 does not go with --quant {}", o.quant),
@@ -343,16 +353,13 @@ void check_options(const Options& o) {
     throw ConfigError(fmt::format("--val-fraction {} leaves nothing to train on", o.val_fraction),
                       "it is a share: 0 to below 1, as 0.1");
   }
-  const auto bounded = [](const char* option, std::int64_t value, std::int64_t most) {
-    if (value > most)
-      throw ConfigError(fmt::format("{} {} is too large", option, value), fmt::format("at most {}", most));
-  };
   bounded("--seq-len", o.seq_len, kMostSeqLen);
   bounded("--vocab-size", o.vocab_size, kMostVocab);
   bounded("--batch-tokens", o.batch_tokens, kMostBatchTokens);
   bounded("--micro-batch", o.micro_batch, kMostBatchTokens);
   bounded("--steps", o.steps, kMostSteps);
   bounded("--tokens", o.tokens, kMostTokens);
+  bounded("--decay-steps", o.decay_steps, kMostSteps);
   bounded("--keep", o.keep, kMostKept);
   if (o.keep < 2) {
     throw ConfigError(
@@ -424,12 +431,12 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
   if (o.paging == "auto" && compute == DType::f16) paging = {false, true};
 
   PlannedRun best;
+  const std::vector<std::int64_t> candidates = micro_batch_candidates(o, step_rows, model.seq_len, target);
   const auto search = [&] {
     for (const bool paged : paging) {
       for (const DType gradient : gradients) {
-        for (const std::int64_t rows : micro_batch_candidates(o, step_rows, model.seq_len, target)) {
-          const bool busy =
-              rows * model.seq_len >= std::min(kBusyTokens, o.batch_tokens) || o.micro_batch > 0;
+        for (const std::int64_t rows : candidates) {
+          const bool busy = rows == candidates.front() || rows * model.seq_len >= kBusyTokens;
           const bool wide = gradients.size() > 1 && gradient == DType::f32,
                      resident = paging.size() > 1 && !paged;
           if ((wide || resident) && !busy) break;
@@ -447,7 +454,7 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
   search();
 
   if (o.vocab_size == 0 && vocab_size == 0) {
-    best.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is named",
+    best.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is there",
                                          format_thousands(model.vocab_size)));
   }
   if (o.dtype == "auto") {

@@ -123,7 +123,9 @@ std::string usable_prompt(const LoadedOptions& loaded, const Tokenizer& tokenize
     return prompt;
   } catch (const DataError& e) {
     if (!loaded.given("prompt")) return {};
-    throw ConfigError(fmt::format("--prompt: {}", e.what()), "use letters that the training text has");
+    throw ConfigError(fmt::format("--prompt: {}", e.what()), tokenizer.kind() == TokenizerKind::ids
+                                                                 ? "give token numbers, as \"1 2 3\""
+                                                                 : "use letters that the training text has");
   }
 }
 
@@ -132,6 +134,7 @@ std::string usable_prompt(const LoadedOptions& loaded, const Tokenizer& tokenize
 void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   Options o = loaded.options;
   install_stop_handlers();
+  if (names_weights(o.init_from)) adopt_weights_shape(o);
   check_options(o);
   const Target target = target_from_options(o);
   std::unique_ptr<Backend> backend = open_backend(make_backend, target);
@@ -147,6 +150,10 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   };
   const bool run_exists = fs::is_directory(o.out);
   if (!run_exists) require_plan();
+  if (o.init_from == "resume" && find_checkpoints(o.out).empty()) {
+    throw ConfigError(fmt::format("--init-from resume, but '{}' holds no checkpoint", o.out),
+                      "leave --init-from out to begin a run, or name the run folder with --out");
+  }
   CheckpointStore store(o.out, o.keep);
   const RunLock lock(o.out);
   store.remove_leftovers();
@@ -156,14 +163,12 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
     throw ConfigError(fmt::format("--fresh, but '{}' already holds a run ({})", o.out, checkpoint),
                       "choose another --out, or leave --fresh out");
   }
-  if (checkpoint.empty() && o.init_from == "resume") {
-    throw ConfigError(fmt::format("--init-from resume, but '{}' holds no checkpoint", o.out),
-                      "leave --init-from out to begin a run, or name the run folder with --out");
-  }
   RunState state;
   if (!checkpoint.empty()) {
     state = CheckpointStore::read_state(checkpoint);
     adopt_resolved(o, state);
+    if (!o.init_from.empty() && o.init_from != "resume")
+      log_info("--init-from {} is not read: '{}' holds a run, which is continued", o.init_from, o.out);
   }
   if (run_exists) require_plan();
 
@@ -183,7 +188,7 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
 
   const std::int64_t seq_len = run.engine.model.seq_len;
   const TokenBatches train(TokenStream(open_shards(data.train_shards, *data.tokenizer)), seq_len, o.seed,
-                           o.data_order == "random" ? RowOrder::random : RowOrder::shuffled);
+                           row_order_from_name(o.data_order));
   const std::unique_ptr<EvalBatches> validation = open_validation(data, o, seq_len);
   data.tokenizer->save(posix_fs(), fs::path(o.out) / "tokenizer.txt");
 
@@ -206,8 +211,11 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   Engine engine(std::move(backend), run.engine, run.plan);
   if (checkpoint.empty()) {
     engine.init_weights(o.seed);
-    if (names_weights(o.init_from)) load_weights(engine, o.init_from);
     state = now;
+    if (names_weights(o.init_from)) {
+      load_weights(engine, o.init_from);
+      store.save(engine, state);  // what a run that diverges early goes back to
+    }
   } else {
     state = carry_over(store.load(checkpoint, engine), now);
   }
@@ -221,7 +229,8 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
 }
 
 void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out) {
-  const Options& o = loaded.options;
+  Options o = loaded.options;
+  if (names_weights(o.init_from)) adopt_weights_shape(o);
   const Target target = target_from_options(o);
   const Limits limits = limits_from_options(o, target);
   const PlannedRun run = plan_run(o, target, limits, expected_vocab_size(o));
@@ -297,8 +306,8 @@ void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ost
                       "name the text itself with --data, not its shards");
   }
   const EvalResult result = evaluate(*model.engine, *validation, [] { poll_read_only(); });
-  out << fmt::format("step {}: {}, {} bytes\n", model.state.step, eval_text(result),
-                     format_thousands(result.bytes));
+  out << fmt::format("step {}: {}{}\n", model.state.step, eval_text(result),
+                     result.bpb ? fmt::format(", {} bytes", format_thousands(result.bytes)) : std::string());
 }
 
 }  // namespace qt

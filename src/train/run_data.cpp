@@ -117,6 +117,7 @@ std::int64_t expected_vocab_size(const Options& o) {
   if (!o.tokenizer.empty()) return Tokenizer::load(o.tokenizer).vocab_size();
   if (o.data.empty() && !fs::exists(kDefaultData)) return 0;
   const std::string first = data_inputs(o).front();
+  if (first != "-" && !fs::exists(first)) return 0;
   if (is_shard_path(first)) {
     const PreparedData data = open_dataset(first);
     return data.tokenizer ? data.tokenizer->vocab_size() : 0;

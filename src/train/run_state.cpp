@@ -195,6 +195,8 @@ void CheckpointStore::save(Engine& engine, const RunState& state) {
   write_tensors(writer.add_file(kStateFile), engine.backend(), optimizer, metadata, staging_);
   writer.add_file(kRunFile).write(run_state_json(state));
   writer.finish();
+  // A state under suspicion pushes nothing out: what a restore goes back to must stay.
+  if (state.bad_in_a_row > 0) return;
   // What this process wrote was hashed on its way; what an earlier one left is read once.
   const VerifyDepth depth = pruned_before_ ? VerifyDepth::sizes : VerifyDepth::hashes;
   for (const std::string& warning : prune_checkpoints(fs_, run_dir_, static_cast<int>(keep_), depth).warnings)

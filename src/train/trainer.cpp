@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
+#include <iterator>
 #include <numbers>
 
 #include "src/core/units.h"
@@ -109,7 +111,7 @@ TrainResult Trainer::run() {
   }
   try {
     // What a stop or a kill kept from being looked at, right after the save that came before it.
-    if (saved_step_ == state_.step && state_.step < options_.schedule.steps) watch();
+    if (saved_step_ == state_.step && !evaluated(state_.step)) watch();
     do {
       while (state_.step < options_.schedule.steps) {
         const std::int64_t before = state_.step;
@@ -118,8 +120,8 @@ TrainResult Trainer::run() {
         // Saved before an evaluation starts: whatever it does, the training behind it is safe.
         if (evaluates_at(state_.step) && state_.bad_in_a_row == 0) {
           if (!save()) continue;
-        } else {
-          maybe_save();
+        } else if (!maybe_save()) {
+          continue;
         }
         watch();
       }
@@ -128,7 +130,10 @@ TrainResult Trainer::run() {
     if (engine_.options().sample_tokens > 0) sample_and_log();
   } catch (const StopRequested&) {
     if (options_.show_progress) std::fputs("\n", stdout);
-    save();
+    if (!save()) {
+      saved_step_ = -1;  // the restored step once more, with what is now known to be left out
+      save();
+    }
     log_.write(JsonRecord().add("kind", "stop").add("step", state_.step).add("seconds", state_.seconds));
     throw;
   }
@@ -311,13 +316,23 @@ bool Trainer::save() {
   return true;
 }
 
-void Trainer::maybe_save() {
+bool Trainer::maybe_save() {
   // After a window that was not finite the state is under suspicion until one is: only a stop or the end of
   // the run saves it then, marked, so that a restore goes further back.
-  if (state_.bad_in_a_row > 0) return;
+  if (state_.bad_in_a_row > 0) return true;
   const bool due = options_.save_every > 0 ? state_.step % options_.save_every == 0
                                            : save_is_due(seconds_since(last_save_), save_seconds_);
-  if (due) save();
+  return !due || save();
+}
+
+// Whether the log says so, among its last lines.
+bool Trainer::evaluated(std::int64_t step) const {
+  constexpr std::streamoff kTailBytes = 65536;
+  std::ifstream in(log_.path(), std::ios::binary | std::ios::ate);
+  const std::streamoff size = in.tellg();
+  in.seekg(std::max<std::streamoff>(0, size - kTailBytes));
+  const std::string tail{std::istreambuf_iterator<char>(in), {}};
+  return tail.find(fmt::format("\"kind\":\"eval\",\"step\":{},", step)) != std::string::npos;
 }
 
 bool Trainer::evaluates_at(std::int64_t step) const {

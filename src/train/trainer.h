@@ -92,7 +92,8 @@ class Trainer {
   void watch();
   // False when the state turned out to be unfit and an earlier one was restored.
   bool save();
-  void maybe_save();
+  bool maybe_save();  // as save()
+  bool evaluated(std::int64_t step) const;
   void clear_progress();
   void evaluate_and_log();
   void sample_and_log();
