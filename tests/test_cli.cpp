@@ -140,7 +140,10 @@ TEST_F(Cli, RefusesBeforeItTokenizes) {
   };
   const Case cases[] = {{{"--batch-tokens", "100"}, 2, {"--batch-tokens"}},
                         {{"--micro-batch", "3"}, 2, {"--micro-batch"}},
-                        {{"--ram", "1MiB"}, 3, {"does not fit"}}};
+                        {{"--ram", "1MiB"}, 3, {"does not fit"}},
+                        {{"--data", dir / "missing.txt"}, 2, {"--data", "missing.txt"}},
+                        {{"--val-data", dir / "missing.txt"}, 2, {"--val-data", "missing.txt"}},
+                        {{"--tokenizer", dir / "missing"}, 2, {"--tokenizer", "missing"}}};
   for (const Case& c : cases) {
     expect_refusal(run(with(train(dir / "run"), c.changes)), c.code, c.words);
     EXPECT_FALSE(std::filesystem::exists(dir / "tokens")) << "text was tokenized for a run that cannot be";
@@ -272,7 +275,7 @@ TEST_F(Cli, RefusesSizesThatDoNotFitTogether) {
       {{"--beta2", "7"}, {"--beta2", "below 1"}},
       {{"--device", "cuda", "--arch", "sm_70"}, {"7.0", "8.0"}},
       {{"--device", "cuda", "--arch", "hopper"}, {"'hopper'", "sm_90"}},
-      {{"--tokenizer", dir / "nowhere.txt"}, {dir / "nowhere.txt"}, 4},
+      {{"--tokenizer", dir / "nowhere.txt"}, {"--tokenizer", dir / "nowhere.txt"}},
   };
   for (const Refusal& c : cases) {
     SCOPED_TRACE(c.args.front() + " " + c.args[1]);

@@ -74,12 +74,13 @@ TEST_F(CliData, IsRefusedWhereItIsNoText) {
 }
 
 TEST_F(CliData, IsRefusedWhereItsNameLeadsNowhere) {
-  expect_refusal(train_on(dir / "nowhere.txt"), 2, {dir / "nowhere.txt", "no such file"});
+  expect_refusal(train_on(dir / "nowhere.txt"), 2, {"--data", dir / "nowhere.txt", "no such file"});
   fs::create_directory(dir / "hollow");
   expect_refusal(train_on(dir / "hollow"), 2, {dir / "hollow", "holds no text", ".jsonl"});
   expect_refusal(train_on("-"), 2, {"standard input", "--cache"});
   expect_refusal(train_on(dir / "text.txt", {"--cache", dir / "text.txt"}), 7, {dir / "text.txt"});
-  expect_refusal(train_on(dir / "text.txt", {"--tokenizer", dir / "nowhere"}), 4, {dir / "nowhere"});
+  expect_refusal(train_on(dir / "text.txt", {"--tokenizer", dir / "nowhere"}), 2,
+                 {"--tokenizer", dir / "nowhere", "no such file"});
   expect_refusal(train_on(dir / "text.txt", {"--val-data", dir / "nowhere.txt"}), 2, {dir / "nowhere.txt"});
   expect_refusal(train_on(dir / "text.txt", {"--vocab-size", "100"}), 2, {"--vocab-size 100", "265"});
   expect_refusal(train_on(dir / "text.txt", {"--out", dir / "text.txt"}), 7, {dir / "text.txt", "--out"});

@@ -234,7 +234,8 @@ NanogptFile read_nanogpt_file(const std::string& path) {
     in.read(text.data(), static_cast<std::streamsize>(text.size()));
     text.resize(static_cast<std::size_t>(in.gcount()));
   } else {
-    throw ConfigError(fmt::format("cannot read the configuration file '{}'", path), "check --config");
+    throw ConfigError(fmt::format("cannot read the configuration file '{}'", path),
+                      "--config names an INI file, as those in configs/, or one of nanoGPT's .py");
   }
   if (text.size() > kMostBytes)
     throw ConfigError(fmt::format("{}: more than 64 KiB is no configuration", path), "check --config");

@@ -102,7 +102,8 @@ void read_ini(const std::string& path, SourceValues& values) {
   std::ifstream file(path);
   // A folder opens like a file and reads like an empty one.
   if (!file || std::filesystem::is_directory(path))
-    throw ConfigError(fmt::format("cannot read the configuration file '{}'", path), "check --config");
+    throw ConfigError(fmt::format("cannot read the configuration file '{}'", path),
+                      "--config names an INI file, as those in configs/, or one of nanoGPT's .py");
   po::parsed_options parsed(nullptr);
   try {
     parsed = po::parse_config_file(file, po::options_description(), true);

@@ -72,6 +72,14 @@ PreparedData open_shard_data(const Options& o, const std::string& path) {
   return data;
 }
 
+void require_there(const char* option, const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    if (path == "-" || fs::exists(path)) continue;
+    throw ConfigError(fmt::format("{} '{}': no such file or folder", option, path),
+                      fmt::format("check the name; this was started in '{}'", fs::current_path().string()));
+  }
+}
+
 // Shards and text are different worlds: a .bin file among text would be read as prose.
 void require_one_kind(const Options& o, const std::vector<std::string>& inputs) {
   const bool shards = is_shard_path(inputs.front());
@@ -105,16 +113,26 @@ PreparedData load_data(const Options& o) {
 }
 
 PreparedData tokenize_data(const Options& o, fs::path& folder) {
+  check_data_options(o);
   const DataSpec spec = data_spec(o);
   folder = spec.out_dir;
   return prepare_data(spec, data_hooks(o.quiet));
 }
 
-void check_data_options(const Options& o) { require_one_kind(o, data_spec(o).inputs); }
+void check_data_options(const Options& o) {
+  const DataSpec spec = data_spec(o);
+  require_there("--data", spec.inputs);
+  require_there("--val-data", o.val_data);
+  if (!o.tokenizer.empty()) require_there("--tokenizer", {o.tokenizer});
+  require_one_kind(o, spec.inputs);
+}
 
 std::int64_t expected_vocab_size(const Options& o) {
   if (o.vocab_size > 0) return o.vocab_size;
-  if (!o.tokenizer.empty()) return Tokenizer::load(o.tokenizer).vocab_size();
+  if (!o.tokenizer.empty()) {
+    require_there("--tokenizer", {o.tokenizer});
+    return Tokenizer::load(o.tokenizer).vocab_size();
+  }
   if (o.data.empty() && !fs::exists(kDefaultData)) return 0;
   const std::string first = data_inputs(o).front();
   if (first != "-" && !fs::exists(first)) return 0;
