@@ -25,15 +25,7 @@ class Diverge : public ::testing::Test {
     engine.backend().upload(std::as_bytes(std::span(row)), wte.compute.flat());
   }
 
-  TrainerOptions options(const std::string& name) {
-    TrainerOptions o;
-    o.run_dir = dir / name;
-    o.schedule = Schedule{.steps = 12};
-    o.save_every = 2;
-    o.log_every = 0;
-    o.sample = SampleOptions{.new_tokens = 2};
-    return o;
-  }
+  TrainerOptions options(const std::string& name) { return tiny_trainer_options(dir / name, 12, 2); }
 
   std::string log_text(const std::string& name) {
     std::ifstream in(dir / name + "/log.jsonl");

@@ -115,12 +115,16 @@ TEST_P(Gpt2Golden, HasExactlyTheTensorsOfTheFile) {
   const EngineOptions o = options();
   TestEngine engine(o);
   std::int64_t elems = 0;
+  std::set<std::string> names;
   for (const Param& p : engine->model().params()) {
     elems += p.elems();
-    EXPECT_EQ(p.name.ends_with(".bias") && !o.model.bias, false) << p.name;
+    names.insert(p.name);
   }
   EXPECT_EQ(elems, o.model.param_count());
-  EXPECT_EQ(golden.config().tied_head, true);
+  // GPT2LMHeadModel has biases always, and gradients of them; a model without stores none.
+  std::set<std::string> wanted = golden.weights();
+  if (!o.model.bias) std::erase_if(wanted, [](const std::string& name) { return name.ends_with(".bias"); });
+  EXPECT_EQ(names, wanted);
 }
 
 TEST_P(Gpt2Golden, CheckpointingThreadsAndPagingChangeNoBit) {
@@ -205,8 +209,8 @@ TEST_P(Gpt2Golden, GradientsOfVectorsStayInF32WhereThoseOfMatricesDoNot) {
   const Outcome got = run(o);
   o.memory.gradient = DType::f32;
   const Outcome wide = run(o);
-  // Both regions enter the norm.
-  EXPECT_NEAR(got.stats.norm, wide.stats.norm, 0x1p-7 * wide.stats.norm);
+  // Both regions enter the norm, which is off by no more than one rounding of each of its elements.
+  EXPECT_NEAR(got.stats.norm, wide.stats.norm, 0x1p-8 * wide.stats.norm);
   for (const auto& [name, g] : got.gradients) {
     expect_within("gradient in bf16", part_of(name), DType::bf16,
                   gradient_ratio(name, g, half_share(DType::bf16, o.model.n_layer, 2)));

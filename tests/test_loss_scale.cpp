@@ -58,14 +58,8 @@ class Fp16 : public ::testing::Test {
     return made;
   }
   TrainerOptions options(const std::string& name, std::int64_t steps) {
-    TrainerOptions o;
-    o.run_dir = dir / name;
-    o.schedule = Schedule{.steps = 8};
-    o.save_every = 100;
-    o.log_every = 0;
-    o.sample = SampleOptions{.new_tokens = 2};
     stop_at_ = steps;
-    return o;
+    return tiny_trainer_options(dir / name, 8, 100);
   }
   // Trains until stop_at_ steps are done; the state as it was saved then.
   void train(Engine& engine, const TrainerOptions& o, RunState& state) {

@@ -100,13 +100,7 @@ class NanInjection : public ::testing::Test {
   }
 
   TrainerOptions options(const std::string& name, std::int64_t steps) {
-    TrainerOptions o;
-    o.run_dir = dir / name;
-    o.schedule = Schedule{.steps = steps};
-    o.save_every = 50;
-    o.log_every = 0;
-    o.sample = SampleOptions{.new_tokens = 2};
-    return o;
+    return tiny_trainer_options(dir / name, steps, 50);
   }
 
   std::vector<Json> log_of(const std::string& name) {

@@ -49,11 +49,8 @@ class Resume : public ::testing::Test {
   }
 
   TrainerOptions trainer_options(const std::string& name, std::int64_t steps) {
-    TrainerOptions o;
-    o.run_dir = dir / name;
-    o.schedule = Schedule{.steps = steps, .warmdown_fraction = 0.5};
-    o.log_every = 0;
-    o.sample = SampleOptions{.new_tokens = 4};
+    TrainerOptions o = tiny_trainer_options(dir / name, steps, 0);
+    o.schedule.warmdown_fraction = 0.5;
     return o;
   }
 };

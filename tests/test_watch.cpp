@@ -25,15 +25,7 @@ class Watch : public ::testing::Test {
   TokenBatches batches = data.batches(32);
   EvalBatches validation = data.validation(32);
 
-  TrainerOptions options(const std::string& name) {
-    TrainerOptions o;
-    o.run_dir = dir / name;
-    o.schedule = Schedule{.steps = 6};
-    o.save_every = 1000;
-    o.log_every = 0;
-    o.sample = SampleOptions{.new_tokens = 2};
-    return o;
-  }
+  TrainerOptions options(const std::string& name) { return tiny_trainer_options(dir / name, 6, 1000); }
 
   // "save 3", "eval 3", ... in the order of the log.
   std::vector<std::string> events(const std::string& name, const std::vector<std::string>& kinds) {

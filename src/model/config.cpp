@@ -15,6 +15,7 @@ constexpr std::int64_t kHeadDim = 128;
 constexpr std::int64_t kMinDepth = 2;
 constexpr std::int64_t kMaxDepth = 34;
 
+constexpr std::int64_t kGptSeqLen = 1024;
 constexpr std::int64_t kPadFrom = 4096;
 constexpr std::int64_t kPadTo = 64;
 
@@ -50,7 +51,7 @@ ModelConfig gpt_model(const GptShape& shape, const ModelOverrides& o) {
                       "for example --n-layer 6 --n-head 6 --n-embd 384; or use --model gpt2");
   }
   c.vocab_size = 50304;
-  c.seq_len = 1024;
+  c.seq_len = default_seq_len(shape.name);
   c.norm = NormKind::layer;
   c.activation = Activation::gelu;
   c.positions = Positions::learned;
@@ -157,6 +158,10 @@ std::vector<std::string> model_names() {
     names.push_back(fmt::format("d{}", depth));
   for (const GptShape& shape : kGptShapes) names.emplace_back(shape.name);
   return names;
+}
+
+std::int64_t default_seq_len(std::string_view model) {
+  return is_gpt_name(model) ? kGptSeqLen : ModelConfig().seq_len;
 }
 
 bool is_gpt_name(std::string_view name) { return find_gpt(name) != nullptr; }

@@ -75,6 +75,9 @@ struct ModelOverrides {
 ModelConfig model_by_name(std::string_view name, const ModelOverrides& overrides = {});
 std::vector<std::string> model_names();
 
+// Tokens of a sequence where nobody says otherwise, by the family of the name.
+std::int64_t default_seq_len(std::string_view model);
+
 // Whether the name is one of the gpt family: its training defaults are nanoGPT's.
 bool is_gpt_name(std::string_view name);
 

@@ -62,9 +62,6 @@ constexpr Default kGptDefaults[] = {
 constexpr const char* kGptRate = "6e-4";
 constexpr const char* kGroupRates[] = {"matrix-lr", "embedding-lr", "head-lr"};
 
-constexpr std::int64_t kGptSeqLen = 1024;
-constexpr std::int64_t kNanochatSeqLen = 2048;
-
 bool is_gpt(const Options& o) { return is_gpt_name(o.model); }
 
 // Above every bound that the plan checks, rather than wrapped around.
@@ -111,7 +108,8 @@ void settle_shape(LoadedOptions& loaded) {
     }
     return;
   }
-  const bool is_gpt2 = o.n_layer == 12 && o.n_head == 12 && o.n_embd == 768;
+  const ModelConfig gpt2 = model_by_name("gpt2");
+  const bool is_gpt2 = o.n_layer == gpt2.n_layer && o.n_head == gpt2.n_head && o.n_embd == gpt2.n_embd;
   o.model = is_gpt2 ? "gpt2" : "gpt";
   if (!is_gpt2) return;
   for (const char* name : {"n-layer", "n-head", "n-embd"}) unset(loaded, name);
@@ -182,7 +180,7 @@ bool counts(const LoadedOptions& loaded, const char* option, std::int64_t now, s
 
 void settle_batch(LoadedOptions& loaded) {
   Options& o = loaded.options;
-  const std::int64_t seq_len = o.seq_len > 0 ? o.seq_len : is_gpt(o) ? kGptSeqLen : kNanochatSeqLen;
+  const std::int64_t seq_len = o.seq_len > 0 ? o.seq_len : default_seq_len(o.model);
   const OptionSource rows = strongest(loaded, {"batch-size", "gradient-accumulation-steps"});
   const bool tokens_rule = rows < loaded.source_of("batch-tokens");
 
@@ -227,9 +225,8 @@ void settle_batch(LoadedOptions& loaded) {
 }
 
 void refuse_pretrained_names(const LoadedOptions& loaded) {
-  constexpr std::string_view kNames[] = {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"};
   const std::string& from = loaded.options.init_from;
-  if (std::find(std::begin(kNames), std::end(kNames), from) == std::end(kNames)) return;
+  if (!is_gpt_name(from) || from == "gpt") return;
   throw ConfigError(
       fmt::format("{}: nothing is downloaded here", given_as(loaded, "init-from")),
       "fetch the weights and run tools/convert_nanogpt.py on them, then give --init-from FOLDER");

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,15 @@ class GoldenModel {
   std::vector<float> floats(const std::string& name) const { return read<float>(name, StoredType::f32); }
   std::vector<std::int32_t> ints(const std::string& name) const {
     return read<std::int32_t>(name, StoredType::i32);
+  }
+  // Of the weights that have a gradient in the file.
+  std::set<std::string> weights() const {
+    constexpr std::string_view kGradient = "grad.";
+    std::set<std::string> names;
+    for (const StoredTensor& t : file_.tensors()) {
+      if (t.name.starts_with(kGradient)) names.insert(t.name.substr(kGradient.size()));
+    }
+    return names;
   }
   std::vector<std::int64_t> shape(const std::string& name) const { return file_.get(name).shape; }
 

@@ -98,6 +98,17 @@ inline std::unique_ptr<Engine> tiny_engine(const TinyShape& shape) {
   return std::make_unique<Engine>(make_backend("cpu", target), options, Engine::rehearse(options, target));
 }
 
+// A quiet run of `steps` windows that samples two tokens at its end.
+inline TrainerOptions tiny_trainer_options(std::string run_dir, std::int64_t steps, std::int64_t save_every) {
+  TrainerOptions o;
+  o.run_dir = std::move(run_dir);
+  o.schedule = Schedule{.steps = steps};
+  o.save_every = save_every;
+  o.log_every = 0;
+  o.sample = SampleOptions{.new_tokens = 2};
+  return o;
+}
+
 // Token shards of tiny_text() with the `bytes` tokenizer.
 class TinyData {
  public:
