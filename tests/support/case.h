@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <map>
@@ -30,6 +31,15 @@
 #include "tests/oracle/scalar.h"
 #include "tests/support/bound.h"
 
+#ifdef QTRAIN_TEST_SIM
+#include "kernels/sim/sim.h"
+#endif
+
+namespace qt {
+// Of the library that the test is linked with: the simulator's, or the card's.
+std::unique_ptr<Backend> make_cuda_backend(const Target& target);
+}  // namespace qt
+
 namespace qt::test {
 
 using oracle::Tracked;
@@ -44,19 +54,27 @@ inline constexpr bool kSanitized = __has_feature(address_sanitizer);
 inline constexpr bool kSanitized = false;
 #endif
 
-// The backends that compute, in this build and on this machine. The only list there is.
-inline std::vector<std::string> computing_backends() { return {"cpu"}; }
+// The backends that compute: QTRAIN_TEST_BACKENDS names one, cpu if it does not. The only list there is.
+inline std::vector<std::string> computing_backends() {
+  const char* wanted = std::getenv("QTRAIN_TEST_BACKENDS");
+  return {wanted == nullptr ? "cpu" : wanted};
+}
 
 inline Target target_of(const std::string& backend, int threads) {
-  QT_CHECK(backend == "cpu", ConfigError, "no test target for backend '{}'", backend);
-  return cpu_target(threads);
+  if (backend == "cpu") return cpu_target(threads);
+  QT_CHECK(backend == "sim" || backend == "cuda", ConfigError, "no test target for backend '{}'", backend);
+  return cuda_target(86);
+}
+
+inline std::unique_ptr<Backend> make_test_backend(const std::string& name, const Target& target) {
+  return name == "cpu" ? make_backend(name, target) : make_cuda_backend(target);
 }
 
 // Backends live as long as the program: starting threads for each call would be most of the time.
 inline Backend& shared_backend(const std::string& name, int threads) {
   static std::map<std::pair<std::string, int>, std::unique_ptr<Backend>> all;
   auto& backend = all[{name, threads}];
-  if (!backend) backend = make_backend(name, target_of(name, threads));
+  if (!backend) backend = make_test_backend(name, target_of(name, threads));
   return *backend;
 }
 
@@ -155,6 +173,12 @@ class Case {
     expect_fences();
     if (mutating()) return;
     expect_same_bits(run_once(op, backend_, 0x7B), "a second run on other rubbish");
+#ifdef QTRAIN_TEST_SIM
+    if (backend_name_ == "sim") {
+      const sim::ReversedOrder reversed;
+      expect_same_bits(run_once(op, backend_, 0xFF), "the descending order of blocks and threads");
+    }
+#endif
     // Memory of the cpu is everyone's memory.
     if (backend_name_ != "cpu") return;
     for (const int threads : {1, 3}) {

@@ -1,0 +1,61 @@
+// What tests see of the simulator: the order blocks run in, how often each kernel ran, the card that is
+// pretended, and faults that the runtime's calls are to meet.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/sim/bank_counter.h"
+#include "kernels/sim/shared_memory.h"
+
+namespace qt::sim {
+
+// Blocks, warps and lanes run in ascending order, or in descending while one of these lives: what differs
+// between the two depends on an order that a card does not keep.
+class ReversedOrder {
+ public:
+  ReversedOrder();
+  ~ReversedOrder();
+  ReversedOrder(const ReversedOrder&) = delete;
+  ReversedOrder& operator=(const ReversedOrder&) = delete;
+};
+bool reversed_order();
+
+// Launches by name of kernel, since the program began.
+const std::map<std::string, std::int64_t>& launch_counts();
+void count_launch(const std::string& kernel);
+
+// The card that the runtime's twins report.
+struct Card {
+  int count = 1;               // of devices; 0: none
+  int driver_version = 13000;  // 0: no driver; below kRuntimeVersion: too old
+  int major = 8, minor = 6;
+  int multiprocessors = 28;
+  std::int64_t total_bytes = 12LL << 30;
+  std::int64_t free_bytes = 0;           // before qtrain allocates; 0: all but 300 MiB
+  std::int64_t pinned_limit_bytes = -1;  // what cudaHostAlloc gives in all; -1: everything
+  bool drives_display = false;
+  std::string name = "simulated card";
+};
+inline constexpr int kRuntimeVersion = 12000;
+Card& card();
+
+// Work waits on its stream until something synchronises with it: a missing wait then shows every time. Eager:
+// each call does its work at once, in program order, as the cpu backend does.
+enum class Streams : std::uint8_t { lazy, eager };
+void set_streams(Streams how);
+
+// ---- faults ------------------------------------------------------------------------------------------
+
+// Calls of the runtime's twins since the last reset, launches among them.
+std::int64_t runtime_calls();
+// Names of all calls since the last reset, in order.
+const std::vector<std::string>& runtime_call_names();
+void reset_runtime_calls();
+// From now on, counted from the last reset, call number `call` (from 0) and all later ones fail with the
+// error (a cudaError_t); -1: none does.
+void fail_runtime_call(std::int64_t call, int error, bool sticky = true);
+
+}  // namespace qt::sim
