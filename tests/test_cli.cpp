@@ -233,6 +233,7 @@ TEST_F(Cli, RefusesValuesOutOfRangeInEveryVerbThatUsesThem) {
       {{"--dtype", "f32", "--grad-dtype", "bf16"}, {"--grad-dtype bf16", "--dtype bf16"}},
       {{"--quant", "q5"}, {"'q5'", "nf4"}},
       {{"--paging", "perhaps"}, {"--paging perhaps", "auto, on, off"}},
+      {{"--gemm", "cublas"}, {"--gemm cublas", "auto, fused, scratch"}},
       {{"--data-order", "sorted"}, {"--data-order sorted", "shuffle, sequential or random"}},
       {{"--dropout", "1", "--model", "gpt2"}, {"--dropout 1"}},
       {{"--dropout", "0.1", "--model", "d4"}, {"'d4'", "--dropout", "--model gpt"}},

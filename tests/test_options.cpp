@@ -270,6 +270,7 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
                                            "memory.paging",
                                            "memory.device",
                                            "memory.arch",
+                                           "memory.gemm",
                                            "memory.vram",
                                            "memory.ram",
                                            "memory.threads",

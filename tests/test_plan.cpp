@@ -124,6 +124,35 @@ TEST(PlanOfD32, FitsATwelveGibibyteCardWithTheHeadlineCommand) {
   EXPECT_EQ(rows, run.device_bytes) << "the rows are the whole figure";
 }
 
+// Least memory has its price in the plan too: nothing of it is for expanded weights.
+TEST(PlanOfD32, HasNoLineForScratchWithFusedProducts) {
+  Options o = d32("nf4", 4, "bf16");
+  const Target target = [] {
+    Target t = card();
+    t.gemm = GemmRoute::fused;
+    return t;
+  }();
+  Limits limits;
+  limits.device_bytes = 12 * kGiB;
+  EXPECT_GT(row_bytes(plan(o).device_rows, "scratch"), 0);
+  const PlannedRun fused = plan_run(o, target, limits, 0);
+  EXPECT_EQ(row_bytes(fused.device_rows, "scratch"), 0) << breakdown(fused);
+}
+
+TEST(PlanOfD32, EndsWithTheCommandThatRepeatsIt) {
+  Options o = d32("nf4");
+  o.out = "runs/it's mine";
+  const PlannedRun run = plan(o, 8 * kGiB);
+  ASSERT_TRUE(run.fits());
+  EXPECT_EQ(run.command,
+            "qtrain --model d32 --quant nf4 --ckpt-activations --grad-dtype bf16 --micro-batch 4 --vram 8GiB "
+            "--out 'runs/it'\\''s mine'");
+  Options again = o;
+  again.micro_batch = 4;
+  again.grad_dtype = "bf16";
+  EXPECT_EQ(plan(again, 8 * kGiB).device_bytes, run.device_bytes);
+}
+
 TEST(PlanOfD32, FitsAnEightGibibyteCardAtOneRow) {
   EXPECT_TRUE(plan(d32("nf4", 1, "bf16"), 8 * kGiB).fits());
   EXPECT_TRUE(plan(d32("nf4"), 8 * kGiB).fits());

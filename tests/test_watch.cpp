@@ -3,6 +3,7 @@
 
 #include "src/io/json.h"
 #include "src/train/screen.h"
+#include "src/train/step_watch.h"
 #include "src/train/stop.h"
 #include "src/train/trainer.h"
 #include "tests/support/process.h"
@@ -17,6 +18,48 @@ TEST(SaveInterval, HoldsSavingToOnePercentAndToOnceAMinute) {
   EXPECT_FALSE(save_is_due(2999.0, 30.0));  // 30 s each: every 3,000 s
   EXPECT_TRUE(save_is_due(3000.0, 30.0));
 }
+
+class SlowSteps : public ::testing::Test {
+ protected:
+  // How often the watch spoke.
+  int take(double seconds, int times) {
+    int spoken = 0;
+    for (int i = 0; i < times; ++i) {
+      if (const std::optional<double> slower = watch.take(seconds)) {
+        ++spoken;
+        last = *slower;
+      }
+    }
+    return spoken;
+  }
+
+  StepWatch watch;
+  double last = 0;
+};
+
+TEST_F(SlowSteps, AreNamedOnceWhenThreeInARowTakeTwiceAsLong) {
+  EXPECT_EQ(take(1.0, 20), 0);
+  EXPECT_EQ(take(2.5, 2), 0);
+  EXPECT_EQ(take(2.25, 1), 1);
+  EXPECT_EQ(last, 2.25);
+  EXPECT_EQ(take(2.5, 20), 0);  // said once
+}
+
+TEST_F(SlowSteps, AreNotNamedForOneHiccupForJitterOrForShortSteps) {
+  EXPECT_EQ(take(1.0, 20), 0);
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(take(9.0, 2) + take(1.0, 1), 0);
+  EXPECT_EQ(take(1.9, 50), 0);
+  watch = {};
+  EXPECT_EQ(take(0.01, 20) + take(0.4, 50), 0);
+}
+
+TEST_F(SlowSteps, BecomeTheUsualAndAreNamedAgainWhenTheyGetSlowerStill) {
+  EXPECT_EQ(take(1.0, 70) + take(3.0, 200), 1);
+  EXPECT_EQ(take(1.0, 10), 0);
+  EXPECT_EQ(take(9.0, 3), 1);
+}
+
+TEST_F(SlowSteps, NeedAHistoryToBeSlow) { EXPECT_EQ(take(1.0, 3) + take(5.0, 40), 0); }
 
 class Watch : public ::testing::Test {
  protected:

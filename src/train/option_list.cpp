@@ -40,6 +40,8 @@ constexpr OptionSpec kTable[] = {
     {"memory", "device", K::text, &O::device, "auto | cpu | cuda"},
     {"memory", "arch", K::text, &O::arch,
      "card to plan for where there is none: sm_80, sm_86, sm_89, sm_90, sm_120"},
+    {"memory", "gemm", K::text, &O::gemm,
+     "products with packed weights on a card: auto | fused (least memory) | scratch (expanded slices)"},
     {"memory", "vram", K::bytes, &O::vram_bytes, "cap on device memory, as 12GiB; 0: what the device has"},
     {"memory", "ram", K::bytes, &O::ram_bytes, "cap on host memory; 0: what the machine has"},
     {"memory", "threads", K::count, &O::threads, "cpu threads; 0: all cores (results do not depend on it)"},

@@ -33,6 +33,7 @@ struct Options {
   std::string paging = "auto";      // auto | on | off: master and moments in host memory
   std::string device = "auto";      // auto | cpu | cuda
   std::string arch = "sm_89";       // cuda planning without a card
+  std::string gemm = "auto";        // auto | fused | scratch: products with packed weights on a card
   std::int64_t vram_bytes = 0;      // 0: what the device has
   std::int64_t ram_bytes = 0;       // 0: what the machine has
   std::int64_t threads = 0;         // 0: all cores

@@ -14,6 +14,7 @@
 #include "src/core/units.h"
 #include "src/data/batches.h"
 #include "src/io/checkpoint.h"
+#include "src/train/command.h"
 
 namespace qt {
 
@@ -335,6 +336,7 @@ void check_options(const Options& o) {
   require_one_of("--dtype", o.dtype, {"auto", "f32", "bf16", "fp16"});
   require_one_of("--grad-dtype", o.grad_dtype, {"auto", "f32", "bf16"});
   require_one_of("--paging", o.paging, {"auto", "on", "off"});
+  require_one_of("--gemm", o.gemm, {"auto", "fused", "scratch"});
   row_order_from_name(o.data_order);
   if (o.dtype == "f32" || o.dtype == "fp16") require_gradient_dtype(dtype_from_name(o.dtype), o.grad_dtype);
   if (o.dtype == "fp16" && o.quant != "none") {
@@ -390,7 +392,10 @@ Target target_from_options(const Options& o) {
     throw ConfigError(fmt::format("unknown architecture '{}'", o.arch),
                       "use --arch sm_80, sm_86, sm_89, sm_90 or sm_120");
   }
-  return cuda_target(sm);
+  Target target = cuda_target(sm);
+  if (o.gemm == "fused") target.gemm = GemmRoute::fused;
+  if (o.gemm == "scratch") target.gemm = GemmRoute::scratch;
+  return target;
 }
 
 Limits limits_from_options(const Options& o, const Target& target) {
@@ -478,6 +483,7 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
                                          best.engine.memory.micro_batch_rows, best.engine.accumulation));
   }
   note_unquantised(best, o, model, limits, step_rows);
+  best.command = command_of(o, best);
   best.steps = std::max<std::int64_t>(1, run_tokens(o, model) / o.batch_tokens);
   return best;
 }

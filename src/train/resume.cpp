@@ -14,7 +14,7 @@ constexpr std::string_view kFixed[] = {"model",     "vocab-size", "seq-len", "n-
 // Decide which run it is: another value is another experiment.
 constexpr std::string_view kIdentity[] = {"batch-tokens", "seed", "data-order"};
 // Change rounding, not meaning.
-constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk"};
+constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk", "gemm"};
 // What the run is executed on: no result depends on it, but whoever continues should see it.
 constexpr std::string_view kShown[] = {"threads",         "vram", "ram", "paging", "device", "arch",
                                        "ckpt-activations"};

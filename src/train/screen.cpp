@@ -100,6 +100,7 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
       format_bytes(run.written_bytes_per_day), format_bytes(run.token_cache_bytes));
   for (const std::string& line : run.notes) text += fmt::format("\n  note: {}\n", line);
   text += fmt::format("\n  verdict: {}\n", run.fits() ? "fits" : "does not fit");
+  if (run.fits()) text += fmt::format("  command: {}\n", run.command);
   return text;
 }
 

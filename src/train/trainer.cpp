@@ -210,6 +210,7 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
   if (++session_steps_ > kWarmupSteps) {
     measured_seconds_ += seconds;
     ++measured_steps_;
+    if (const std::optional<double> times = step_watch_.take(seconds)) name_slow_steps(*times);
   }
 
   const double tokens = static_cast<double>(engine_.options().step_tokens());
@@ -253,6 +254,16 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
   state_.bad_windows.push_back(window - (kBadWindowsBeforeRestore - 1));
   restore(
       fmt::format("loss or gradient norm was not finite in {} windows in a row", kBadWindowsBeforeRestore));
+}
+
+void Trainer::name_slow_steps(double times) {
+  log_.write(JsonRecord().add("kind", "slow").add("step", state_.step).add("times_slower", times));
+  clear_progress();
+  log_warning("the last {} steps took {:.1f} times as long as usual: {}", StepWatch::kInARow, times,
+              engine_.backend().target().kind == DeviceKind::cuda
+                  ? "the card may be throttling (heat, power limit), or another program may use its memory, "
+                    "which Windows and WSL then move to the host without a word; nvidia-smi tells"
+                  : "another program may be using the machine, or it is throttling");
 }
 
 void Trainer::restore(const std::string& why) {

@@ -16,6 +16,7 @@
 #include "src/data/tokenizer.h"
 #include "src/train/engine.h"
 #include "src/train/run_state.h"
+#include "src/train/step_watch.h"
 
 namespace qt {
 
@@ -86,6 +87,7 @@ class Trainer {
   bool scales_loss() const { return engine_.options().memory.compute == DType::f16; }
   bool overflowed(const StepStats& stats);
   void after_window(const StepStats& stats, double seconds);
+  void name_slow_steps(double times);
   void restore(const std::string& why);
   bool evaluates_at(std::int64_t step) const;
   bool samples_at(std::int64_t step) const;
@@ -114,6 +116,7 @@ class Trainer {
   std::int64_t session_steps_ = 0;
   double measured_seconds_ = 0;  // of the steps that enter averages
   std::int64_t measured_steps_ = 0;
+  StepWatch step_watch_;
   double save_seconds_ = 0;
   std::int64_t trouble_step_ = -1;  // where the last restore began; -1: none in this session
   double last_loss_ = 0;
