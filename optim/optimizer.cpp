@@ -225,6 +225,10 @@ void Optimizer::update(Arena& step) {
   check_finite();
 }
 
+void Optimizer::page_through(Arena& step) {
+  pager_.stream(step, slabs_, [](std::size_t, std::span<const TensorView>) {});
+}
+
 std::int64_t Optimizer::paged_bytes() const {
   std::int64_t bytes = 0;
   for (const Slab& slab : slabs_) {

@@ -296,6 +296,21 @@ TEST(OptimizerPaging, CutsLargeTensorsAndMovesEachByteOnceEachWay) {
   }
 }
 
+TEST(OptimizerPaging, PassesThroughWithoutChangingABit) {
+  Rig rig({.name = "adamw8"});
+  rig.train(1);
+  const Snapshot before = rig.snapshot();
+  rig.backend->reset_totals();
+  {
+    const PhaseScope phase(*rig.step_arena, "init");
+    rig.optimizer().page_through(*rig.step_arena);
+  }
+  const auto each_way = static_cast<double>(rig.optimizer().paged_bytes());
+  EXPECT_EQ(rig.backend->totals().host_to_device_bytes, each_way);
+  EXPECT_EQ(rig.backend->totals().device_to_host_bytes, each_way);
+  EXPECT_EQ(difference(rig.snapshot(), before), "");
+}
+
 TEST(OptimizerPaging, RefusesSlabsThatHoldNoBlock) { EXPECT_THROW(Rig({.max_slab_bytes = 2048}), PlanError); }
 
 // --- arithmetic --------------------------------------------------------------------------------------------

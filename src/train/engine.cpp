@@ -1,6 +1,7 @@
 #include "src/train/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 #include <utility>
@@ -152,6 +153,20 @@ void Engine::init_weights(std::uint64_t seed) {
 void Engine::encode_weights() {
   const PhaseScope phase(*step_, "init");
   optimizer_->encode_weights(*step_);
+}
+
+double Engine::time_paging() {
+  if (optimizer_->paged_bytes() == 0) return 0;
+  double seconds = 0;
+  for (int pass = 0; pass < 2; ++pass) {  // the first touch of fresh memory costs more than any later one
+    const PhaseScope phase(*step_, "init");
+    backend_->synchronize();
+    const auto start = std::chrono::steady_clock::now();
+    optimizer_->page_through(*step_);
+    backend_->synchronize();
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  return seconds;
 }
 
 void Engine::accumulate(const FetchBatch& fetch, const BetweenBatches& between, double loss_scale) {

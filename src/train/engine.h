@@ -78,6 +78,10 @@ class Engine {
   // After masters were loaded without compute copies.
   void encode_weights();
 
+  // Seconds that paging all of master and moments in and out takes with nothing to hide behind; 0 when
+  // nothing is paged. Changes no state.
+  double time_paging();
+
   // Hands out micro-batch `micro` of the window; the spans must stay valid until the next call.
   using FetchBatch = std::function<HostBatch(std::int64_t micro)>;
   // Called after every micro-batch; may throw StopRequested, which drops the window and leaves weights and

@@ -209,6 +209,9 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   if (!o.quiet) out << start_screen(run, limits, info) << std::endl;
 
   Engine engine(std::move(backend), run.engine, run.plan);
+  if (const double seconds = engine.time_paging(); seconds > 0 && !o.quiet)
+    out << fmt::format("  paging     {}\n", paging_text(engine.optimizer().paged_bytes(), seconds))
+        << std::endl;
   if (checkpoint.empty()) {
     engine.init_weights(o.seed);
     state = now;

@@ -133,6 +133,12 @@ std::string start_screen(const PlannedRun& run, const Limits& limits, const Star
   return text;
 }
 
+std::string paging_text(std::int64_t bytes, double seconds) {
+  return fmt::format("{} in and out of the device once per step: {} at {:.1f} GB/s each way",
+                     format_bytes(bytes), format_duration(seconds),
+                     static_cast<double>(bytes) / seconds * 1e-9);
+}
+
 std::string step_header() {
   return fmt::format("{:>15} {:>6} {:>8} {:>8} {:>9} {:>8} {:>8} {:>6} {:>9} {:>5} {:>12}", "step/total", "%",
                      "loss", "norm", "lr", "ms", "tok/s", "MFU%", "VRAM", "W", "ETA");
