@@ -117,8 +117,8 @@ TEST(MemoryPromise, PlannedBytesAreUsedBytesInEveryConfiguration) {
   ASSERT_GE(std::size(kConfigurations), 12u);
   for (const Configuration& c : kConfigurations) {
     const EngineOptions options = tiny_engine_options(c.shape);
-    const RunPlan plan = Engine::rehearse(options, cpu_target(c.shape.threads));
-    Engine engine(make_backend("cpu", cpu_target(c.shape.threads)), options, plan);
+    const RunPlan plan = Engine::rehearse(options, test_target(c.shape.threads));
+    Engine engine(make_test_backend(test_target(c.shape.threads)), options, plan);
     run_every_phase(engine, data);
     EXPECT_EQ(engine.used_device_bytes(), plan.device_bytes()) << c.name;
     EXPECT_EQ(engine.used_host_bytes(), plan.host.bytes) << c.name;
@@ -128,8 +128,8 @@ TEST(MemoryPromise, PlannedBytesAreUsedBytesInEveryConfiguration) {
 
 TEST(MemoryPromise, APlanForAnotherRunIsRefused) {
   const TinyShape planned{.rows = 1}, built{.rows = 2};
-  const RunPlan plan = Engine::rehearse(tiny_engine_options(planned), cpu_target(1));
-  Engine engine(make_backend("cpu", cpu_target(1)), tiny_engine_options(built), plan);
+  const RunPlan plan = Engine::rehearse(tiny_engine_options(planned), test_target(1));
+  Engine engine(make_test_backend(test_target(1)), tiny_engine_options(built), plan);
   EXPECT_THROW(engine.evaluate(HostBatch{std::vector<std::int32_t>(64), std::vector<std::int32_t>(64)}),
                PlanError);
 }

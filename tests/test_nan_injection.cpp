@@ -87,8 +87,8 @@ class NanInjection : public ::testing::Test {
     EngineOptions e = tiny_engine_options({.rows = 1});
     e.memory.gradient = e.memory.compute = gradient;
     e.model.n_embd = 32;
-    const Target target = cpu_target(1);
-    return std::make_unique<Engine>(make_backend("cpu", target), e, Engine::rehearse(e, target));
+    const Target target = test_target(1);
+    return std::make_unique<Engine>(make_test_backend(target), e, Engine::rehearse(e, target));
   }
 
   Engine::FetchBatch some_batch(const Engine& engine) {

@@ -14,6 +14,7 @@
 #include "optim/optimizer.h"
 #include "quant/q8.h"
 #include "src/core/rng.h"
+#include "tests/support/test_backend.h"
 
 namespace qt {
 namespace {
@@ -104,8 +105,8 @@ using Snapshot = std::map<std::string, Bytes>;
 
 class Rig {
  public:
-  explicit Rig(const RigOptions& s) : setup(s), backend(make_backend("cpu", cpu_target(s.threads))) {
-    const auto null = make_backend("null", cpu_target(s.threads));
+  explicit Rig(const RigOptions& s) : setup(s), backend(make_test_backend(test_target(s.threads))) {
+    const auto null = make_backend("null", test_target(s.threads));
     Arena state_recorder("state", Space::device), host_recorder("host", Space::host),
         step_recorder("step", Space::device);
     {
@@ -510,7 +511,7 @@ TEST(BadWeights, StopTheRunAndNameTensorAndElement) {
 
 TEST(BadOptions, OfTheOptimizerAreRefused) {
   const auto with_betas = [](double beta1, double beta2) {
-    const auto null = make_backend("null", cpu_target(1));
+    const auto null = make_backend("null", test_target(1));
     Arena state("state", Space::device), host("host", Space::host);
     const PhaseScope state_phase(state, "state"), host_phase(host, "state");
     ParamList none;

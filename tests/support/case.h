@@ -13,7 +13,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <map>
@@ -30,15 +29,11 @@
 #include "kernels/scratch.h"
 #include "tests/oracle/scalar.h"
 #include "tests/support/bound.h"
+#include "tests/support/test_backend.h"
 
 #ifdef QTRAIN_TEST_SIM
 #include "kernels/sim/sim.h"
 #endif
-
-namespace qt {
-// Of the library that the test is linked with: the simulator's, or the card's.
-std::unique_ptr<Backend> make_cuda_backend(const Target& target);
-}  // namespace qt
 
 namespace qt::test {
 
@@ -54,27 +49,14 @@ inline constexpr bool kSanitized = __has_feature(address_sanitizer);
 inline constexpr bool kSanitized = false;
 #endif
 
-// The backends that compute: QTRAIN_TEST_BACKENDS names one, cpu if it does not. The only list there is.
-inline std::vector<std::string> computing_backends() {
-  const char* wanted = std::getenv("QTRAIN_TEST_BACKENDS");
-  return {wanted == nullptr ? "cpu" : wanted};
-}
-
-inline Target target_of(const std::string& backend, int threads) {
-  if (backend == "cpu") return cpu_target(threads);
-  QT_CHECK(backend == "sim" || backend == "cuda", ConfigError, "no test target for backend '{}'", backend);
-  return cuda_target(86);
-}
-
-inline std::unique_ptr<Backend> make_test_backend(const std::string& name, const Target& target) {
-  return name == "cpu" ? make_backend(name, target) : make_cuda_backend(target);
-}
+// The backends that compute. The only list there is.
+inline std::vector<std::string> computing_backends() { return {test_backend_name()}; }
 
 // Backends live as long as the program: starting threads for each call would be most of the time.
 inline Backend& shared_backend(const std::string& name, int threads) {
   static std::map<std::pair<std::string, int>, std::unique_ptr<Backend>> all;
   auto& backend = all[{name, threads}];
-  if (!backend) backend = make_test_backend(name, target_of(name, threads));
+  if (!backend) backend = make_test_backend(target_of(name, threads));
   return *backend;
 }
 
@@ -174,7 +156,7 @@ class Case {
     if (mutating()) return;
     expect_same_bits(run_once(op, backend_, 0x7B), "a second run on other rubbish");
 #ifdef QTRAIN_TEST_SIM
-    if (backend_name_ == "sim") {
+    if (is_sim(backend_name_)) {
       const sim::ReversedOrder reversed;
       expect_same_bits(run_once(op, backend_, 0xFF), "the descending order of blocks and threads");
     }

@@ -18,6 +18,7 @@
 
 #include "src/train/engine.h"
 #include "tests/support/packed_tensor.h"
+#include "tests/support/test_backend.h"
 
 namespace qt::test {
 
@@ -59,8 +60,8 @@ inline void write_floats(Backend& backend, const TensorView& view, std::span<con
 class TestEngine {
  public:
   explicit TestEngine(const EngineOptions& options, int threads = 2) {
-    const Target target = cpu_target(threads);
-    engine_.emplace(make_backend("cpu", target), options, Engine::rehearse(options, target));
+    const Target target = test_target(threads);
+    engine_.emplace(make_test_backend(target), options, Engine::rehearse(options, target));
   }
 
   Engine& operator*() { return *engine_; }
@@ -158,7 +159,7 @@ struct Parts {
 inline void run_planned(const ModelConfig& config, const ModelOptions& options,
                         const std::optional<OptimizerOptions>& optim, const std::function<void(Parts&)>& body,
                         int threads = 2, std::int64_t max_slab_bytes = kMaxSlabBytes) {
-  const Target target = cpu_target(threads);
+  const Target target = test_target(threads);
   const auto pass = [&](Backend& backend, Arena& state, Arena& host, Arena& step) {
     std::optional<Model> model;
     std::optional<Optimizer> optimizer;
@@ -182,7 +183,7 @@ inline void run_planned(const ModelConfig& config, const ModelOptions& options,
   }
   for (Arena* arena : {&state, &host, &step}) arena->finish();
 
-  const auto backend = make_backend("cpu", target);
+  const auto backend = make_test_backend(target);
   const auto device_memory = backend->allocate(Space::device, state.plan().bytes + step.plan().bytes);
   const auto host_memory = backend->allocate(Space::host, std::max<std::int64_t>(host.plan().bytes, 1));
   Arena state_on(state.plan(), device_memory->base());

@@ -8,6 +8,7 @@
 
 #include "src/train/engine.h"
 #include "src/train/run_state.h"
+#include "tests/support/test_backend.h"
 
 namespace qt::test {
 
@@ -27,8 +28,8 @@ inline std::unique_ptr<Engine> mini_engine() {
   e.memory.micro_batch_rows = 1;
   e.optim.name = "adamw8";
   e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};
-  const Target target = cpu_target(1);
-  return std::make_unique<Engine>(make_backend("cpu", target), e, Engine::rehearse(e, target));
+  const Target target = test_target(1);
+  return std::make_unique<Engine>(make_test_backend(target), e, Engine::rehearse(e, target));
 }
 
 inline RunState state_at(std::int64_t step) {

@@ -13,6 +13,7 @@
 #include "src/data/dataset.h"
 #include "src/train/engine.h"
 #include "src/train/trainer.h"
+#include "tests/support/test_backend.h"
 
 namespace qt::test {
 
@@ -94,8 +95,8 @@ inline EngineOptions tiny_engine_options(const TinyShape& shape) {
 
 inline std::unique_ptr<Engine> tiny_engine(const TinyShape& shape) {
   const EngineOptions options = tiny_engine_options(shape);
-  const Target target = cpu_target(shape.threads);
-  return std::make_unique<Engine>(make_backend("cpu", target), options, Engine::rehearse(options, target));
+  const Target target = test_target(shape.threads);
+  return std::make_unique<Engine>(make_test_backend(target), options, Engine::rehearse(options, target));
 }
 
 // A quiet run of `steps` windows that samples two tokens at its end.
