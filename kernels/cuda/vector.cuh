@@ -15,25 +15,65 @@ struct Floats {
   float x[kVectorElems];
 };
 
-// Elements [0, count) of p, widened; zeros behind them. count <= kVectorElems.
+// kVectorElems elements as they lie in memory: what a row in registers is kept in.
 template <class T>
-__device__ Floats load_floats(const T* p, int count) {
-  Floats f;
-  if (count == kVectorElems && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
-    if constexpr (sizeof(T) == 4) {
-      const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
-      f = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
-    } else {
-      const uint4 pairs = *reinterpret_cast<const uint4*>(p);
-      const unsigned words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+struct Packed {
+  uint4 pairs;
+};
+template <>
+struct Packed<float> {
+  float4 low, high;
+};
+
+template <class T>
+__device__ bool is_aligned16(const T* p) {
+  return reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
+}
+
+// kVectorElems elements at p, which is aligned to 16 bytes.
+template <class T>
+__device__ Packed<T> load_packed(const T* p) {
+  if constexpr (sizeof(T) == 4) {
+    return {*reinterpret_cast<const float4*>(p), *reinterpret_cast<const float4*>(p + 4)};
+  } else {
+    return {*reinterpret_cast<const uint4*>(p)};
+  }
+}
+
+template <class T>
+__device__ Floats widen(const Packed<T>& packed) {
+  if constexpr (sizeof(T) == 4) {
+    const float4 low = packed.low, high = packed.high;
+    return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+  } else {
+    const unsigned words[4] = {packed.pairs.x, packed.pairs.y, packed.pairs.z, packed.pairs.w};
+    Floats f;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        f.x[2 * i] = widen(T{static_cast<std::uint16_t>(words[i] & 0xFFFFu)});
-        f.x[2 * i + 1] = widen(T{static_cast<std::uint16_t>(words[i] >> 16)});
-      }
+    for (int i = 0; i < 4; ++i) {
+      f.x[2 * i] = widen(T{static_cast<std::uint16_t>(words[i] & 0xFFFFu)});
+      f.x[2 * i + 1] = widen(T{static_cast<std::uint16_t>(words[i] >> 16)});
     }
     return f;
   }
+}
+
+// One rounding each; p is aligned to 16 bytes.
+template <class T>
+__device__ void store_packed(T* p, const Floats& f) {
+  if constexpr (sizeof(T) == 4) {
+    *reinterpret_cast<float4*>(p) = make_float4(f.x[0], f.x[1], f.x[2], f.x[3]);
+    *reinterpret_cast<float4*>(p + 4) = make_float4(f.x[4], f.x[5], f.x[6], f.x[7]);
+  } else {
+    *reinterpret_cast<uint4*>(p) = make_uint4(cvt_pair<T>(f.x[0], f.x[1]), cvt_pair<T>(f.x[2], f.x[3]),
+                                              cvt_pair<T>(f.x[4], f.x[5]), cvt_pair<T>(f.x[6], f.x[7]));
+  }
+}
+
+// Elements [0, count) of p, widened; zeros behind them. count <= kVectorElems.
+template <class T>
+__device__ Floats load_floats(const T* p, int count) {
+  if (count == kVectorElems && is_aligned16(p)) return widen(load_packed(p));
+  Floats f;
 #pragma unroll
   for (int i = 0; i < kVectorElems; ++i) f.x[i] = i < count ? widen(p[i]) : 0.0f;
   return f;
@@ -42,16 +82,7 @@ __device__ Floats load_floats(const T* p, int count) {
 // One rounding each; elements from count on are not touched.
 template <class T>
 __device__ void store_floats(T* p, int count, const Floats& f) {
-  if (count == kVectorElems && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
-    if constexpr (sizeof(T) == 4) {
-      *reinterpret_cast<float4*>(p) = make_float4(f.x[0], f.x[1], f.x[2], f.x[3]);
-      *reinterpret_cast<float4*>(p + 4) = make_float4(f.x[4], f.x[5], f.x[6], f.x[7]);
-    } else {
-      *reinterpret_cast<uint4*>(p) = make_uint4(cvt_pair<T>(f.x[0], f.x[1]), cvt_pair<T>(f.x[2], f.x[3]),
-                                                cvt_pair<T>(f.x[4], f.x[5]), cvt_pair<T>(f.x[6], f.x[7]));
-    }
-    return;
-  }
+  if (count == kVectorElems && is_aligned16(p)) return store_packed(p, f);
 #pragma unroll  // whole, so that f stays in registers
   for (int i = 0; i < kVectorElems; ++i) {
     if (i < count) p[i] = narrow<T>(f.x[i]);
