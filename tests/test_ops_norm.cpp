@@ -16,7 +16,10 @@ constexpr float kEps = 1e-6f;
 struct Rows {
   std::int64_t N, C;
 };
-const std::vector<Rows> kRows = {{1, 1}, {2, 3}, {3, 24}, {7, 37}, {17, 1000}, {2, 8192}, {65, 64}};
+// Single elements, vectors and their tails; widths that a warp of a card holds in 1, 2, 4 and 8 vectors a
+// lane, and beyond, where a block has the row.
+const std::vector<Rows> kRows = {{1, 1},    {2, 3},   {3, 24},  {7, 37},   {17, 1000},
+                                 {2, 8192}, {65, 64}, {9, 264}, {2, 2048}, {3, 2051}};
 
 std::vector<Tracked> tracked(std::span<const double> x) { return {x.begin(), x.end()}; }
 
@@ -121,8 +124,10 @@ void rope_table(Case& t) {
 struct Heads {
   std::int64_t B, T, H, D, first;
 };
+// Halves below, at and between whole vectors, at the width of a card's warp, and beyond it.
 const std::vector<Heads> kHeads = {{1, 1, 1, 2, 0},    {2, 7, 2, 16, 0},  {1, 65, 3, 48, 3},
-                                   {1, 130, 1, 64, 0}, {2, 5, 4, 128, 1}, {3, 1, 2, 6, 9}};
+                                   {1, 130, 1, 64, 0}, {2, 5, 4, 128, 1}, {3, 1, 2, 6, 9},
+                                   {2, 3, 5, 36, 2},   {1, 3, 3, 512, 0}, {1, 2, 3, 1038, 1}};
 
 struct Angles {
   std::vector<double> cos, sin;  // [P, D/2], rounded to the dtype
