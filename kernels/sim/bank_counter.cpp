@@ -41,14 +41,21 @@ std::int64_t turns_of(std::span<const std::int64_t> offsets, int bytes) {
   return static_cast<std::int64_t>(most);
 }
 
-void add(const std::string& where, std::span<const std::int64_t> offsets, int bytes) {
+constexpr std::int64_t kNoAccess = -1;
+
+// One access of a warp: offsets by lane, kNoAccess for lanes that stayed away.
+void add(const std::string& where, const std::array<std::int64_t, kLanes>& offsets, int bytes) {
   BankSite& site = counts().sites[where];
   site.place = where;
   ++site.accesses;
   const int lanes_a_turn = std::min(kLanes, kBanks * kBankBytes / std::max(bytes, kBankBytes));
-  for (std::size_t first = 0; first < offsets.size(); first += static_cast<std::size_t>(lanes_a_turn)) {
-    const auto part =
-        offsets.subspan(first, std::min(offsets.size() - first, static_cast<std::size_t>(lanes_a_turn)));
+  for (int first = 0; first < kLanes; first += lanes_a_turn) {
+    std::vector<std::int64_t> part;
+    for (int lane = first; lane < first + lanes_a_turn; ++lane) {
+      if (offsets[static_cast<std::size_t>(lane)] != kNoAccess)
+        part.push_back(offsets[static_cast<std::size_t>(lane)]);
+    }
+    if (part.empty()) continue;
     site.turns += turns_of(part, bytes);
     ++site.least_turns;
   }
@@ -89,10 +96,9 @@ void flush_bank_accesses() {
     const std::string& file = std::get<0>(key);
     const std::string where = file.substr(file.rfind('/') + 1) + ":" + std::to_string(std::get<1>(key));
     for (std::size_t i = 0; i < longest; ++i) {
-      std::vector<std::int64_t> offsets;
-      for (const auto& lane : lanes) {
-        if (i < lane.size()) offsets.push_back(lane[i]);
-      }
+      std::array<std::int64_t, kLanes> offsets;
+      for (std::size_t lane = 0; lane < kLanes; ++lane)
+        offsets[lane] = i < lanes[lane].size() ? lanes[lane][i] : kNoAccess;
       add(where, offsets, std::get<3>(key));
     }
   }

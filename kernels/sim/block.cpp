@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <span>
@@ -25,6 +26,7 @@
 #endif
 #endif
 #ifdef QT_ASAN_FIBERS
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -39,6 +41,7 @@ constexpr std::size_t kStackBytes = 512 << 10;
 #else
 constexpr std::size_t kStackBytes = 128 << 10;
 #endif
+constexpr std::size_t kGuardBytes = 64 << 10;  // a whole number of pages, whatever their size
 
 enum class Wait : std::uint8_t { none, warp, block, done };
 
@@ -57,27 +60,37 @@ struct Fiber {
   void* sanitizer_stack = nullptr;
 };
 
-// Stacks are kept from block to block: a kernel has thousands of blocks.
+// Thrown on a fiber that waits when its block is given up, so that what stands on its stack is destroyed.
+struct Abandoned {};
+
+bool same_place(const std::source_location& a, const std::source_location& b) {
+  return a.line() == b.line() && a.column() == b.column() &&
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+}
+
+// Stacks are kept from block to block: a kernel has thousands of blocks. Below each lies memory that nobody
+// may touch: a kernel with large local arrays ends there, not in its neighbour's stack.
 class Stacks {
  public:
   ~Stacks() {
-    for (void* stack : stacks_) munmap(stack, kStackBytes);
+    for (std::byte* stack : stacks_) munmap(stack - kGuardBytes, kGuardBytes + kStackBytes);
   }
   ctx::stack_context at(std::size_t i) {
     while (stacks_.size() <= i) {
-      void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
-      if (stack == MAP_FAILED) throw SimError("no memory for the stacks of a block");
-      stacks_.push_back(stack);
+      void* memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+      if (memory == MAP_FAILED) throw SimError("no memory for the stacks of a block");
+      mprotect(memory, kGuardBytes, PROT_NONE);
+      stacks_.push_back(static_cast<std::byte*>(memory) + kGuardBytes);
     }
     ctx::stack_context context;
     context.size = kStackBytes;
-    context.sp = static_cast<std::byte*>(stacks_[i]) + kStackBytes;
+    context.sp = stacks_[i] + kStackBytes;
     return context;
   }
 
  private:
-  std::vector<void*> stacks_;
+  std::vector<std::byte*> stacks_;
 };
 
 struct KeepStack {
@@ -88,13 +101,15 @@ class Machine {
  public:
   void run(const Grid& grid, const std::function<void()>& body);
 
+  bool active() const { return current_ != nullptr; }
   Fiber& running() {
     if (current_ == nullptr) throw SimError("device code was called outside a kernel");
     return *current_;
   }
-  const Dim3& block() const { return block_; }
-  const Grid& grid() const { return *grid_; }
-  SharedShadow& shared() { return shared_; }
+  // All three belong to a kernel that runs.
+  const Dim3& block() { return running(), block_; }
+  const Grid& grid() { return running(), *grid_; }
+  SharedShadow& shared() { return running(), shared_; }
   AccessBy access(const Fiber& fiber) const {
     return {.thread = static_cast<std::uint16_t>(fiber.state.linear),
             .warp = static_cast<std::uint16_t>(fiber.state.warp),
@@ -108,7 +123,9 @@ class Machine {
  private:
   void run_block(const std::function<void()>& body);
   void start(Fiber& fiber, std::size_t stack, const std::function<void()>& body);
+  void switch_to(Fiber& fiber);
   void resume(Fiber& fiber);
+  void abandon();
   void run_warp(int warp);
   void release_block();
   [[noreturn]] void fail(const std::string& what) const {
@@ -125,6 +142,7 @@ class Machine {
   Stacks stacks_;
   Fiber* current_ = nullptr;
   SharedShadow shared_;
+  bool abandoning_ = false;
   std::uint32_t stamp_ = 1;
   std::uint32_t block_since_ = 1;
   std::vector<std::uint32_t> warp_since_;
@@ -157,14 +175,10 @@ void Machine::run_block(const std::function<void()>& body) {
   shared_.reset(grid_->shared_bytes);
   stamp_ = block_since_ = 1;
   std::fill(warp_since_.begin(), warp_since_.end(), 1u);
-  // Fibers that a failure left suspended are unwound before their stacks are used again.
-  struct Unwind {
+  struct AbandonTheRest {
     Machine& machine;
-    ~Unwind() {
-      machine.current_ = nullptr;
-      for (Fiber& f : machine.fibers_) f.fiber = ctx::fiber();
-    }
-  } unwind{*this};
+    ~AbandonTheRest() { machine.abandon(); }
+  } abandon_the_rest{*this};
   for (std::size_t i = 0; i < fibers_.size(); ++i) {
     Fiber& f = fibers_[i];
     const int linear = static_cast<int>(i);
@@ -200,9 +214,8 @@ void Machine::start(Fiber& f, std::size_t stack, const std::function<void()>& bo
                          __sanitizer_finish_switch_fiber(nullptr, &main_stack_, &main_stack_bytes_);
 #endif
                          try {
-                           body();
-                         } catch (const ctx::detail::forced_unwind&) {
-                           throw;
+                           if (!abandoning_) body();
+                         } catch (const Abandoned&) {
                          } catch (...) {
                            f.error = std::current_exception();
                          }
@@ -214,7 +227,7 @@ void Machine::start(Fiber& f, std::size_t stack, const std::function<void()>& bo
                        });
 }
 
-void Machine::resume(Fiber& f) {
+void Machine::switch_to(Fiber& f) {
   current_ = &f;
   f.wait = Wait::none;
 #ifdef QT_ASAN_FIBERS
@@ -227,6 +240,10 @@ void Machine::resume(Fiber& f) {
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
   current_ = nullptr;
+}
+
+void Machine::resume(Fiber& f) {
+  switch_to(f);
   if (f.error) {
     try {
       std::rethrow_exception(f.error);
@@ -244,6 +261,23 @@ void Machine::pause(Fiber& f) {
 #ifdef QT_ASAN_FIBERS
   __sanitizer_finish_switch_fiber(f.sanitizer_stack, &main_stack_, &main_stack_bytes_);
 #endif
+  if (abandoning_) throw Abandoned();
+}
+
+// Ends the fibers that a failure left standing: their stacks are used again. Not by the destructor of
+// ctx::fiber, which switches stacks behind the sanitizer's back.
+void Machine::abandon() {
+  abandoning_ = true;
+  for (Fiber& f : fibers_) {
+    if (!f.fiber) continue;
+    switch_to(f);
+#ifdef QT_ASAN_FIBERS
+    const ctx::stack_context memory = stacks_.at(static_cast<std::size_t>(f.state.linear));
+    ASAN_UNPOISON_MEMORY_REGION(static_cast<std::byte*>(memory.sp) - memory.size, memory.size);
+#endif
+  }
+  abandoning_ = false;
+  current_ = nullptr;
 }
 
 // Runs the warp until all its lanes stand at the block's barrier or have left.
@@ -265,8 +299,7 @@ void Machine::run_warp(int warp) {
         fail(fmt::format("{} at {}: lane {} of warp {} has left the kernel", meets->what, place(meets->where),
                          lane, warp));
       }
-      if (f.wait != Wait::warp || f.combine != meets->combine || f.where.line() != meets->where.line() ||
-          f.where.column() != meets->where.column()) {
+      if (f.wait != Wait::warp || f.combine != meets->combine || !same_place(f.where, meets->where)) {
         fail(fmt::format("lanes of warp {} part: lane {} is at {} ({}), lane {} at {} ({})", warp,
                          meets->state.lane, place(meets->where), meets->what, lane, place(f.where), f.what));
       }
@@ -293,7 +326,7 @@ void Machine::release_block() {
       fail(fmt::format("the barrier at {} waits for thread {}, which has left the kernel",
                        place(first->where), f.state.linear));
     }
-    if (f.where.line() != first->where.line() || f.where.column() != first->where.column()) {
+    if (!same_place(f.where, first->where)) {
       fail(fmt::format("threads part at barriers: thread {} is at {}, thread {} at {}", first->state.linear,
                        place(first->where), f.state.linear, place(f.where)));
     }
@@ -309,6 +342,8 @@ Machine& machine() {
 }
 
 }  // namespace
+
+bool inside_kernel() { return machine().active(); }
 
 void run_grid(const Grid& grid, const std::function<void()>& body) {
   count_launch(grid.kernel);

@@ -30,6 +30,7 @@ struct Grid {
 
 // Runs body once for every thread of every block. Throws SimError, naming kernel, block and place.
 void run_grid(const Grid& grid, const std::function<void()>& body);
+bool inside_kernel();
 
 // ---- what a kernel sees, valid inside run_grid only --------------------------------------------------
 

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <deque>
+#include <exception>
 #include <map>
 #include <memory>
 #include <set>
@@ -16,12 +17,19 @@
 
 namespace qt::sim {
 
-// What a stream has still to do. A wait for an event that was recorded as number `generation`.
+// One recording of an event: where it stands, and whether its stream has come by. An event may be recorded
+// again while streams still wait for what it was before.
+struct Mark {
+  StreamState* stream = nullptr;
+  bool happened = false;
+  std::chrono::steady_clock::time_point when;
+};
+
+// What a stream has still to do.
 struct Work {
   std::function<void()> run;
-  EventState* waits_for = nullptr;
-  EventState* records = nullptr;
-  std::uint64_t generation = 0;
+  std::shared_ptr<Mark> waits_for;
+  std::shared_ptr<Mark> records;
 };
 
 struct StreamState {
@@ -29,10 +37,7 @@ struct StreamState {
 };
 
 struct EventState {
-  std::uint64_t recorded = 0;  // generations asked for
-  std::uint64_t happened = 0;  // generations reached
-  StreamState* stream = nullptr;
-  std::chrono::steady_clock::time_point when;
+  std::shared_ptr<Mark> last;  // null: never recorded
 };
 
 namespace {
@@ -46,6 +51,7 @@ struct Runtime {
   bool fail_sticky = true;
   std::map<void*, std::size_t> device, pinned;
   std::set<StreamState*> streams;
+  std::set<EventState*> events;
   std::int64_t device_bytes = 0, pinned_bytes = 0;
 };
 
@@ -59,50 +65,60 @@ cudaError_t fail(cudaError_t error) {
   return error;
 }
 
+// A card that has failed does no more work.
+void drop_work() {
+  for (StreamState* stream : runtime().streams) stream->queue.clear();
+}
+
 // Every twin passes here first; what it returns when not cudaSuccess is the twin's result.
 cudaError_t enter(const char* name) {
+  if (inside_kernel()) throw SimError(std::string(name) + " was called inside a kernel");
   Runtime& r = runtime();
   const auto call = static_cast<std::int64_t>(r.calls.size());
   r.calls.emplace_back(name);
-  if (r.fail_at >= 0 && (call == r.fail_at || (r.fail_sticky && call > r.fail_at)))
-    return fail(static_cast<cudaError_t>(r.fail_with));
-  return cudaSuccess;
+  if (r.fail_at < 0 || call < r.fail_at || (call > r.fail_at && !r.fail_sticky)) return cudaSuccess;
+  if (r.fail_sticky) drop_work();
+  return fail(static_cast<cudaError_t>(r.fail_with));
 }
 
 #define QT_ENTER(name) \
   if (const cudaError_t entered = enter(name); entered != cudaSuccess) return entered
 
-void drain(StreamState& stream);
-
-void reach(EventState& event, std::uint64_t generation) {
-  while (event.happened < generation && event.stream != nullptr && !event.stream->queue.empty()) {
-    // Only as far as the event: what stands behind it waits on.
-    Work work = std::move(event.stream->queue.front());
-    event.stream->queue.pop_front();
-    if (work.waits_for != nullptr) reach(*work.waits_for, work.generation);
-    if (work.run) work.run();
-    if (work.records != nullptr) {
-      work.records->happened = std::max(work.records->happened, work.generation);
-      work.records->when = std::chrono::steady_clock::now();
+// Does the oldest work of the stream, and before it what that waits for.
+void step(StreamState& stream) {
+  const Work work = std::move(stream.queue.front());
+  stream.queue.pop_front();
+  // Only as far as the event: what stands behind it waits on.
+  if (work.waits_for) {
+    while (!work.waits_for->happened && !work.waits_for->stream->queue.empty()) step(*work.waits_for->stream);
+  }
+  if (work.run) {
+    try {
+      work.run();
+    } catch (...) {
+      drop_work();
+      throw;
     }
+  }
+  if (work.records) {
+    work.records->happened = true;
+    work.records->when = std::chrono::steady_clock::now();
   }
 }
 
 void drain(StreamState& stream) {
-  while (!stream.queue.empty()) {
-    Work work = std::move(stream.queue.front());
-    stream.queue.pop_front();
-    if (work.waits_for != nullptr) reach(*work.waits_for, work.generation);
-    if (work.run) work.run();
-    if (work.records != nullptr) {
-      work.records->happened = std::max(work.records->happened, work.generation);
-      work.records->when = std::chrono::steady_clock::now();
-    }
-  }
+  while (!stream.queue.empty()) step(stream);
 }
 
 void drain_all() {
   for (StreamState* stream : runtime().streams) drain(*stream);
+}
+
+// Of what is given back to the runtime, nothing may be in use: destructors wait first. Where they run because
+// of an exception, the work behind it is not done any more.
+void drain_before_release() {
+  if (std::uncaught_exceptions() > 0) return drop_work();
+  drain_all();
 }
 
 void enqueue(StreamState* stream, Work work) {
@@ -134,15 +150,27 @@ void fail_runtime_call(std::int64_t call, int error, bool sticky) {
   runtime().fail_sticky = sticky;
 }
 
+void begin_process() {
+  Runtime& r = runtime();
+  drop_work();
+  for (const auto& [memory, bytes] : r.device) std::free(memory);
+  for (const auto& [memory, bytes] : r.pinned) std::free(memory);
+  for (StreamState* stream : r.streams) delete stream;
+  for (EventState* event : r.events) delete event;
+  const Streams how = r.how;
+  r = Runtime{};
+  r.how = how;
+}
+
 bool runtime_call_fails(const char* name) { return enter(name) != cudaSuccess; }
 cudaError_t injected_error() { return static_cast<cudaError_t>(runtime().fail_with); }
 
 void enqueue_launch(cudaStream_t stream, const std::string& kernel, std::function<void()> work) {
   if (enter(kernel.c_str()) != cudaSuccess) return;  // cudaGetLastError tells
-  enqueue(stream, {.run = std::move(work)});
+  enqueue(stream, {.run = std::move(work), .waits_for = {}, .records = {}});
 }
 void enqueue_work(cudaStream_t stream, std::function<void()> work) {
-  enqueue(stream, {.run = std::move(work)});
+  enqueue(stream, {.run = std::move(work), .waits_for = {}, .records = {}});
 }
 
 void check_full_mask(unsigned mask, const std::source_location& where) {
@@ -231,7 +259,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 }
 cudaError_t cudaDeviceSynchronize() {
   QT_ENTER("cudaDeviceSynchronize");
-  qt::sim::drain_all();
+  qt::sim::drain_before_release();
   return cudaSuccess;
 }
 
@@ -262,7 +290,7 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
 cudaError_t cudaFree(void* memory) {
   QT_ENTER("cudaFree");
   if (memory == nullptr) return cudaSuccess;
-  qt::sim::drain_all();
+  qt::sim::drain_before_release();
   const auto found = runtime().device.find(memory);
   if (found == runtime().device.end()) return fail(cudaErrorInvalidValue);
   runtime().device_bytes -= static_cast<std::int64_t>(found->second);
@@ -285,7 +313,7 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 cudaError_t cudaFreeHost(void* memory) {
   QT_ENTER("cudaFreeHost");
   if (memory == nullptr) return cudaSuccess;
-  qt::sim::drain_all();
+  qt::sim::drain_before_release();
   const auto found = runtime().pinned.find(memory);
   if (found == runtime().pinned.end()) return fail(cudaErrorInvalidValue);
   runtime().pinned_bytes -= static_cast<std::int64_t>(found->second);
@@ -302,7 +330,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
   QT_ENTER("cudaMemcpyAsync");
-  qt::sim::enqueue(stream, {.run = [=] { std::memcpy(to, from, bytes); }});
+  qt::sim::enqueue(stream, {.run = [=] { std::memcpy(to, from, bytes); }, .waits_for = {}, .records = {}});
   return cudaSuccess;
 }
 cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
@@ -313,7 +341,8 @@ cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
 }
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
   QT_ENTER("cudaMemsetAsync");
-  qt::sim::enqueue(stream, {.run = [=] { std::memset(memory, value, bytes); }});
+  qt::sim::enqueue(stream,
+                   {.run = [=] { std::memset(memory, value, bytes); }, .waits_for = {}, .records = {}});
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
@@ -325,7 +354,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   QT_ENTER("cudaStreamDestroy");
   if (stream == nullptr) return cudaSuccess;
-  qt::sim::drain(*stream);
+  qt::sim::drain_before_release();
   runtime().streams.erase(stream);
   delete stream;
   return cudaSuccess;
@@ -337,35 +366,39 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   QT_ENTER("cudaStreamWaitEvent");
-  qt::sim::enqueue(stream, {.run = {}, .waits_for = event, .generation = event->recorded});
+  if (event->last) qt::sim::enqueue(stream, {.run = {}, .waits_for = event->last, .records = {}});
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   QT_ENTER("cudaEventCreateWithFlags");
   *event = new qt::sim::EventState;
+  runtime().events.insert(*event);
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   QT_ENTER("cudaEventDestroy");
   if (event == nullptr) return cudaSuccess;
-  qt::sim::drain_all();  // queues may still name it
+  runtime().events.erase(event);
   delete event;
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   QT_ENTER("cudaEventRecord");
-  event->stream = stream;
-  ++event->recorded;
-  qt::sim::enqueue(stream, {.run = {}, .records = event, .generation = event->recorded});
+  event->last =
+      std::make_shared<qt::sim::Mark>(qt::sim::Mark{.stream = stream, .happened = false, .when = {}});
+  qt::sim::enqueue(stream, {.run = {}, .waits_for = {}, .records = event->last});
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   QT_ENTER("cudaEventSynchronize");
-  qt::sim::reach(*event, event->recorded);
+  const auto mark = event->last;
+  while (mark && !mark->happened && !mark->stream->queue.empty()) qt::sim::step(*mark->stream);
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   QT_ENTER("cudaEventElapsedTime");
-  *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
+  if (!from->last || !to->last) return fail(cudaErrorInvalidValue);
+  if (!from->last->happened || !to->last->happened) return fail(cudaErrorNotReady);
+  *milliseconds = std::chrono::duration<float, std::milli>(to->last->when - from->last->when).count();
   return cudaSuccess;
 }

@@ -67,7 +67,8 @@ const std::byte* SharedShadow::read(const Span& span, const AccessBy& by, const 
       throw SimError(fmt::format("race at {}: {} reads what {} wrote, with no barrier between", place(where),
                                  name_of(by.thread), name_of(unit.writer)));
     }
-    if (!unit.read_once || unit.read_stamp < by.block_since) {
+    // Who writes after this read also writes after the reads that are ordered before it.
+    if (!unit.read_once || ordered(unit.reader, unit.read_stamp, by)) {
       unit.reader = by.thread;
     } else if (unit.reader != by.thread) {
       const std::uint16_t warp_of_reader =
@@ -105,6 +106,7 @@ std::byte* SharedShadow::write(const Span& span, const AccessBy& by, const std::
     unit.valid = true;
     unit.writer = by.thread;
     unit.write_stamp = by.now;
+    unit.read_once = false;
   }
   return data_.data() + span.offset;
 }

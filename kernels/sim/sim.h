@@ -54,6 +54,9 @@ std::int64_t runtime_calls();
 // Names of all calls since the last reset, in order.
 const std::vector<std::string>& runtime_call_names();
 void reset_runtime_calls();
+// As a new process finds the card: no memory taken, nothing queued, no error, no fault to come. Whatever the
+// old one had is gone; nothing of it may be used any more.
+void begin_process();
 // From now on, counted from the last reset, call number `call` (from 0) and all later ones fail with the
 // error (a cudaError_t); -1: none does.
 void fail_runtime_call(std::int64_t call, int error, bool sticky = true);

@@ -82,7 +82,9 @@ void launch(const LaunchShape& shape, void (*kernel)(Params...), Args... args) {
                             static_cast<unsigned>(shape.blocks_z)},
                  .threads = shape.threads,
                  .shared_bytes = shape.shared_bytes};
-  if (shape.shared_bytes > kMaxSharedBytes || shape.blocks_y > 65535 || shape.blocks_z > 65535) {
+  constexpr std::int64_t kMostBlocks = 0x7FFFFFFF, kMostBlocksYZ = 65535;
+  if (shape.shared_bytes > kMaxSharedBytes || shape.blocks > kMostBlocks || shape.blocks_y > kMostBlocksYZ ||
+      shape.blocks_z > kMostBlocksYZ || shape.blocks < 0 || shape.blocks_y < 0 || shape.blocks_z < 0) {
     throw sim::SimError("the launch of " + grid.kernel + " is too large for a card");
   }
   // Arguments are copied now, as on a card.
