@@ -17,7 +17,8 @@ inline std::uint32_t dropout_threshold(float rate) {
 // What is kept is multiplied by it.
 inline float dropout_scale(float rate) { return static_cast<float>(1.0 / (1.0 - static_cast<double>(rate))); }
 
-inline bool dropout_keeps(const RngStream& rng, std::uint64_t element, std::uint32_t threshold) {
+QT_HOST_DEVICE inline bool dropout_keeps(const RngStream& rng, std::uint64_t element,
+                                         std::uint32_t threshold) {
   return rng_u32(rng, element) >= threshold;
 }
 
@@ -27,11 +28,12 @@ struct AttentionMaskRows {
   std::int64_t H = 1;
   std::int64_t T = 1;  // queries and keys
 
-  std::uint64_t blocks_per_row() const { return (static_cast<std::uint64_t>(T) + 3) / 4; }
-  std::uint64_t first_block(std::int64_t row, std::int64_t h, std::int64_t query) const {
+  QT_HOST_DEVICE std::uint64_t blocks_per_row() const { return (static_cast<std::uint64_t>(T) + 3) / 4; }
+  QT_HOST_DEVICE std::uint64_t first_block(std::int64_t row, std::int64_t h, std::int64_t query) const {
     return static_cast<std::uint64_t>((row * H + h) * T + query) * blocks_per_row();
   }
-  std::uint64_t element(std::int64_t row, std::int64_t h, std::int64_t query, std::int64_t key) const {
+  QT_HOST_DEVICE std::uint64_t element(std::int64_t row, std::int64_t h, std::int64_t query,
+                                       std::int64_t key) const {
     return first_block(row, h, query) * 4 + static_cast<std::uint64_t>(key);
   }
 };

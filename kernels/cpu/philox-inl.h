@@ -50,7 +50,7 @@ inline void RandomWords(const RngStream& rng, std::uint64_t first, std::int64_t 
   const WordTag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const auto key = rng_key(rng);
-  const WordVec m0 = hn::Set(d, kPhiloxMultipliers[0]), m1 = hn::Set(d, kPhiloxMultipliers[1]);
+  const WordVec m0 = hn::Set(d, kPhiloxMultiplier0), m1 = hn::Set(d, kPhiloxMultiplier1);
   for (; i + lanes <= count; i += lanes) {
     const std::uint64_t block = first + static_cast<std::uint64_t>(i);
     // The upper half of the counter is one number for all lanes, but where the lower half wraps.
@@ -66,8 +66,8 @@ inline void RandomWords(const RngStream& rng, std::uint64_t first, std::int64_t 
       c1 = p1.low;
       c2 = hn::Xor(hn::Xor(p0.high, c3), hn::Set(d, k1));
       c3 = p0.low;
-      k0 += kPhiloxWeyl[0];
-      k1 += kPhiloxWeyl[1];
+      k0 += kPhiloxWeyl0;
+      k1 += kPhiloxWeyl1;
     }
     hn::StoreInterleaved4(c0, c1, c2, c3, d, to + 4 * i);
   }
