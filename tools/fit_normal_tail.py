@@ -1,4 +1,4 @@
-"""Fits the polynomial of NormalOf() in kernels/cpu/math-inl.h and prints its coefficients, lowest power first.
+"""Fits the polynomial of kernels/normal_tail.h and prints its coefficients, lowest power first.
 
 The tail of the normal distribution is Phi(-a) = exp(-a^2 / 2) S(q) / (a + K) with q = (a - K) / (a + K); S is
 approximated for 0 <= a <= 13.25 with the smallest largest relative error, by Remez exchange. Needs mpmath.

@@ -38,7 +38,7 @@ void GeluBwdTyped(const GeluBwd& op, std::int64_t begin, std::int64_t end) {
   const auto gradient = [](F32Vec v, F32Vec dv) HWY_ATTR {
     const F32Tag tag;
     const auto normal = NormalOf(tag, v);
-    const F32Vec density = hn::Mul(normal.bell, hn::Set(tag, 0.398942280401432678f));  // 1 / sqrt(2 pi)
+    const F32Vec density = hn::Mul(normal.bell, hn::Set(tag, kNormalDensityAt0));
     return hn::Mul(dv, hn::MulAdd(v, density, normal.cdf));
   };
   ForVectors(

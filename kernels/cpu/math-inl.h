@@ -12,6 +12,8 @@
 
 #include <hwy/highway.h>
 
+#include "kernels/normal_tail.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace qt::cpu {
 namespace HWY_NAMESPACE {
@@ -55,28 +57,25 @@ struct Normal {
   hn::Vec<D> cdf, bell;
 };
 
-// The tail Phi(-a), a >= 0, is exp(-a^2 / 2) S(q) / (a + 3.5), q = (a - 3.5) / (a + 3.5): scaled like that
-// (the form is that of Shepherd and Laframboise, Math. Comp. 36, 1981) the tail is smooth enough for one
-// polynomial. S is the minimax polynomial in relative error for 0 <= a <= 13.25, off by 5.3e-9
-// (tools/fit_normal_tail.py). With the rounding of f32 the tail is within 12 roundoffs (2^-24) and a^2 / 2
-// more, the error of rounding a^2 before the exponential.
+// By the polynomial of kernels/normal_tail.h. With the rounding of f32 the tail is within 12 roundoffs
+// (2^-24) and a^2 / 2 more, the error of rounding a^2 before the exponential.
 template <class D>
 HWY_INLINE Normal<D> NormalOf(D d, hn::Vec<D> x) {
   using V = hn::Vec<D>;
   const V one = hn::Set(d, 1.0f);
   const V bell = NegativeExp(d, hn::Mul(hn::Mul(x, x), hn::Set(d, -0.5f)));
-  const V r = hn::Div(one, hn::Add(hn::Abs(x), hn::Set(d, 3.5f)));
-  const V q = hn::NegMulAdd(hn::Set(d, 7.0f), r, one);
-  V s = hn::Set(d, 1.15899412901e-4f);
-  s = hn::MulAdd(s, q, hn::Set(d, 4.31668260822e-4f));
-  s = hn::MulAdd(s, q, hn::Set(d, -4.93803545109e-4f));
-  s = hn::MulAdd(s, q, hn::Set(d, -3.18149525045e-3f));
-  s = hn::MulAdd(s, q, hn::Set(d, 6.49116304715e-3f));
-  s = hn::MulAdd(s, q, hn::Set(d, 1.74076444336e-2f));
-  s = hn::MulAdd(s, q, hn::Set(d, -1.16052655425e-1f));
-  s = hn::MulAdd(s, q, hn::Set(d, 3.15424958962e-1f));
-  s = hn::MulAdd(s, q, hn::Set(d, -5.65561761131e-1f));
-  s = hn::MulAdd(s, q, hn::Set(d, 7.44416075251e-1f));
+  const V r = hn::Div(one, hn::Add(hn::Abs(x), hn::Set(d, NormalTail::kShift)));
+  const V q = hn::NegMulAdd(hn::Set(d, 2 * NormalTail::kShift), r, one);
+  V s = hn::Set(d, NormalTail::kS9);
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS8));
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS7));
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS6));
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS5));
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS4));
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS3));
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS2));
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS1));
+  s = hn::MulAdd(s, q, hn::Set(d, NormalTail::kS0));
   const V tail = hn::Mul(bell, hn::Mul(s, r));
   return {hn::IfThenElse(hn::Lt(x, hn::Zero(d)), tail, hn::Sub(one, tail)), bell};
 }

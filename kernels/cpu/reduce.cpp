@@ -1,13 +1,10 @@
-// Sums whose bits are promised on every instruction set, and the scalars of a step that follow from them.
-//
-// The tree: blocks of 4096 elements; in a block eight double lanes, lane l adding elements l, l + 8, l + 16,
-// ... in ascending order; the lanes as ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)); the blocks in ascending
-// order onto 0. The square of a float is exact in double, so that a fused multiply-add would give the same
-// bits.
+// Sums whose bits are promised on every instruction set (kernels/sum_tree.h), and the scalars of a step that
+// follow from them.
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/cpu/cpu_common.h"
+#include "kernels/step_scalars.h"
+#include "kernels/sum_tree.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/reduce.cpp"
@@ -21,8 +18,6 @@
 namespace qt::cpu {
 namespace {
 
-constexpr std::int64_t kTreeBlock = 4096;
-constexpr std::int64_t kTreeLanes = 8;
 constexpr std::int64_t kBlocksAtOnce = 4;
 
 inline double sum_lanes(const double* lane) {
@@ -113,14 +108,11 @@ namespace {
 HWY_EXPORT(BlockSumsF32);
 HWY_EXPORT(BlockSumsBf16);
 
-// PyTorch's clip_grad_norm_ adds it to the norm.
-constexpr double kClipEpsilon = 1e-6;
-
 }  // namespace
 
 void run(const SumSquares& op, Context& ctx) {
   const std::int64_t n = op.x.elems();
-  const std::int64_t blocks = (n + kTreeBlock - 1) / kTreeBlock;
+  const std::int64_t blocks = tree_blocks(n);
   double* const partial = reinterpret_cast<double*>(op.scratch.data);
   parallel_ranges(ctx, n, 4 * kBlocksAtOnce * kTreeBlock, [&](std::int64_t begin, std::int64_t end, int) {
     double* const out = partial + begin / kTreeBlock;
@@ -156,25 +148,18 @@ void run(const SumLoss& op, Context&) {
   totals[1] += static_cast<double>(counted);
 }
 
-// Without a single target there is no loss to speak of: loss, norm and factor are 0, and the step is skipped.
 void run(const PrepareStep& op, Context&) {
   double sumsq = 0;
   for (std::int64_t r = 0; r < op.grad_sumsq.elems(); ++r) sumsq += op.grad_sumsq.as<double>()[r];
-  const double loss_sum = op.totals.as<double>()[0], targets = op.totals.as<double>()[1];
-  const double rescale =
-      targets > 0 ? op.gradient_tokens / targets : 0.0;  // they were divided by gradient_tokens
-  const double loss = targets > 0 ? loss_sum / targets : loss_sum * 0.0;
-  const double norm = std::sqrt(sumsq) * rescale;
-  const bool finite =
-      std::isfinite(loss) && std::isfinite(static_cast<float>(norm));  // the update is f32 arithmetic
-  double factor = rescale;
-  if (op.max_norm > 0) factor *= std::min(1.0, op.max_norm / (norm + kClipEpsilon));
+  const double* const totals = op.totals.as<double>();
+  const StepScalars step = step_scalars({.grad_sumsq = sumsq, .loss = totals[0], .targets = totals[1]},
+                                        op.max_norm, op.gradient_tokens);
 
   float* const params = op.params.as<float>();
   std::fill_n(params, kStepParamFloats, 0.0f);
-  params[0] = finite ? static_cast<float>(factor) : 0.0f;
-  params[1] = finite && targets > 0 ? 0.0f : 1.0f;
-  params[2] = static_cast<float>(norm);
+  params[0] = step.factor;
+  params[1] = step.skip ? 1.0f : 0.0f;
+  params[2] = static_cast<float>(step.norm);
   for (int g = 0; g < kParamGroups; ++g) {
     const AdamHyper& h = op.hyper[static_cast<std::size_t>(g)];
     float* const out = params + 4 + 8 * g;
@@ -187,10 +172,10 @@ void run(const PrepareStep& op, Context&) {
     out[6] = h.one_minus_beta2;
   }
   double* const stats = op.stats.as<double>();
-  stats[0] = loss;
-  stats[1] = norm;
-  stats[2] = finite ? 0.0 : 1.0;
-  stats[3] = targets;
+  stats[0] = step.loss;
+  stats[1] = step.norm;
+  stats[2] = step.finite ? 0.0 : 1.0;
+  stats[3] = totals[1];
 }
 
 }  // namespace qt::cpu
