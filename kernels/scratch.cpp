@@ -6,15 +6,22 @@
 
 #include "kernels/gemm_grid.h"
 #include "kernels/row_blocks.h"
+#include "kernels/sum_tree.h"
 #include "src/core/units.h"
 
 namespace qt {
 
 namespace {
 
-// Digit histograms and block offsets of the radix sort that a card runs. The sort library states its need at
-// run time only; this is an upper bound with room for the largest card.
-constexpr std::int64_t kRadixSortTempBytes = 1 * kMiB;
+// Temporary memory of the radix sort that a card runs. The sort library states its need at run time only
+// (kernels/cuda/sort.h then checks it); for pairs of 32 bits and digits of 8 it is, rounded up to 256 bytes a
+// piece, the histograms of up to 4 passes (4 KiB), a counter for each, and 1 KiB for each tile of pairs, to
+// hand offsets on. Its tiles are 8064 pairs and more on every card from sm_80 on; 1024 and 64 KiB leave room
+// for other versions.
+constexpr std::int64_t radix_sort_temp_bytes(std::int64_t n) {
+  constexpr std::int64_t kFixedBytes = 64 * kKiB, kTilePairs = 1024, kTileBytes = 1 * kKiB;
+  return kFixedBytes + (n + kTilePairs - 1) / kTilePairs * kTileBytes;
+}
 
 // A slice of a packed matrix, expanded for the dense library: large enough to hide the launches, small enough
 // to stay in reach of the second-level cache.
@@ -22,8 +29,6 @@ constexpr std::int64_t kExpandedSliceBytes = 32 * kMiB;
 constexpr std::int64_t kSliceRowStep = 64;  // rows of the device layout's super-tiles: a slice never cuts one
 
 constexpr std::int64_t kFusedBelowTokens = 2048;  // fewer: the expansion is not worth its traffic
-
-constexpr std::int64_t kSumBlockElems = 4096;
 
 bool on_cpu(const Target& target) { return target.kind == DeviceKind::cpu; }
 
@@ -34,7 +39,7 @@ std::int64_t scratch_bytes(const EmbeddingBwd& op, const Target& target) {
   // (id, token) in 8 bytes to sort in place, then the first position of each distinct id and the end.
   if (on_cpu(target)) return N * 8 + (N + 1) * 4;
   // Keys and values of the radix sort, double-buffered.
-  return 4 * N * 4 + kRadixSortTempBytes;
+  return 4 * N * 4 + radix_sort_temp_bytes(N);
 }
 
 // Sums of each block of rows, f32: of dy h, then of dy.
@@ -73,7 +78,7 @@ std::int64_t scratch_bytes(const PackedMatmul& op, const Target& target) {
 }
 
 std::int64_t scratch_bytes(const SumSquares& op, const Target&) {
-  return (op.x.elems() + kSumBlockElems - 1) / kSumBlockElems * 8;  // one f64 per block
+  return tree_blocks(op.x.elems()) * 8;  // one f64 per block
 }
 
 }  // namespace qt

@@ -7,20 +7,19 @@
 
 namespace qt::cuda {
 
-// Temporary memory that sort_pairs wants for n pairs.
-std::int64_t sort_temp_bytes(std::int64_t n);
-
-// Stable sort of n pairs by key, keys in [0, 2^key_bits). in and out do not overlap; all in device memory.
+// Stable sort of n pairs by key, keys in [0, 2^key_bits). The pairs are in buffer 0; both buffers are written
+// to. All in device memory, nothing overlaps.
 struct SortPairs {
-  const std::int32_t* keys_in = nullptr;
-  std::int32_t* keys_out = nullptr;
-  const std::int32_t* values_in = nullptr;
-  std::int32_t* values_out = nullptr;
-  std::int64_t n = 0;
+  std::int32_t* keys[2] = {};    // [n] each
+  std::int32_t* values[2] = {};  // [n] each
+  std::int64_t n = 0;            // below 2^31
   int key_bits = 32;
   void* temp = nullptr;
   std::int64_t temp_bytes = 0;
 };
-void sort_pairs(const SortPairs& sort, cudaStream_t stream);
+
+// Enqueues the sort and returns which of the buffers will hold the result, 0 or 1. Throws DeviceError when
+// the temporary memory is less than the library asks for.
+int sort_pairs(const SortPairs& sort, cudaStream_t stream);
 
 }  // namespace qt::cuda

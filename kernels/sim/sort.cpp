@@ -1,7 +1,8 @@
+// The twin of kernels/cuda/sort.cu: a sort of the host, with the demands and habits of CUB.
 #include "kernels/cuda/sort.h"
 
 #include <algorithm>
-#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/runtime.h"
@@ -10,23 +11,27 @@
 
 namespace qt::cuda {
 
-// Not 0, so that callers have to plan for it.
-std::int64_t sort_temp_bytes(std::int64_t n) { return 1024 + n / 256; }
-
-void sort_pairs(const SortPairs& sort, cudaStream_t stream) {
-  if (sim::runtime_call_fails("sort_pairs")) return check(sim::injected_error(), "sort");
-  if (sort.temp_bytes < sort_temp_bytes(sort.n))
-    throw sim::SimError("sort_pairs: too little temporary memory");
-  sim::enqueue_work(stream, [sort] {
-    std::vector<std::int64_t> order(static_cast<std::size_t>(sort.n));
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::int64_t a, std::int64_t b) { return sort.keys_in[a] < sort.keys_in[b]; });
-    for (std::size_t i = 0; i < order.size(); ++i) {
-      sort.keys_out[i] = sort.keys_in[order[i]];
-      sort.values_out[i] = sort.values_in[order[i]];
+int sort_pairs(const SortPairs& sort, cudaStream_t stream) {
+  // CUB's need for tiles of 8064 pairs: callers have to plan for it.
+  const std::int64_t need_bytes = 6 * 1024 + (sort.n + 8063) / 8064 * 1024;
+  if (sim::runtime_call_fails("sort_pairs")) check(sim::injected_error(), "a sort");
+  if (sort.temp_bytes < need_bytes) throw sim::SimError("sort_pairs: too little temporary memory");
+  // The result ends where CUB leaves it after passes of 8 bits.
+  const int result = (sort.key_bits + 7) / 8 % 2;
+  sim::enqueue_work(stream, [sort, result] {
+    std::vector<std::pair<std::int32_t, std::int32_t>> pairs;
+    for (std::int64_t i = 0; i < sort.n; ++i) pairs.emplace_back(sort.keys[0][i], sort.values[0][i]);
+    std::stable_sort(pairs.begin(), pairs.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    // Whoever reads the other buffer finds nothing of use there.
+    std::fill_n(sort.keys[1 - result], sort.n, -1);
+    std::fill_n(sort.values[1 - result], sort.n, -1);
+    for (std::size_t i = 0; i < pairs.size(); ++i) {
+      sort.keys[result][i] = pairs[i].first;
+      sort.values[result][i] = pairs[i].second;
     }
   });
+  return result;
 }
 
 }  // namespace qt::cuda
