@@ -8,6 +8,7 @@
 //   inputs       must be unchanged afterwards
 //   scratch      exactly scratch_bytes(), full of rubbish
 //   repeats      the same call twice, and on every other number of threads the backend has: the same bits
+//   backends     the simulator gives the bits of the cpu where an op promises them (kExactOp)
 //
 // The bodies know the backend by its name alone, so that they run on every one.
 #pragma once
@@ -59,6 +60,31 @@ inline Backend& shared_backend(const std::string& name, int threads) {
   if (!backend) backend = make_test_backend(target_of(name, threads));
   return *backend;
 }
+
+// Ops whose bits docs/numerics.md promises on every backend.
+template <class Op>
+inline constexpr bool kExactOp = false;
+#define QT_EXACT_OP(Op) \
+  template <>           \
+  inline constexpr bool kExactOp<Op> = true;
+QT_EXACT_OP(Fill)
+QT_EXACT_OP(Cast)
+QT_EXACT_OP(Add)
+QT_EXACT_OP(Relu2Fwd)
+QT_EXACT_OP(Relu2Bwd)
+QT_EXACT_OP(Dropout)
+QT_EXACT_OP(EmbeddingFwd)
+QT_EXACT_OP(EmbeddingBwd)
+QT_EXACT_OP(PositionBwd)
+QT_EXACT_OP(ColumnSum)
+QT_EXACT_OP(Quantise)
+QT_EXACT_OP(Dequantise)
+QT_EXACT_OP(AdamW)
+QT_EXACT_OP(AdamW8)
+QT_EXACT_OP(SumSquares)
+QT_EXACT_OP(SumLoss)
+QT_EXACT_OP(PrepareStep)
+#undef QT_EXACT_OP
 
 class Case {
  public:
@@ -159,6 +185,8 @@ class Case {
     if (is_sim(backend_name_)) {
       const sim::ReversedOrder reversed;
       expect_same_bits(run_once(op, backend_, 0xFF), "the descending order of blocks and threads");
+      // The simulator's memory is the host's; the cpu asks for no more scratch than a card.
+      if (kExactOp<Op>) expect_same_bits(run_once(op, shared_backend("cpu", 1), 0xFF), "the cpu backend");
     }
 #endif
     // Memory of the cpu is everyone's memory.
