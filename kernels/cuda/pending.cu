@@ -6,23 +6,10 @@ namespace qt::cuda {
 
 #define QT_PENDING(Op) \
   void run(const Op&, const Context&) { throw DeviceError(fmt::format("{} has no kernel yet", Op::kName)); }
-QT_PENDING(InitNormal)
-QT_PENDING(Relu2Fwd)
-QT_PENDING(Relu2Bwd)
-QT_PENDING(GeluFwd)
-QT_PENDING(GeluBwd)
-QT_PENDING(Dropout)
-QT_PENDING(EmbeddingFwd)
-QT_PENDING(EmbeddingBwd)
-QT_PENDING(PositionBwd)
 QT_PENDING(AttentionFwd)
 QT_PENDING(AttentionBwd)
 QT_PENDING(Matmul)
 QT_PENDING(PackedMatmul)
-QT_PENDING(ColumnSum)
-QT_PENDING(SumLoss)
-QT_PENDING(SumSquares)
-QT_PENDING(PrepareStep)
 QT_PENDING(AdamW)
 QT_PENDING(AdamW8)
 QT_PENDING(Quantise)

@@ -30,6 +30,13 @@ __device__ bool is_aligned16(const T* p) {
   return reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
 }
 
+// Whether every row of a matrix begins at such an address. Asked once, before a loop over rows: in a loop the
+// question would stand between its loads.
+template <class T>
+__device__ bool rows_aligned16(const T* p, std::int64_t pitch) {
+  return is_aligned16(p) && pitch * static_cast<std::int64_t>(sizeof(T)) % 16 == 0;
+}
+
 // kVectorElems elements at p, which is aligned to 16 bytes.
 template <class T>
 __device__ Packed<T> load_packed(const T* p) {
@@ -89,11 +96,22 @@ __device__ void store_floats(T* p, int count, const Floats& f) {
   }
 }
 
+// How many of the kVectorElems elements from `first` on are there.
+__device__ inline int vector_count(std::int64_t first, std::int64_t n) {
+  const std::int64_t left = n - first;
+  return left >= kVectorElems ? kVectorElems : left > 0 ? static_cast<int>(left) : 0;
+}
+
+__device__ inline void add_floats(Floats& sum, const Floats& f) {
+#pragma unroll
+  for (int i = 0; i < kVectorElems; ++i) sum.x[i] += f.x[i];
+}
+
 // Calls fn(first, count) for pieces of kVectorElems that cover [0, n), spread over the grid.
 template <class Fn>
 __device__ void for_each_vector(std::int64_t n, Fn&& fn) {
   for (std::int64_t i = global_thread() * kVectorElems; i < n; i += global_threads() * kVectorElems) {
-    fn(i, static_cast<int>(n - i < kVectorElems ? n - i : kVectorElems));
+    fn(i, vector_count(i, n));
   }
 }
 
