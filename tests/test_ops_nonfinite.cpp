@@ -64,7 +64,7 @@ TEST_P(NonFinite, ValuesSpoilTheirRowOfANormAndNoOther) {
   EXPECT_EQ(lost(rstd), std::vector<size_t>{1});
 }
 
-TEST_P(NonFinite, ValuesSpoilTheirRowOfALayerNormAndTheSumsOverRows) {
+TEST_P(NonFinite, ValuesSpoilTheirRowOfALayerNormAndTheSumsOverItsRows) {
   const auto f32 = [&](std::vector<double> x) {
     return t.in(x, {static_cast<std::int64_t>(x.size())}, DType::f32);
   };
@@ -94,12 +94,34 @@ TEST_P(NonFinite, ValuesSpoilTheirRowOfALayerNormAndTheSumsOverRows) {
   EXPECT_EQ(lost(backward.dx), (std::vector<size_t>{5, 6, 7, 8, 9}));
   EXPECT_EQ(lost(backward.dweight), std::vector<size_t>{2});
   EXPECT_EQ(lost(backward.dbias), std::vector<size_t>{2});
+}
 
+TEST_P(NonFinite, ValuesSpoilTheirColumnOfASumOverRows) {
   t.next("column sum");
   ColumnSum sum{.x = t.in(broken(15, 7), {3, 5}), .out = t.inout(std::vector<double>(5, 1), {5}, DType::f32)};
   sum.scratch = t.scratch_for(sum);
   t.run(sum);
   EXPECT_EQ(lost(sum.out), std::vector<size_t>{2});
+
+  t.next("positions");
+  PositionBwd positions{.dy = t.in(broken(30, 17), {6, 5}),
+                        .dpositions = t.inout(std::vector<double>(20, 1), {4, 5}, DType::f32),
+                        .T = 3};
+  t.run(positions);
+  EXPECT_EQ(lost(positions.dpositions), std::vector<size_t>{2});
+
+  // A rare id, and one that is summed by the kernel for frequent ones.
+  for (const std::int64_t N : {6, 200}) {
+    t.next(fmt::format("embedding of {} tokens", N));
+    std::vector<std::int32_t> ids(static_cast<size_t>(N), 1);
+    ids[1] = 3;
+    EmbeddingBwd embedding{.ids = t.in(ids, {N}),
+                           .dy = t.in(broken(static_cast<size_t>(N) * 5, 17), {N, 5}),
+                           .dtable = t.inout(std::vector<double>(20, 1), {4, 5}, DType::f32)};
+    embedding.scratch = t.scratch_for(embedding);
+    t.run(embedding);
+    EXPECT_EQ(lost(embedding.dtable), std::vector<size_t>{7});
+  }
 }
 
 TEST_P(NonFinite, ValuesSpoilTheirRowOfAProductAndNoOther) {

@@ -233,7 +233,9 @@ void prepare_step(Case& t) {
                           Window{"loss not a number", 9.0, nan, 10, 0, 10, true, false},
                           Window{"no target", 0, 0, 0, 1, 10, true, true}}) {
     if (!t.next(w.what)) return;
-    PrepareStep op{.grad_sumsq = t.in(std::vector<double>{w.sumsq}, {1}, DType::f64),
+    const std::vector<double> regions = {w.sumsq / 4, w.sumsq / 2, w.sumsq / 4};
+    const double sumsq = t.is("only the first region of gradients counts") ? regions[0] : w.sumsq;
+    PrepareStep op{.grad_sumsq = t.in(regions, {3}, DType::f64),
                    .totals = t.in(std::vector<double>{w.loss_sum, w.targets}, {2}, DType::f64),
                    .params = t.out({kStepParamFloats}, DType::f32),
                    .stats = t.out({kStepStatDoubles}, DType::f64),
@@ -256,11 +258,11 @@ void prepare_step(Case& t) {
     if (w.skip) continue;
 
     const double renormalise = t.is("tokens do not normalise") ? 1 : w.gradient_tokens / w.targets;
-    const double norm = std::sqrt(w.sumsq) * renormalise;
+    const double norm = std::sqrt(sumsq) * renormalise;
     double clip =
         w.max_norm > 0
             ? w.max_norm /
-                  ((t.is("the norm is clipped before tokens normalise it") ? std::sqrt(w.sumsq) : norm) +
+                  ((t.is("the norm is clipped before tokens normalise it") ? std::sqrt(sumsq) : norm) +
                    (t.is("1e-6 is left out") ? 0 : 1e-6))
             : 1;
     if (!t.is("small gradients are scaled up")) clip = std::min(1.0, clip);
@@ -300,7 +302,7 @@ const Proves kPrepareStep({"prepare_step",
                            {DType::f32},
                            {"tokens do not normalise", "the norm is clipped before tokens normalise it",
                             "1e-6 is left out", "small gradients are scaled up",
-                            "a broken step is not skipped"},
+                            "a broken step is not skipped", "only the first region of gradients counts"},
                            prepare_step});
 
 }  // namespace
