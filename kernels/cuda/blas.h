@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include <cuda_runtime.h>
 
@@ -14,7 +17,7 @@ namespace qt::cuda {
 // c[M, N] = a[M, R] b[R, N] (+ c), row-major as the ops see it: element (i, j) of a lies at a + i * a_pitch +
 // j, or at a + j * a_pitch + i when a_transposed; b likewise. f32 accumulation, one rounding into c; with
 // bias, bias[n] is added before the rounding. Deterministic: the same call on the same card gives the same
-// bits.
+// bits. All sizes are at least 1.
 struct BlasProduct {
   std::int64_t M = 0, N = 0, R = 0;
   const void* a = nullptr;
@@ -25,14 +28,28 @@ struct BlasProduct {
   std::int64_t a_pitch = 0, b_pitch = 0, c_pitch = 0;
   bool a_transposed = false, b_transposed = false;
   bool accumulate = false;
-  const float* bias = nullptr;  // [N]; not with accumulate
+  // [N], 16-byte aligned; not with accumulate, and for f32 results only: the library wants a bias in the type
+  // of the result.
+  const float* bias = nullptr;
 };
 
+// An algorithm is chosen when a kind of product (sizes, types, pitches, alignments) is first met, and kept.
+// Another algorithm is another order of sums: a run that is to continue with the same bits records them.
 class Blas {
  public:
   virtual ~Blas() = default;
+
   // Enqueues the product. Throws DeviceError when the library refuses it.
   virtual void multiply(const BlasProduct& product, cudaStream_t stream) = 0;
+
+  // The algorithms in use, as text: a line for the library and the card, and one for each kind of product, in
+  // an order of their own. The same calls give the same text.
+  virtual std::string algorithms() const = 0;
+
+  // Takes over what algorithms() gave, in place of what is in use. Returns why an entry was left out, a line
+  // each: those kinds of products are chosen anew, and their bits may differ. Never throws for what the text
+  // says: all of it may be of another library or card.
+  virtual std::vector<std::string> use_algorithms(std::string_view text) = 0;
 };
 
 // workspace: device memory of the library, workspace_bytes of it, that outlives the Blas; products on
