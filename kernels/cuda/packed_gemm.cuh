@@ -1,0 +1,141 @@
+// Packed weights on their way into a matrix product: loaders (see gemm_tile.cuh) that take the codes and
+// scales of a 64 x 64 square into registers and write its canonical weights to shared memory.
+//
+// The code points lie in shared memory once: sixteen f32 in sixteen banks, so that a look-up never conflicts.
+// A weight is code point times scale in f32, rounded once to bf16: the bits of Nf4::decode.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/gemm_tile.cuh"
+
+namespace qt::cuda {
+
+inline constexpr int kCodePoints = 16;
+inline constexpr int kScaleBlock = 64;  // elements that share a scale
+
+struct CodePoints {
+  float value[kCodePoints];
+};
+
+// A matrix [N, K] of 4-bit codes, two a byte with the first in the high half, and a scale for each 64
+// elements of the flat order.
+struct PackedMatrix {
+  const std::uint8_t* codes = nullptr;
+  const float* absmax = nullptr;
+  std::int64_t N = 0, K = 0;
+};
+
+__device__ inline SharedArray<float> take_code_points(SharedMemory& shared, const CodePoints& points) {
+  const SharedArray<float> table = shared.take<float>(kCodePoints);
+  // By constant indices: any other would put the parameter into local memory.
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int i = 0; i < kCodePoints; ++i) table.write(i, points.value[i]);
+  }
+  return table;
+}
+
+// Code i of the eight in a word, in the order of their elements.
+__device__ inline int code_of(unsigned word, int i) {
+  return static_cast<int>(word >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0)) & 0xFu);
+}
+
+// Eight elements with the scale scale_of(i) each, as a unit of bf16.
+template <class ScaleOf>
+__device__ uint4 decode_unit(const SharedArray<float>& table, unsigned word, ScaleOf&& scale_of) {
+  unsigned pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    pairs[i] = cvt_pair<bf16>(table.read(code_of(word, 2 * i)) * scale_of(2 * i),
+                              table.read(code_of(word, 2 * i + 1)) * scale_of(2 * i + 1));
+  }
+  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+// K a multiple of 64 and codes 16-byte aligned: then a row of a square is one block, 32 bytes and one scale.
+// Thread `thread` takes the half row thread / 2, in one access of 16 bytes.
+class BlockLoader {
+ public:
+  struct Piece {
+    unsigned words[kParts];
+    float scale;
+  };
+
+  __device__ BlockLoader(const PackedMatrix& w, const SharedArray<float>& table, int thread)
+      : w_(w), table_(table), row_(thread / 2), half_(thread % 2) {}
+
+  // Outside of the matrix a scale of 0 makes zeros.
+  __device__ Piece load(std::int64_t row, std::int64_t col) const {
+    const std::int64_t n = row * kSquare + row_, k = col * kSquare;
+    if (n >= w_.N || k >= w_.K) return {};
+    const std::int64_t block = (n * w_.K + k) / kScaleBlock;
+    const uint4 codes = reinterpret_cast<const uint4*>(w_.codes)[2 * block + half_];
+    return {{codes.x, codes.y, codes.z, codes.w}, w_.absmax[block]};
+  }
+
+  __device__ void put(const Piece& piece, int part, const SharedArray<bf16>& square) const {
+    square.write_as<uint4>(swizzled(row_, half_ * kParts + part),
+                           decode_unit(table_, piece.words[part], [&](int) { return piece.scale; }));
+  }
+
+ private:
+  const PackedMatrix& w_;
+  SharedArray<float> table_;
+  int row_, half_;
+};
+
+// Any K: blocks begin anywhere in a row, and rows within a byte. The 32 elements of a thread lie in at most
+// two blocks. Byte by byte, for matrices that no configuration of ours has.
+class AnyLoader {
+ public:
+  struct Piece {
+    unsigned words[kParts];
+    float scales[2];
+    int split;  // elements of the first block
+    int count;  // elements within the row; the others are zeros
+  };
+
+  __device__ AnyLoader(const PackedMatrix& w, const SharedArray<float>& table, int thread)
+      : w_(w), table_(table), row_(thread / 2), half_(thread % 2) {}
+
+  __device__ Piece load(std::int64_t row, std::int64_t col) const {
+    constexpr int kElems = kSquare / 2, kBytes = kElems / 2;
+    const std::int64_t n = row * kSquare + row_, k = col * kSquare + half_ * kElems;
+    if (n >= w_.N || k >= w_.K) return {};
+    const std::int64_t first = n * w_.K + k, block = first / kScaleBlock;
+    Piece piece;
+    piece.count = static_cast<int>(w_.K - k < kElems ? w_.K - k : kElems);
+    piece.split = kScaleBlock - static_cast<int>(first % kScaleBlock);
+    piece.scales[0] = w_.absmax[block];
+    piece.scales[1] = piece.split < piece.count ? w_.absmax[block + 1] : 0.0f;
+    // Both halves of `two` are wanted where the row begins in the low half of a byte.
+    const std::int64_t last = (first + piece.count - 1) / 2;
+    const auto byte = [&](int i) -> unsigned { return first / 2 + i <= last ? w_.codes[first / 2 + i] : 0u; };
+    unsigned two = byte(0);
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) piece.words[i] = 0;
+#pragma unroll
+    for (int i = 0; i < kBytes; ++i) {
+      two = two << 8 | byte(i + 1);
+      piece.words[i / 4] |= (two >> (first % 2 == 0 ? 8 : 4) & 0xFFu) << (8 * (i % 4));
+    }
+    return piece;
+  }
+
+  __device__ void put(const Piece& piece, int part, const SharedArray<bf16>& square) const {
+    const auto scale = [&](int i) {
+      const int at = kUnitElems * part + i;
+      return at >= piece.count ? 0.0f : at < piece.split ? piece.scales[0] : piece.scales[1];
+    };
+    square.write_as<uint4>(swizzled(row_, half_ * kParts + part),
+                           decode_unit(table_, piece.words[part], scale));
+  }
+
+ private:
+  const PackedMatrix& w_;
+  SharedArray<float> table_;
+  int row_, half_;
+};
+
+}  // namespace qt::cuda

@@ -1,0 +1,268 @@
+// Products with a packed weight, by one of two routes with the same weights (packed_route() chooses):
+//   fused    the codes are turned into weights inside the product, on their way to shared memory
+//   scratch  a slice of the matrix at a time is expanded into scratch, then multiplied as a plain matrix
+// f32 activations go through a simple kernel on the fused route: they are for checks, not for speed.
+#include <algorithm>
+
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/dense_product.h"
+#include "kernels/cuda/gemm_tile.cuh"
+#include "kernels/cuda/packed_gemm.cuh"
+#include "kernels/cuda/vector.cuh"
+#include "kernels/scratch.h"
+#include "quant/format.h"
+
+namespace qt::cuda {
+
+namespace {
+
+struct Weight {
+  PackedMatrix matrix;
+  CodePoints points;
+  bool in_blocks = false;  // as BlockLoader wants it
+};
+
+Weight weight_of(const PackedView& w) {
+  Weight weight;
+  weight.matrix = {.codes = w.codes.as<std::uint8_t>(), .absmax = w.absmax.as<float>(), .N = w.N, .K = w.K};
+  dispatch_format(w.format, [&]<class F>() {
+    static_assert(F::kCodeBits == 4 && F::kCodebook.size() == kCodePoints && F::kBlockElems == kScaleBlock);
+    std::copy(F::kCodebook.begin(), F::kCodebook.end(), weight.points.value);
+  });
+  weight.in_blocks =
+      w.K % kScaleBlock == 0 && reinterpret_cast<std::uintptr_t>(weight.matrix.codes) % 16 == 0;
+  return weight;
+}
+
+// ---- fused, bf16 ----
+
+template <class Loader, int kTile, bool kSumOverRows, bool kAligned>
+__global__ __launch_bounds__(GemmTile<kTile>::kThreads,
+                             GemmTile<kTile>::kBlocksAtOnce) void packed_gemm_kernel(GemmProblem<bf16> p,
+                                                                                     PackedMatrix w,
+                                                                                     CodePoints points) {
+  SharedMemory shared;
+  const SharedArray<float> table = take_code_points(shared, points);
+  const Loader loader(w, table, static_cast<int>(threadIdx.x) % kSquareThreads);
+  multiply_tile<kTile, kSumOverRows, kAligned>(p, loader, shared);
+}
+
+template <class Loader, int kTile, bool kSumOverRows, bool kAligned>
+void launch_fused(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
+  launch({.name = "packed_gemm_kernel",
+          .blocks = GemmTile<kTile>::blocks(p.M, p.N),
+          .threads = GemmTile<kTile>::kThreads,
+          .shared_bytes = GemmTile<kTile>::kSharedBytes + shared_array_bytes(kCodePoints, sizeof(float)),
+          .stream = context.stream},
+         packed_gemm_kernel<Loader, kTile, kSumOverRows, kAligned>, p, weight.matrix, weight.points);
+}
+
+template <bool kSumOverRows>
+void fused(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
+  const bool aligned =
+      weight.in_blocks && p.R % kUnitElems == 0 && reinterpret_cast<std::uintptr_t>(p.a) % 16 == 0;
+  if (!aligned) return launch_fused<AnyLoader, 64, kSumOverRows, false>(p, weight, context);
+  if (large_tiles(p.M, p.N, context.multiprocessors))
+    return launch_fused<BlockLoader, 128, kSumOverRows, true>(p, weight, context);
+  launch_fused<BlockLoader, 64, kSumOverRows, true>(p, weight, context);
+}
+
+// ---- fused, f32 ----
+
+constexpr int kF32Tile = 64, kF32Step = 16, kF32Threads = 256;
+constexpr int kF32Pitch = kF32Tile + 4;  // rows stay multiples of 16 bytes
+
+// A tile of 64 x 64 outputs, 4 x 4 a thread; R in steps of 16, in ascending order, by fused multiply-adds.
+template <bool kSumOverRows>
+__global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProblem<float> p, PackedMatrix w,
+                                                                      CodePoints points) {
+  SharedMemory shared;
+  const SharedArray<float> table = take_code_points(shared, points);
+  const SharedArray<float> left = shared.take<float>(kF32Step * kF32Pitch);   // [R][M]
+  const SharedArray<float> right = shared.take<float>(kF32Step * kF32Pitch);  // [R][N]
+  const TileAt at = tile_at(blockIdx.x, blocks_for(p.M, kF32Tile), blocks_for(p.N, kF32Tile));
+  const std::int64_t first_row = at.m * kF32Tile, first_col = at.n * kF32Tile;
+  const int thread = static_cast<int>(threadIdx.x), x = thread % 16, y = thread / 16;
+
+  const auto weight = [&](std::int64_t n, std::int64_t k) {
+    if (n >= w.N || k >= w.K) return 0.0f;
+    const std::int64_t i = n * w.K + k;
+    const unsigned byte = w.codes[i / 2];
+    const int code = static_cast<int>(i % 2 == 0 ? byte >> 4 : byte & 0xFu);
+    return widen(narrow<bf16>(table.read(code) * w.absmax[i / kScaleBlock]));
+  };
+  float sums[4][4] = {};
+  for (std::int64_t r = 0; r < p.R; r += kF32Step) {
+    __syncthreads();  // the table is there; the step before may be written over
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = y + 16 * i;  // neighbouring threads read neighbouring columns of a
+      const bool inside = first_row + row < p.M && r + x < p.R;
+      left.write(x * kF32Pitch + row, inside ? p.a[(first_row + row) * p.a_pitch + r + x] : 0.0f);
+      if constexpr (kSumOverRows) {
+        const int step = thread / kF32Tile + 4 * i, col = thread % kF32Tile;
+        right.write(step * kF32Pitch + col, weight(r + step, first_col + col));
+      } else {
+        right.write(x * kF32Pitch + row, weight(first_col + row, r + x));
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int step = 0; step < kF32Step; ++step) {
+      const float4 down = left.read_as<float4>(step * kF32Pitch + 4 * y);
+      const float4 across = right.read_as<float4>(step * kF32Pitch + 4 * x);
+      const float rows[4] = {down.x, down.y, down.z, down.w};
+      const float cols[4] = {across.x, across.y, across.z, across.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(rows[i], cols[j], sums[i][j]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const std::int64_t row = first_row + 4 * y + i, col = first_col + 4 * x + j;
+      if (row >= p.M || col >= p.N) continue;
+      p.c[row * p.c_pitch + col] = p.bias == nullptr ? sums[i][j] : sums[i][j] + p.bias[col];
+    }
+  }
+}
+
+template <bool kSumOverRows>
+void fused(const GemmProblem<float>& p, const Weight& weight, const Context& context) {
+  launch({.name = "packed_gemm_f32_kernel",
+          .blocks = blocks_for(p.M, kF32Tile) * blocks_for(p.N, kF32Tile),
+          .threads = kF32Threads,
+          .shared_bytes = shared_array_bytes(kCodePoints, sizeof(float)) +
+                          2 * shared_array_bytes(kF32Step * kF32Pitch, sizeof(float)),
+          .stream = context.stream},
+         packed_gemm_f32_kernel<kSumOverRows>, p, weight.matrix, weight.points);
+}
+
+// ---- scratch ----
+
+// Rows [first_row, first_row + rows) and columns [first_col, first_col + cols) of the matrix, both beginning
+// at multiples of 64.
+struct Slice {
+  std::int64_t first_row = 0, rows = 0;
+  std::int64_t first_col = 0, cols = 0;
+};
+
+// The slice as a dense matrix [rows, cols]: a square of 64 x 64 at a time through shared memory, so that
+// codes and weights are both moved in whole sectors.
+template <class Loader, class T>
+__global__ __launch_bounds__(kSquareThreads) void expand_slice_kernel(Slice slice, PackedMatrix w,
+                                                                      CodePoints points, T* to) {
+  SharedMemory shared;
+  const SharedArray<float> table = take_code_points(shared, points);
+  const SharedArray<bf16> square = shared.take<bf16>(kSquareElems);
+  const Loader loader(w, table, static_cast<int>(threadIdx.x));
+  const std::int64_t across = blocks_for(slice.cols, kSquare), down = blocks_for(slice.rows, kSquare);
+  for (std::int64_t i = blockIdx.x; i < across * down; i += gridDim.x) {
+    const std::int64_t row = i / across * kSquare, col = i % across * kSquare;
+    const auto piece = loader.load((slice.first_row + row) / kSquare, (slice.first_col + col) / kSquare);
+    __syncthreads();  // the table is there; the square before has been stored
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) loader.put(piece, part, square);
+    __syncthreads();
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const int at = static_cast<int>(threadIdx.x) + part * kSquareThreads;
+      const int down_at = at / kSquareUnits, unit = at % kSquareUnits;
+      const std::int64_t left = slice.cols - col - unit * kUnitElems;
+      if (row + down_at >= slice.rows || left <= 0) continue;
+      const uint4 pairs = square.read_as<uint4>(swizzled(down_at, unit));
+      const unsigned words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+      Floats f;
+#pragma unroll
+      for (int e = 0; e < kUnitElems; ++e)
+        f.x[e] = __uint_as_float(e % 2 == 0 ? words[e / 2] << 16 : words[e / 2] & 0xFFFF0000u);
+      store_floats(to + (row + down_at) * slice.cols + col + unit * kUnitElems,
+                   static_cast<int>(left < kUnitElems ? left : kUnitElems), f);
+    }
+  }
+}
+
+template <class T>
+void expand(const Slice& slice, const Weight& weight, T* to, const Context& context) {
+  constexpr int kBlocksPerMultiprocessor = 8;
+  const LaunchShape shape{
+      .name = "expand_slice_kernel",
+      .blocks = std::min(blocks_for(slice.rows, kSquare) * blocks_for(slice.cols, kSquare),
+                         std::int64_t{context.multiprocessors} * kBlocksPerMultiprocessor),
+      .threads = kSquareThreads,
+      .shared_bytes = shared_array_bytes(kCodePoints, sizeof(float)) + shared_array_bytes(kSquareElems, 2),
+      .stream = context.stream};
+  if (weight.in_blocks) {
+    launch(shape, expand_slice_kernel<BlockLoader, T>, slice, weight.matrix, weight.points, to);
+  } else {
+    launch(shape, expand_slice_kernel<AnyLoader, T>, slice, weight.matrix, weight.points, to);
+  }
+}
+
+// Elements of a slice along the dimension that is not summed over: all, or as many whole squares as fit.
+std::int64_t slice_length(std::int64_t length, std::int64_t other, std::int64_t room_elems) {
+  if (length * other <= room_elems) return length;
+  const std::int64_t fits = room_elems / other / kSquare * kSquare;
+  QT_CHECK(fits > 0, ShapeError, "{}: a slice of 64 x {} weights does not fit its scratch",
+           PackedMatmul::kName, other);
+  return fits;
+}
+
+template <class T>
+void by_slices(const PackedMatmul& op, const Weight& weight, const Context& context) {
+  const bool nt = op.layout == GemmLayout::nt;
+  const std::int64_t M = op.x.dim(0), N = op.y.dim(1), R = op.x.dim(1);
+  T* const scratch = reinterpret_cast<T*>(op.scratch.data);
+  const std::int64_t step = slice_length(N, R, op.scratch.bytes() / dtype_bytes(op.x.dtype));
+  // Columns of y are independent of each other, so those are what is cut: rows of the weight, or its columns.
+  for (std::int64_t first = 0; first < N; first += step) {
+    const std::int64_t count = std::min(step, N - first);
+    const Slice slice = nt ? Slice{.first_row = first, .rows = count, .cols = R}
+                           : Slice{.rows = R, .first_col = first, .cols = count};
+    expand(slice, weight, scratch, context);
+    dense_product({.M = M,
+                   .N = count,
+                   .R = R,
+                   .a = op.x.data,
+                   .b = scratch,
+                   .c = op.y.as<T>() + first,
+                   .operands = op.x.dtype,
+                   .result = op.y.dtype,
+                   .a_pitch = R,
+                   .b_pitch = slice.cols,
+                   .c_pitch = N,
+                   .b_transposed = nt,
+                   .bias = op.bias.defined() ? op.bias.as<float>() + first : nullptr},
+                  context);
+  }
+}
+
+template <class T>
+void run_as(const PackedMatmul& op, const Context& context) {
+  const Weight weight = weight_of(op.w);
+  if (packed_route(op, context.target) == GemmRoute::scratch) return by_slices<T>(op, weight, context);
+  const GemmProblem<T> p{.a = op.x.as<T>(),
+                         .c = op.y.as<T>(),
+                         .bias = op.bias.defined() ? op.bias.as<float>() : nullptr,
+                         .M = op.x.dim(0),
+                         .N = op.y.dim(1),
+                         .R = op.x.dim(1),
+                         .a_pitch = op.x.dim(1),
+                         .c_pitch = op.y.dim(1)};
+  if (op.layout == GemmLayout::nt) return fused<false>(p, weight, context);
+  fused<true>(p, weight, context);
+}
+
+}  // namespace
+
+void run(const PackedMatmul& op, const Context& context) {
+  if (op.x.dim(0) == 0) return;
+  if (op.x.dtype == DType::bf16) return run_as<bf16>(op, context);
+  run_as<float>(op, context);
+}
+
+}  // namespace qt::cuda
