@@ -20,8 +20,10 @@ struct Product {
 // Odd sizes around the tiles and vectors of backends; both long and short inner dimensions; single rows and
 // columns.
 const std::vector<Product> kProducts = [] {
-  std::vector<Product> all = {{1, 1, 1},     {1, 7, 3},   {5, 1, 64},    {3, 65, 33},
-                              {17, 16, 257}, {64, 48, 1}, {31, 130, 66}, {129, 257, 40}};
+  std::vector<Product> all = {
+      {1, 1, 1},   {1, 7, 3},     {5, 1, 64},     {3, 65, 33}, {17, 16, 257},
+      {64, 48, 1}, {31, 130, 66}, {129, 257, 40}, {65, 72, 72}};  // rows of whole 16-byte units, and a tile
+                                                                  // begun in each direction
   if (!kSanitized) {
     all.push_back({300, 299, 301});
     all.push_back({2, 33, 4100});  // deep: implementations split the inner dimension
@@ -112,8 +114,9 @@ struct Packed {
 // K no multiple of the block, so that blocks cross rows; N K no multiple either, so that the last block is
 // partial.
 const std::vector<Packed> kPacked = [] {
-  std::vector<Packed> all = {{1, 1, 1},      {3, 2, 64},   {2, 5, 37},   {7, 65, 100},
-                             {33, 128, 192}, {1, 130, 65}, {65, 24, 257}};
+  std::vector<Packed> all = {
+      {1, 1, 1},      {3, 2, 64},   {2, 5, 37},    {7, 65, 100},
+      {33, 128, 192}, {1, 130, 65}, {65, 24, 257}, {70, 72, 128}};  // blocks end with the rows, tiles do not
   if (!kSanitized) all.push_back({130, 300, 301});
   return all;
 }();
