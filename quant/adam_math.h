@@ -9,6 +9,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "src/core/device.h"
+
 namespace qt {
 
 // The constants of one step.
@@ -49,7 +51,7 @@ inline AdamHyper adam_hyper(double lr, double beta1, double beta2, double eps, d
 
 // Updates parameter p and moments m, v with gradient g. The update uses the new moments before any
 // re-encoding to 8 bits.
-inline void adam_update(float& p, float g, float& m, float& v, const AdamHyper& h) {
+QT_HOST_DEVICE inline void adam_update(float& p, float g, float& m, float& v, const AdamHyper& h) {
   v = v * h.beta2 + h.one_minus_beta2 * g * g;
   m = m * h.beta1 + h.one_minus_beta1 * g;
   p = p * h.decay + h.s * (m / (std::sqrt(v) + h.ceps));

@@ -16,8 +16,10 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "quant/format_id.h"
+#include "src/core/device.h"
 #include "src/core/half.h"
 
 namespace qt {
@@ -63,11 +65,9 @@ struct Nf4 {
   }();
 
   // The code of a normalised value: the number of thresholds below y. A tie takes the lower code.
-  // Without branches, so that loops over it vectorise.
-  static constexpr std::uint8_t encode(float y) {
-    int code = 0;
-    for (const float t : kThresholds) code += y > t ? 1 : 0;
-    return static_cast<std::uint8_t>(code);
+  // Without branches, so that loops over it vectorise, and without an array, which a device would not reach.
+  QT_HOST_DEVICE static constexpr std::uint8_t encode(float y) {
+    return count_below(y, std::make_index_sequence<kLevels - 1>());
   }
 
   // Code of element i of the tensor that `codes` begins with.
@@ -101,6 +101,14 @@ struct Nf4 {
   // Not a weight of ours.
   static void dequantise_unrounded(const std::uint8_t* codes, const float* absmax, std::int64_t first,
                                    std::span<float> dst);
+
+ private:
+  template <std::size_t c>
+  static constexpr float kThreshold = kThresholds[c];
+  template <std::size_t... c>
+  QT_HOST_DEVICE static constexpr std::uint8_t count_below(float y, std::index_sequence<c...>) {
+    return static_cast<std::uint8_t>(((y > kThreshold<c> ? 1 : 0) + ...));
+  }
 };
 
 }  // namespace qt

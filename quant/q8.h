@@ -12,12 +12,14 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <optional>
 #include <span>
 
 #include "quant/block.h"
+#include "src/core/device.h"
 
 namespace qt {
 
@@ -29,6 +31,11 @@ constexpr std::int64_t q8_scale_count(std::int64_t elems) {
 constexpr std::int64_t q8_bytes(std::int64_t elems) { return elems + 4 * q8_scale_count(elems); }
 
 using Q8Map = std::array<float, 256>;
+
+// The threshold between two neighbouring entries of a map.
+QT_HOST_DEVICE constexpr float q8_midpoint(float low, float high) {
+  return static_cast<float>((static_cast<double>(low) + static_cast<double>(high)) / 2);
+}
 
 namespace detail {
 
@@ -65,9 +72,7 @@ constexpr Q8Map make_dynamic_map(bool with_negatives) {
 // compare once more.
 constexpr Q8Map make_midpoints(const Q8Map& map) {
   Q8Map mid{};
-  for (std::size_t c = 0; c + 1 < map.size(); ++c) {
-    mid[c] = static_cast<float>((static_cast<double>(map[c]) + static_cast<double>(map[c + 1])) / 2);
-  }
+  for (std::size_t c = 0; c + 1 < map.size(); ++c) mid[c] = q8_midpoint(map[c], map[c + 1]);
   mid[255] = std::numeric_limits<float>::infinity();
   return mid;
 }
@@ -143,6 +148,33 @@ constexpr std::uint8_t q8_search_unsigned(float y) {
   return static_cast<std::uint8_t>(code + (y > kQ8UnsignedMid[code] ? 1 : 0));
 }
 
+// The search without a table of cells, for devices. Both maps put 2^i (or twice as many) values into decade i
+// at equal distances, so the place of a magnitude in its map is linear within a decade. The slope falls from
+// decade to decade, so the whole is the least of seven lines. In units of the signed map, whose positive
+// values are numbered from 1: value r lies at r + 1/2, thresholds within a decade at whole numbers, those
+// between decades 0.2 above one, and 1.0 at 128.
+QT_HOST_DEVICE inline float q8_place(float magnitude) {
+  float slope = 1e6f / 0.9f, offset = 0.8f / 0.9f;
+  float place = 128;  // also what a NaN gets
+  for (int decade = 0; decade < 7; ++decade) {
+    place = std::fmin(place, std::fma(slope, magnitude, offset));
+    slope *= 0.2f;
+    offset *= 2;
+  }
+  return place;
+}
+// The code of y or the one below it, whatever y is: one compare with the threshold above finishes. Half a
+// value is taken off the place, which is more than it is rounded by and than thresholds lie above whole
+// numbers.
+QT_HOST_DEVICE inline int q8_code_below_signed(float y) {
+  const int rank = static_cast<int>(q8_place(std::fabs(y)) - 0.5f);
+  const int negative = rank < 126 ? 126 - rank : 0;  // there is no -1
+  return y < 0 ? negative : 127 + rank;
+}
+QT_HOST_DEVICE inline int q8_code_below_unsigned(float y) {
+  return y < 0 ? 0 : static_cast<int>(2 * q8_place(y) - 0.5f) - 1;
+}
+
 // Four ways to encode. encode(x, y): the code of element x with y = x / absmax; kZeroCode: all codes of a
 // block whose absmax is 0, and what a state begins with.
 
@@ -166,8 +198,11 @@ struct FirstMoment {
   static constexpr const Q8Map& kMap = kQ8Signed;
   static constexpr std::uint8_t kZeroCode = 127;
   static constexpr std::uint8_t encode(float x, float y) {
-    const std::uint8_t code = q8_search_signed(y);
-    return code == kZeroCode && x < 0 ? kZeroCode - 1 : code;
+    return static_cast<std::uint8_t>(keep_sign(x, q8_search_signed(y)));
+  }
+  QT_HOST_DEVICE static int code_below(float y) { return q8_code_below_signed(y); }
+  QT_HOST_DEVICE static constexpr int keep_sign(float x, int nearest) {
+    return nearest == kZeroCode && x < 0 ? kZeroCode - 1 : nearest;
   }
 };
 
@@ -178,8 +213,11 @@ struct SecondMoment {
   static constexpr const Q8Map& kMap = kQ8Unsigned;
   static constexpr std::uint8_t kZeroCode = 0;
   static constexpr std::uint8_t encode(float x, float y) {
-    const std::uint8_t code = q8_search_unsigned(y);
-    return code == 0 && x > 0 ? 1 : code;
+    return static_cast<std::uint8_t>(keep_sign(x, q8_search_unsigned(y)));
+  }
+  QT_HOST_DEVICE static int code_below(float y) { return q8_code_below_unsigned(y); }
+  QT_HOST_DEVICE static constexpr int keep_sign(float x, int nearest) {
+    return nearest == kZeroCode && x > 0 ? 1 : nearest;
   }
 };
 

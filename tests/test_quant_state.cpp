@@ -61,6 +61,14 @@ int slow_search(const Q8Map& map, float y) {
 void expect_search(float y) {
   ASSERT_EQ(q8_search_signed(y), slow_search(kQ8Signed, y)) << fmt::format("{:a}", y);
   ASSERT_EQ(q8_search_unsigned(y), slow_search(kQ8Unsigned, y)) << fmt::format("{:a}", y);
+  // Without the table of cells, as devices search.
+  const auto finished = [y](int below, const Q8Map& mid) {
+    return below + (y > mid[static_cast<std::size_t>(below)] ? 1 : 0);
+  };
+  ASSERT_EQ(finished(q8_code_below_signed(y), kQ8SignedMid), slow_search(kQ8Signed, y))
+      << fmt::format("{:a}", y);
+  ASSERT_EQ(finished(q8_code_below_unsigned(y), kQ8UnsignedMid), slow_search(kQ8Unsigned, y))
+      << fmt::format("{:a}", y);
 }
 
 TEST(Q8Maps, HaveTheBitsOfThePublishedTables) {
