@@ -52,12 +52,13 @@ inline void on_every_setup(const std::function<void(Backend&)>& fn) {
   }
 }
 
-// Memory of a backend, handed out piece by piece. Each piece begins one element after a 64-byte boundary:
-// aligned for its type and for nothing wider.
+// Memory of a backend, handed out piece by piece. Each piece begins one element after a 64-byte boundary,
+// aligned for its type and for nothing wider, or else on the boundary.
+enum class Alignment : std::uint8_t { least, whole_lines };
 class Memory {
  public:
-  explicit Memory(Backend& backend, std::int64_t bytes = 16 << 20)
-      : backend_(backend), region_(backend.allocate(Space::device, bytes)) {}
+  explicit Memory(Backend& backend, std::int64_t bytes = 16 << 20, Alignment alignment = Alignment::least)
+      : backend_(backend), region_(backend.allocate(Space::device, bytes)), alignment_(alignment) {}
 
   template <class T>
   TensorView put(const std::vector<T>& x) {
@@ -67,7 +68,7 @@ class Memory {
   }
   template <class T>
   TensorView room(std::int64_t n) {
-    std::byte* const at = region_->base() + used_ + sizeof(T);
+    std::byte* const at = region_->base() + used_ + (alignment_ == Alignment::least ? sizeof(T) : 0);
     used_ += (n * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64 + 64;
     EXPECT_LE(used_, region_->bytes());
     return TensorView(at, dtype_of<T>(), {n});
@@ -82,6 +83,7 @@ class Memory {
  private:
   Backend& backend_;
   std::unique_ptr<MemoryRegion> region_;
+  Alignment alignment_;
   std::int64_t used_ = 0;
 };
 
