@@ -8,10 +8,6 @@ namespace qt::cuda {
   void run(const Op&, const Context&) { throw DeviceError(fmt::format("{} has no kernel yet", Op::kName)); }
 QT_PENDING(AttentionFwd)
 QT_PENDING(AttentionBwd)
-QT_PENDING(AdamW)
-QT_PENDING(AdamW8)
-QT_PENDING(Quantise)
-QT_PENDING(Dequantise)
 #undef QT_PENDING
 
 }  // namespace qt::cuda

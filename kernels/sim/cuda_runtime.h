@@ -91,6 +91,14 @@ inline void combine_ballot(void* const* slots) {
   }
   for (int lane = 0; lane < kWarpThreads; ++lane) *static_cast<unsigned*>(slots[lane]) = all;
 }
+inline void combine_max(void* const* slots) {
+  unsigned top = 0;
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    const unsigned value = *static_cast<unsigned*>(slots[lane]);
+    top = top < value ? value : top;
+  }
+  for (int lane = 0; lane < kWarpThreads; ++lane) *static_cast<unsigned*>(slots[lane]) = top;
+}
 inline void combine_nothing(void* const*) {}
 
 }  // namespace qt::sim
@@ -123,6 +131,12 @@ inline unsigned __ballot_sync(unsigned mask, int predicate,
   unsigned slot = predicate != 0 ? 1 : 0;
   qt::sim::warp_collective("ballot", &slot, qt::sim::combine_ballot, where);
   return slot;
+}
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value,
+                                  const std::source_location where = std::source_location::current()) {
+  qt::sim::check_full_mask(mask, where);
+  qt::sim::warp_collective("__reduce_max", &value, qt::sim::combine_max, where);
+  return value;
 }
 inline int __any_sync(unsigned mask, int predicate,
                       const std::source_location where = std::source_location::current()) {

@@ -1,0 +1,237 @@
+// Packing and unpacking of NF4, bit for bit as quant/nf4.h has it: one pass over memory, eight elements a
+// lane.
+#include <algorithm>
+
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/vector.cuh"
+#include "quant/block.h"
+#include "quant/nf4.h"
+
+namespace qt::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpThreads;
+constexpr int kBlock = Nf4::kBlockElems;
+constexpr int kBlockLanes = kBlock / kVectorElems;  // a block of the format has so many lanes
+constexpr int kWarpElems = kWarpThreads * kVectorElems;
+
+// Enough blocks of kThreads to fill the card, and no more than `work` warps' worth.
+LaunchShape warps_shape(const char* kernel, std::int64_t work, const Context& context) {
+  constexpr int kBlocksPerMultiprocessor = 8;
+  const std::int64_t needed = blocks_for(work, kWarps);
+  const std::int64_t most = std::int64_t{context.multiprocessors} * kBlocksPerMultiprocessor;
+  return {
+      .name = kernel, .blocks = needed < most ? needed : most, .threads = kThreads, .stream = context.stream};
+}
+
+// ---- packing -----------------------------------------------------------------------------------------
+
+// Over the lanes of one block of the format, the same in all of them. The whole warp must come.
+template <class T>
+__device__ T block_max(T x) {
+#pragma unroll
+  for (int offset = kBlockLanes / 2; offset > 0; offset /= 2) {
+    const T other = __shfl_xor_sync(kFullWarp, x, offset);
+    x = x < other ? other : x;
+  }
+  return x;
+}
+
+// The bits of the largest magnitude in the lane's block.
+__device__ unsigned block_top(const Floats& f) {
+  unsigned top = 0;
+#pragma unroll
+  for (int i = 0; i < kVectorElems; ++i) {
+    const unsigned bits = magnitude_bits(f.x[i]);
+    top = top < bits ? bits : top;
+  }
+  return block_max(top);
+}
+
+// A lane's eight codes, as the four bytes of the flat layout.
+__device__ unsigned encode(const Floats& f, unsigned top) {
+  if (top == 0) return (Nf4::kZeroCode << 4 | Nf4::kZeroCode) * 0x01010101u;
+  const Normaliser normalise(__uint_as_float(top));
+  Floats y;
+  if (normalise.divides()) {
+#pragma unroll
+    for (int i = 0; i < kVectorElems; ++i) y.x[i] = f.x[i] / normalise.absmax();
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVectorElems; ++i) y.x[i] = f.x[i] * normalise.reciprocal();
+  }
+  unsigned bytes = 0;
+#pragma unroll
+  for (int i = 0; i < kVectorElems; ++i) {
+    bytes |= static_cast<unsigned>(Nf4::encode(y.x[i])) << (8 * (i / 2) + (i % 2 == 0 ? 4 : 0));
+  }
+  return bytes;
+}
+
+// Lowers *bad_index, a double whose bits are passed, to 1 + index; 0 stands for none. The smallest wins in
+// whatever order they come.
+__device__ void note_bad(unsigned long long* bad_index, std::int64_t index) {
+  const double found = static_cast<double>(index) + 1;
+  unsigned long long seen = *bad_index;
+  for (;;) {
+    const double before = __longlong_as_double(static_cast<long long>(seen));
+    if (before != 0 && before <= found) return;
+    const auto bits = static_cast<unsigned long long>(__double_as_longlong(found));
+    const unsigned long long now = atomicCAS(bad_index, seen, bits);
+    if (now == seen) return;
+    seen = now;
+  }
+}
+
+// For a warp in which some block is not finite: each of these notes its first such value. index: of the
+// lane's first element in the matrix.
+__device__ void note_bad_blocks(const Floats& f, unsigned top, std::int64_t index,
+                                unsigned long long* bad_index) {
+  const int at = lane_id() % kBlockLanes * kVectorElems;
+  int before_end = 0;  // of the first bad element, counted from the end of the block; a maximum finds it
+#pragma unroll
+  for (int i = 0; i < kVectorElems; ++i) {
+    if (before_end == 0 && magnitude_bits(f.x[i]) >= kInfinityBits) before_end = kBlock - at - i;
+  }
+  before_end = block_max(before_end);
+  if (top >= kInfinityBits && at == 0) note_bad(bad_index, index + (kBlock - before_end));
+}
+
+// src [n] is elements [first, first + n) of the matrix that codes and absmax begin with.
+__global__ __launch_bounds__(kThreads) void quantise_kernel(const float* src, std::int64_t first,
+                                                            std::int64_t n, std::uint8_t* codes,
+                                                            float* absmax, unsigned long long* bad_index) {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(codes) % 4 == 0;
+  const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * kWarps;
+  for (std::int64_t w = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id(); w * kWarpElems < n;
+       w += warps) {
+    const std::int64_t at = w * kWarpElems + lane_id() * kVectorElems;
+    const std::int64_t left = n - at;
+    const int count = left >= kVectorElems ? kVectorElems : left > 0 ? static_cast<int>(left) : 0;
+    const Floats f = load_floats(src + at, count);
+    const unsigned top = block_top(f);
+    if (__any_sync(kFullWarp, top >= kInfinityBits)) note_bad_blocks(f, top, first + at, bad_index);
+    if (count == 0 || top >= kInfinityBits) continue;
+    const unsigned bytes = encode(f, top);
+    std::uint8_t* const to = codes + (first + at) / 2;
+    if (aligned && count == kVectorElems) {
+      *reinterpret_cast<unsigned*>(to) = bytes;
+    } else {
+#pragma unroll
+      for (int b = 0; b < kVectorElems / 2; ++b) {
+        if (2 * b < count) to[b] = static_cast<std::uint8_t>(bytes >> (8 * b));
+      }
+    }
+    if (lane_id() % kBlockLanes == 0) absmax[(first + at) / kBlock] = __uint_as_float(top);
+  }
+}
+
+// ---- unpacking ---------------------------------------------------------------------------------------
+
+// The code book in shared memory: sixteen entries in as many banks, so that no look-up waits for another.
+struct CodebookParam {
+  float level[Nf4::kLevels];
+};
+
+CodebookParam codebook_param() {
+  CodebookParam book;
+  std::copy(Nf4::kCodebook.begin(), Nf4::kCodebook.end(), book.level);
+  return book;
+}
+
+class Codebook {
+ public:
+  static constexpr int kBytes = shared_array_bytes(Nf4::kLevels, 4);
+
+  // Every thread of the block must come.
+  __device__ Codebook(SharedMemory& shared, const CodebookParam& book)
+      : level_(shared.take<float>(Nf4::kLevels)) {
+    const int c = static_cast<int>(threadIdx.x);
+    if (c < Nf4::kLevels) level_.write(c, book.level[c]);
+    __syncthreads();
+  }
+
+  // What the canonical weight is rounded from (Nf4::decode).
+  __device__ float product(unsigned code, float absmax) const {
+    return level_.read(static_cast<int>(code)) * absmax;
+  }
+
+ private:
+  SharedArray<float> level_;
+};
+
+// Stores canonical weights, which are bf16 whatever they are stored as.
+__device__ void store_weights(bf16* p, int count, const Floats& products) {
+  store_floats(p, count, products);
+}
+__device__ void store_weights(float* p, int count, const Floats& products) {
+  Floats rounded;
+#pragma unroll
+  for (int i = 0; i < kVectorElems; ++i) rounded.x[i] = widen(cvt_bf16(products.x[i]));
+  store_floats(p, count, rounded);
+}
+
+// dst [n] is elements [first, first + n). Where first is a multiple of 8 and codes are aligned, a thread's
+// eight codes are one load and have one scale; else each is looked for on its own.
+template <class T>
+__global__ __launch_bounds__(kThreads) void dequantise_kernel(const std::uint8_t* codes, const float* absmax,
+                                                              std::int64_t first, T* dst, std::int64_t n,
+                                                              const CodebookParam book) {
+  SharedMemory shared;
+  const Codebook codebook(shared, book);
+  const bool aligned = reinterpret_cast<std::uintptr_t>(codes) % 4 == 0 && first % kVectorElems == 0;
+  for_each_vector(n, [&](std::int64_t at, int count) {
+    const std::int64_t element = first + at;
+    Floats f = {};
+    if (aligned && count == kVectorElems) {
+      const unsigned bytes = *reinterpret_cast<const unsigned*>(codes + element / 2);
+      const float scale = absmax[element / kBlock];
+#pragma unroll
+      for (int i = 0; i < kVectorElems; ++i) {
+        f.x[i] = codebook.product(bytes >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0)) & 0xFu, scale);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVectorElems; ++i) {
+        if (i >= count) continue;
+        const std::int64_t e = element + i;
+        f.x[i] = codebook.product(codes[e / 2] >> (e % 2 == 0 ? 4 : 0) & 0xFu, absmax[e / kBlock]);
+      }
+    }
+    store_weights(dst + at, count, f);
+  });
+}
+
+}  // namespace
+
+void run(const Quantise& op, const Context& context) {
+  dispatch_format(op.w.format, [&]<class F>() {
+    static_assert(std::is_same_v<F, Nf4>, "a format of its own needs kernels of its own");
+    launch(warps_shape("quantise_kernel", blocks_for(op.src.elems(), kWarpElems), context), quantise_kernel,
+           op.src.as<float>(), op.first, op.src.elems(), op.w.codes.as<std::uint8_t>(),
+           op.w.absmax.as<float>(), reinterpret_cast<unsigned long long*>(op.bad_index.data));
+  });
+}
+
+void run(const Dequantise& op, const Context& context) {
+  const auto run_as = [&]<class T>() {
+    LaunchShape shape = elementwise_shape("dequantise_kernel", op.dst.elems(), context);
+    shape.shared_bytes = Codebook::kBytes;
+    launch(shape, dequantise_kernel<T>, op.w.codes.as<std::uint8_t>(), op.w.absmax.as<float>(), op.first,
+           op.dst.as<T>(), op.dst.elems(), codebook_param());
+  };
+  dispatch_format(op.w.format, [&]<class F>() {
+    static_assert(std::is_same_v<F, Nf4>, "a format of its own needs kernels of its own");
+    if (op.dst.dtype == DType::bf16) {
+      run_as.template operator()<bf16>();
+    } else {
+      run_as.template operator()<float>();
+    }
+  });
+}
+
+}  // namespace qt::cuda
