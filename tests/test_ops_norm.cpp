@@ -97,8 +97,8 @@ void rope_table(Case& t) {
     std::int64_t P, half;
     float base;
   };
-  for (const auto [P, half, base] :
-       {Table{1, 1, 10000}, Table{7, 8, 10000}, Table{130, 24, 10000}, Table{65, 64, 100000}}) {
+  for (const auto [P, half, base] : {Table{1, 1, 10000}, Table{7, 8, 10000}, Table{130, 24, 10000},
+                                     Table{65, 64, 100000}, Table{3, 600, 10000}}) {
     if (!t.next(fmt::format("P={} D={} base={}", P, 2 * half, base))) return;
     const TensorView cos = t.out({P, half}), sin = t.out({P, half});
     t.run(RopeTable{.cos = cos, .sin = sin, .base = base});
