@@ -55,8 +55,10 @@ struct Runtime {
   std::int64_t device_bytes = 0, pinned_bytes = 0;
 };
 
+// Never destroyed: backends that live as long as the program give their memory back after its statics are
+// gone.
 Runtime& runtime() {
-  static Runtime runtime;
+  static Runtime& runtime = *new Runtime;
   return runtime;
 }
 
