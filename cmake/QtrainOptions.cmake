@@ -17,18 +17,24 @@ function(qtrain_compile_options target)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
   # No contraction: a * b + c must round twice wherever the bits are promised (docs/numerics.md). Fused
   # multiply-adds are written out where they are wanted.
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wno-missing-field-initializers -ffp-contract=off
-                         $<$<BOOL:${QTRAIN_WERROR}>:-Werror>
-                         # g++ 12 sees overlapping copies in every "text" + std::string (GCC bug 105651, mended in 13).
-                         $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>)
+  # Of C++ only: nvcc takes these by other names (cmake/QtrainCuda.cmake).
+  set(options -Wall -Wextra -Wshadow -Wno-missing-field-initializers -ffp-contract=off)
+  if(QTRAIN_WERROR)
+    list(APPEND options -Werror)
+  endif()
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    # g++ 12 sees overlapping copies in every "text" + std::string (GCC bug 105651, mended in 13).
+    list(APPEND options -Wno-restrict)
+  endif()
   if(QTRAIN_SANITIZE)
-    target_compile_options(${target} PRIVATE -fsanitize=${QTRAIN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    list(APPEND options -fsanitize=${QTRAIN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
     target_link_options(${target} PUBLIC -fsanitize=${QTRAIN_SANITIZE})
   endif()
   if(QTRAIN_FUZZ)
     # The code under test reports which branches an input took; the fuzzer's own main() comes with its target.
-    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+    list(APPEND options -fsanitize=fuzzer-no-link)
   endif()
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${options}>")
 endfunction()
 
 # qtrain_layer(<name> FOLDERS <folder>... LINKS <target>...): library qtrain_<name> of all .cpp files of the folders.
