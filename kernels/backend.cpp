@@ -1,6 +1,8 @@
 // The part of every backend that does not depend on it: checks, counts, and the choice by name.
 #include "kernels/backend.h"
 
+#include <map>
+
 namespace qt {
 
 // Defined by the implementations. Declared here and not in their headers: this folder knows that they exist,
@@ -9,6 +11,30 @@ std::unique_ptr<Backend> make_cpu_backend(const Target& target);
 std::unique_ptr<Backend> make_null_backend(const Target& target);
 
 namespace {
+
+struct Entry {
+  BackendMaker make;
+  DeviceProbe probe;
+};
+
+std::map<std::string, Entry, std::less<>>& backends() {
+  static std::map<std::string, Entry, std::less<>> all{{"cpu", {make_cpu_backend, {}}},
+                                                       {"null", {make_null_backend, {}}}};
+  return all;
+}
+
+const Entry& backend_named(std::string_view name) {
+  if (const auto found = backends().find(name); found != backends().end()) return found->second;
+  if (name == "cuda") {
+    throw ConfigError(
+        "this build of qtrain has no CUDA backend",
+        "use --device cpu, or build where nvcc is found; `qtrain plan --device cuda` works without a card");
+  }
+  std::vector<std::string> names;
+  for (const auto& [known, entry] : backends()) names.push_back(known);
+  throw ConfigError(fmt::format("unknown backend '{}'", name),
+                    fmt::format("use one of: {}", fmt::join(names, ", ")));
+}
 
 void check_transfer(const TensorView& view, std::int64_t bytes, const char* what, const char* field) {
   QT_CHECK(view.defined(), ShapeError, "{}: {} is undefined", what, field);
@@ -64,14 +90,17 @@ std::vector<double> Backend::read_scalars(const TensorView& view) {
   return do_read_scalars(view);
 }
 
+void add_backend(std::string name, BackendMaker maker, DeviceProbe probe) {
+  backends().insert_or_assign(std::move(name), Entry{std::move(maker), std::move(probe)});
+}
+
 std::unique_ptr<Backend> make_backend(std::string_view name, const Target& target) {
-  if (name == "cpu") return make_cpu_backend(target);
-  if (name == "null") return make_null_backend(target);
-  if (name == "cuda") {
-    throw ConfigError("this build of qtrain has no CUDA backend",
-                      "use --device cpu; `qtrain plan --device cuda` works without a card");
-  }
-  throw ConfigError(fmt::format("unknown backend '{}'", name), "use one of: cpu, null");
+  return backend_named(name).make(target);
+}
+
+DeviceFacts probe_device(std::string_view name) {
+  const Entry& entry = backend_named(name);
+  return entry.probe ? entry.probe() : DeviceFacts();
 }
 
 }  // namespace qt

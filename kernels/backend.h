@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -44,6 +45,17 @@ class MemoryRegion {
   Space space_;
 };
 
+// What a backend knows of the device behind it; 0 and empty where it does not know.
+struct DeviceFacts {
+  std::string name;                // "NVIDIA GeForce RTX 4070"
+  int sm = 0;                      // cuda: compute capability times ten
+  int multiprocessors = 0;         // of a card
+  bool drives_display = false;     // somebody looks at it: some of its memory and time is not ours
+  std::int64_t total_bytes = 0;    // memory of the card
+  std::int64_t free_bytes = 0;     // when it was opened, before qtrain allocated anything
+  std::int64_t context_bytes = 0;  // measured: what the driver and the libraries took of it
+};
+
 // What a backend did since the last reset. model_flops leaves out what ran inside a RecomputeScope.
 struct BackendTotals {
   double model_flops = 0;
@@ -64,6 +76,7 @@ class Backend {
 
   const Target& target() const { return target_; }
   virtual std::string_view name() const = 0;
+  virtual DeviceFacts device() const { return {}; }
 
   // Runs op after everything earlier on the same stream; may return before the work is done.
   template <class Op>
@@ -144,8 +157,19 @@ class RecomputeScope {
   Backend& backend_;
 };
 
-// "cpu", "null" (counts for whatever target it is given), later "cuda". Throws ConfigError for an unknown
-// name.
+using BackendMaker = std::function<std::unique_ptr<Backend>(const Target& target)>;
+// Looks at the device without opening it: free_bytes and context_bytes stay 0. Throws DeviceError without
+// one.
+using DeviceProbe = std::function<DeviceFacts()>;
+
+// Adds a backend under a name, or replaces the one that has it. "cpu" and "null" (which counts for whatever
+// target it is given) are there from the start; "cuda" is added by a program whose build has it. Not for
+// several threads.
+void add_backend(std::string name, BackendMaker maker, DeviceProbe probe = {});
+
+// Throws ConfigError for a name that nobody added, and what the maker throws.
 std::unique_ptr<Backend> make_backend(std::string_view name, const Target& target);
+// Empty facts for a backend added without a probe. Throws as make_backend.
+DeviceFacts probe_device(std::string_view name);
 
 }  // namespace qt

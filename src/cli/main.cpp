@@ -1,16 +1,35 @@
 // qtrain: takes the verb, calls src/train/run.h, and turns errors into one message and an exit code.
 #include <algorithm>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "kernels/backend.h"
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/suggest.h"
 #include "src/train/option_table.h"
 #include "src/train/run.h"
 
+#ifdef QTRAIN_HAVE_CUDA
+namespace qt {
+// Of kernels/cuda, which this build has.
+std::unique_ptr<Backend> make_cuda_backend(const Target& target);
+DeviceFacts probe_cuda_device();
+}  // namespace qt
+#endif
+
 namespace {
+
+// The only place that knows which backends this build has.
+#ifdef QTRAIN_HAVE_CUDA
+constexpr const char* kDevices = "on a CUDA card or the CPU";
+void add_backends() { qt::add_backend("cuda", qt::make_cuda_backend, qt::probe_cuda_device); }
+#else
+constexpr const char* kDevices = "on the CPU";
+void add_backends() {}
+#endif
 
 constexpr const char* kVersion = "qtrain 0.1.0";
 
@@ -27,7 +46,7 @@ constexpr Verb kVerbs[] = {
 };
 
 void print_help() {
-  std::cout << kVersion << ": trains language models on one consumer GPU (this build: on the CPU)\n\n"
+  std::cout << kVersion << ": trains language models on one consumer GPU (this build: " << kDevices << ")\n\n"
             << "  qtrain [verb] [--option value ...]\n\n";
   for (const Verb& verb : kVerbs) std::cout << fmt::format("  {:<10} {}\n", verb.name, verb.help);
   std::cout << "\n  --config FILE     read options from an INI file or nanoGPT's .py; QTRAIN_<OPTION> in the "
@@ -103,6 +122,7 @@ void run(std::vector<std::string> args) {
 
 int main(int argc, char** argv) {
   try {
+    add_backends();
     run(std::vector<std::string>(argv + 1, argv + argc));
     // A result that reached nobody is no success: `qtrain plan --json > full-disk.json`.
     if (!std::cout.flush()) throw qt::DiskError("cannot write to standard output");
