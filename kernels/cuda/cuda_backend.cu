@@ -1,7 +1,10 @@
 // The cuda backend: device and pinned host memory, three streams, events, and the ops of this folder in
 // order. Host code only; the kernels are in the other files.
+#include <algorithm>
 #include <array>
 #include <concepts>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -9,7 +12,10 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/staging.h"
 #include "kernels/scratch.h"
+#include "src/core/log.h"
+#include "src/core/units.h"
 
 namespace qt {
 
@@ -17,16 +23,34 @@ namespace {
 
 using cuda::check;
 
+// What MemoryRegion promises. cudaMalloc promises 256 bytes.
+constexpr std::size_t kAlignment = 4096;
+
 class DeviceRegion final : public MemoryRegion {
  public:
-  DeviceRegion(std::byte* base, std::int64_t bytes) : MemoryRegion(base, bytes, Space::device) {}
-  ~DeviceRegion() override { cudaFree(base()); }
+  // allocated: kAlignment bytes more than `bytes`.
+  DeviceRegion(void* allocated, std::int64_t bytes)
+      : MemoryRegion(aligned(allocated), bytes, Space::device), allocated_(allocated) {}
+  ~DeviceRegion() override { cudaFree(allocated_); }
+
+ private:
+  static std::byte* aligned(void* p) {
+    const std::size_t beyond = reinterpret_cast<std::uintptr_t>(p) % kAlignment;
+    return static_cast<std::byte*>(p) + (beyond == 0 ? 0 : kAlignment - beyond);
+  }
+  void* allocated_;
 };
 
 class PinnedRegion final : public MemoryRegion {
  public:
   PinnedRegion(std::byte* base, std::int64_t bytes) : MemoryRegion(base, bytes, Space::host) {}
   ~PinnedRegion() override { cudaFreeHost(base()); }
+};
+
+class PageableRegion final : public MemoryRegion {
+ public:
+  PageableRegion(std::byte* base, std::int64_t bytes) : MemoryRegion(base, bytes, Space::host) {}
+  ~PageableRegion() override { std::free(base()); }
 };
 
 template <class Op>
@@ -36,64 +60,118 @@ concept TakesScratch = requires(const Op& op, const Target& target) {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(const Target& target) : Backend(target), device_(cuda::open_device(target)) {
-    for (cudaStream_t& stream : streams_)
-      check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    workspace_ = allocate(Space::device, default_workspace_bytes(target));
+  explicit CudaBackend(const Target& target) : Backend(target), card_(cuda::open_card(target)) {
+    for (cuda::OwnedStream& stream : streams_) stream = cuda::make_stream();
+    const std::int64_t workspace_bytes =
+        target.workspace_bytes > 0 ? target.workspace_bytes : default_workspace_bytes(target);
+    workspace_ = allocate(Space::device, workspace_bytes);
     blas_ = cuda::make_blas(workspace_->base(), workspace_->bytes());
+    cuda::measure_context(card_, workspace_bytes);
   }
-  ~CudaBackend() override {
-    cudaDeviceSynchronize();
-    for (cudaEvent_t event : events_) cudaEventDestroy(event);
-    for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
-  }
+  // Work may still be under way in what the members own. A card that has failed answers at once.
+  ~CudaBackend() override { cudaDeviceSynchronize(); }
 
   std::string_view name() const override { return "cuda"; }
+  DeviceFacts device() const override { return card_.facts; }
 
   std::unique_ptr<MemoryRegion> allocate(Space space, std::int64_t bytes) override {
-    void* memory = nullptr;
     // A zero-byte arena still wants an address of its own.
-    const auto size = static_cast<std::size_t>(bytes > 0 ? bytes : 1);
-    if (space == Space::device) {
-      check(cudaMalloc(&memory, size), "cudaMalloc");
-      auto region = std::make_unique<DeviceRegion>(static_cast<std::byte*>(memory), bytes);
-      check(cudaMemset(memory, 0, size), "cudaMemset");
-      return region;
-    }
-    check(cudaHostAlloc(&memory, size, cudaHostAllocDefault), "cudaHostAlloc");
-    auto region = std::make_unique<PinnedRegion>(static_cast<std::byte*>(memory), bytes);
-    std::memset(memory, 0, size);
-    return region;
+    const std::int64_t size = std::max<std::int64_t>(bytes, 1);
+    return space == Space::device ? allocate_on_card(bytes, size) : allocate_on_host(bytes, size);
   }
 
   Event record(Stream stream) override {
-    // Events are few: the pager's slots and the phases. They are made once and used again in turn.
-    constexpr std::size_t kMaxEvents = 1024;
-    const std::size_t slot = next_event_++ % kMaxEvents;
-    if (slot >= events_.size()) {
-      cudaEvent_t event = nullptr;
-      check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-      events_.push_back(event);
-    }
-    check(cudaEventRecord(events_[slot], of(stream)), "cudaEventRecord");
-    return Event{next_event_};
+    const std::size_t slot = next_event_ % kMaxEvents;
+    if (slot >= events_.size()) events_.push_back(cuda::make_event());
+    check(cudaEventRecord(events_[slot].get(), of(stream)), "cudaEventRecord");
+    return Event{++next_event_};
   }
   void wait(Stream stream, Event event) override {
     if (event.id == 0) return;
-    check(cudaStreamWaitEvent(of(stream), events_[(event.id - 1) % events_.size()], 0),
+    // Its slot has been used again: what it stood for lies far behind, and nothing may be left of it.
+    if (event.id + kMaxEvents <= next_event_) return synchronize();
+    check(cudaStreamWaitEvent(of(stream), events_[(event.id - 1) % kMaxEvents].get(), 0),
           "cudaStreamWaitEvent");
   }
   void synchronize() override {
-    for (cudaStream_t stream : streams_) check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    for (const cuda::OwnedStream& stream : streams_)
+      check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
   }
 
  private:
-  cudaStream_t of(Stream stream) const { return streams_[static_cast<std::size_t>(stream)]; }
+  // Events are few: the pager's slots and the phases. They are made once and used again in turn.
+  static constexpr std::size_t kMaxEvents = 1024;
+
+  cudaStream_t of(Stream stream) const { return streams_[static_cast<std::size_t>(stream)].get(); }
+
+  std::unique_ptr<MemoryRegion> allocate_on_card(std::int64_t bytes, std::int64_t size) {
+    std::size_t free_bytes = 0, total_bytes = 0;
+    check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+    const auto available = static_cast<std::int64_t>(free_bytes);
+    void* memory = nullptr;
+    const auto rounded = static_cast<std::size_t>(size) + kAlignment;
+    if (size > available || !cuda::granted(cudaMalloc(&memory, rounded), "cudaMalloc")) {
+      throw FitError(
+          fmt::format("the run needs {} on the {}, and {} of its {} are free", format_bytes(size),
+                      card_.facts.name, format_bytes(available),
+                      format_bytes(static_cast<std::int64_t>(total_bytes))),
+          fmt::format("close other programs that use the card (`nvidia-smi` lists them), or have the run "
+                      "planned for what is free: --vram {}MiB",
+                      available / kMiB));
+    }
+    auto region = std::make_unique<DeviceRegion>(memory, bytes);
+    // On a stream of ours: the default stream does not order itself with them.
+    check(cudaMemsetAsync(memory, 0, rounded, of(Stream::compute)), "cudaMemsetAsync");
+    check(cudaStreamSynchronize(of(Stream::compute)), "cudaStreamSynchronize");
+    return region;
+  }
+
+  std::unique_ptr<MemoryRegion> allocate_on_host(std::int64_t bytes, std::int64_t size) {
+    void* memory = nullptr;
+    if (cuda::granted(cudaHostAlloc(&memory, static_cast<std::size_t>(size), cudaHostAllocDefault),
+                      "cudaHostAlloc")) {
+      auto region = std::make_unique<PinnedRegion>(static_cast<std::byte*>(memory), bytes);
+      std::memset(memory, 0, static_cast<std::size_t>(size));
+      return region;
+    }
+    const auto rounded = (static_cast<std::size_t>(size) + kAlignment - 1) / kAlignment * kAlignment;
+    memory = std::aligned_alloc(kAlignment, rounded);
+    if (memory == nullptr) {
+      throw FitError(fmt::format("the system refused {} of host memory", format_bytes(size)),
+                     "close other programs, or see `qtrain plan` for what the run keeps on the host");
+    }
+    auto region = std::make_unique<PageableRegion>(static_cast<std::byte*>(memory), bytes);
+    std::memset(memory, 0, rounded);
+    use_pageable(*region);
+    return region;
+  }
+
+  void use_pageable(const MemoryRegion& region) {
+    if (pageable_.empty()) staging_ = cuda::Staging::make();
+    log_warning(
+        "the system gives no {} of pinned host memory: ordinary memory is used, and copies between it and "
+        "the card "
+        "go through {}, which is slower (a memory limit of the container or `ulimit -l` may be the cause)",
+        format_bytes(region.bytes()),
+        staging_
+            ? fmt::format("{} of pinned memory", format_bytes(2 * std::int64_t{cuda::Staging::kPieceBytes}))
+            : "buffers of the driver");
+    pageable_.push_back({region.base(), region.base() + region.bytes()});
+  }
+  bool is_pageable(const TensorView& view) const {
+    return view.space == Space::host &&
+           std::any_of(pageable_.begin(), pageable_.end(),
+                       [&](const Range& range) { return view.data >= range.begin && view.data < range.end; });
+  }
 
   void do_copy(const TensorView& from, const TensorView& to, Stream stream) override {
-    check(cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(from.bytes()), cudaMemcpyDefault,
-                          of(stream)),
-          "cudaMemcpyAsync");
+    const auto bytes = static_cast<std::size_t>(from.bytes());
+    // Without pieces to stage through, the driver does the same with its own.
+    if (staging_ && to.space == Space::device && is_pageable(from))
+      return staging_->to_device(to.data, from.data, bytes, of(stream));
+    if (staging_ && from.space == Space::device && is_pageable(to))
+      return staging_->to_host(to.data, from.data, bytes, of(stream));
+    check(cudaMemcpyAsync(to.data, from.data, bytes, cudaMemcpyDefault, of(stream)), "cudaMemcpyAsync");
   }
   void do_upload(std::span<const std::byte> from, const TensorView& to) override {
     check(cudaMemcpyAsync(to.data, from.data(), from.size(), cudaMemcpyDefault, of(Stream::compute)),
@@ -121,7 +199,7 @@ class CudaBackend final : public Backend {
     }
     cuda::run(op, cuda::Context{.stream = of(stream),
                                 .target = target(),
-                                .multiprocessors = device_.multiprocessors,
+                                .multiprocessors = card_.facts.multiprocessors,
                                 .blas = *blas_});
   }
 
@@ -130,10 +208,17 @@ class CudaBackend final : public Backend {
   QT_FOR_EACH_OP(QT_RUN_ON_CUDA)
 #undef QT_RUN_ON_CUDA
 
-  cuda::Device device_;
-  std::array<cudaStream_t, 3> streams_{};
-  std::vector<cudaEvent_t> events_;
+  struct Range {
+    const std::byte *begin, *end;
+  };
+
+  // In the order they are made; given back the other way round.
+  cuda::OpenCard card_;
+  std::array<cuda::OwnedStream, 3> streams_;
+  std::vector<cuda::OwnedEvent> events_;
   std::uint64_t next_event_ = 0;
+  std::vector<Range> pageable_;  // regions of ordinary memory; they live as long as the run
+  std::unique_ptr<cuda::Staging> staging_;
   std::unique_ptr<MemoryRegion> workspace_;
   std::unique_ptr<cuda::Blas> blas_;
 };
@@ -145,5 +230,7 @@ std::unique_ptr<Backend> make_cuda_backend(const Target& target) {
            target.name);
   return std::make_unique<CudaBackend>(target);
 }
+
+DeviceFacts probe_cuda_device() { return cuda::probe_card(); }
 
 }  // namespace qt

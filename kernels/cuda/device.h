@@ -4,23 +4,30 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/backend.h"
 #include "kernels/target.h"
 
 namespace qt::cuda {
 
-struct Device {
-  std::string name;
-  int sm = 0;  // compute capability times ten
-  int multiprocessors = 0;
-  bool drives_display = false;
-  std::int64_t total_bytes = 0;
-  std::int64_t free_bytes = 0;     // when it was opened, before qtrain allocated anything
-  std::int64_t context_bytes = 0;  // what opening it took
+// The first card, without opening it: none of its memory is taken, and free_bytes and context_bytes stay 0.
+// Throws DeviceError without a card or driver, with a driver that is too old for this build, and with a card
+// older than compute capability 8.0.
+DeviceFacts probe_card();
+
+// A card that is open for this process.
+struct OpenCard {
+  DeviceFacts facts;  // context_bytes: see measure_context
+  std::string pci_bus_id;
+  std::int64_t used_bytes_before = -1;  // of the card by anyone, before it was opened; -1: unknown
 };
 
-// Selects the first card and measures it. Throws DeviceError without a card or driver, with a driver that is
-// too old for this build, and with a card older than compute capability 8.0; ConfigError when the target was
-// planned for another one.
-Device open_device(const Target& target);
+// Selects the first card. Throws as probe_card(), and ConfigError when the target was planned for a newer
+// one.
+OpenCard open_card(const Target& target);
+
+// Sets facts.context_bytes to what the card has lost since it was opened, beyond `own_bytes` that qtrain
+// allocated: the driver's context and what libraries took. 0 where the driver does not say. Kernels are
+// loaded when they first run, so it grows by their code.
+void measure_context(OpenCard& card, std::int64_t own_bytes);
 
 }  // namespace qt::cuda

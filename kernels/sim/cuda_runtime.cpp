@@ -53,6 +53,7 @@ struct Runtime {
   std::set<StreamState*> streams;
   std::set<EventState*> events;
   std::int64_t device_bytes = 0, pinned_bytes = 0;
+  bool open = false;
 };
 
 // Never destroyed: backends that live as long as the program give their memory back after its statics are
@@ -129,15 +130,38 @@ void enqueue(StreamState* stream, Work work) {
   if (runtime().how == Streams::eager) drain(*stream);
 }
 
-// On a card memory comes as it was left: nobody may count on zeros. Aligned as the runtime promises.
+// On a card memory comes as it was left: nobody may count on zeros. Aligned to 256 bytes as the runtime
+// promises, and to no more.
+constexpr std::size_t kPageBytes = 4096, kBeyondPage = 256;
+
 void* take_memory(std::size_t bytes) {
-  constexpr std::size_t kAlignment = 4096;
-  void* memory = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-  if (memory != nullptr && bytes <= (1u << 26)) std::memset(memory, 0xFF, bytes);
-  return memory;
+  const std::size_t pages = (bytes + kBeyondPage + kPageBytes - 1) / kPageBytes;
+  auto* const memory = static_cast<std::byte*>(std::aligned_alloc(kPageBytes, pages * kPageBytes));
+  if (memory == nullptr) return nullptr;
+  if (bytes <= (1u << 26)) std::memset(memory + kBeyondPage, 0xFF, bytes);
+  return memory + kBeyondPage;
 }
+void* take_pinned_memory(std::size_t bytes) {
+  return std::aligned_alloc(kPageBytes, (bytes + kPageBytes - 1) / kPageBytes * kPageBytes);
+}
+void free_memory(void* memory) { std::free(static_cast<std::byte*>(memory) - kBeyondPage); }
 
 }  // namespace
+
+namespace {
+std::int64_t free_now() {
+  constexpr std::int64_t kOthersBytes = 300LL << 20;
+  const std::int64_t at_start =
+      card().free_bytes >= 0 ? card().free_bytes : card().total_bytes - kOthersBytes - card().context_bytes;
+  return at_start - runtime().device_bytes;
+}
+}  // namespace
+
+std::int64_t used_bytes_of_card() {
+  return card().total_bytes - free_now() - (runtime().open ? 0 : card().context_bytes);
+}
+
+std::int64_t allocated_bytes() { return runtime().device_bytes + runtime().pinned_bytes; }
 
 void set_streams(Streams how) { runtime().how = how; }
 std::int64_t runtime_calls() { return static_cast<std::int64_t>(runtime().calls.size()); }
@@ -155,7 +179,7 @@ void fail_runtime_call(std::int64_t call, int error, bool sticky) {
 void begin_process() {
   Runtime& r = runtime();
   drop_work();
-  for (const auto& [memory, bytes] : r.device) std::free(memory);
+  for (const auto& [memory, bytes] : r.device) free_memory(memory);
   for (const auto& [memory, bytes] : r.pinned) std::free(memory);
   for (StreamState* stream : r.streams) delete stream;
   for (EventState* event : r.events) delete event;
@@ -186,6 +210,7 @@ void check_full_mask(unsigned mask, const std::source_location& where) {
 using qt::sim::card;
 using qt::sim::enter;
 using qt::sim::fail;
+using qt::sim::free_now;
 using qt::sim::runtime;
 
 const char* cudaGetErrorName(cudaError_t error) {
@@ -199,6 +224,8 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
     case cudaErrorECCUncorrectable: return "cudaErrorECCUncorrectable";
+    case cudaErrorOperatingSystem: return "cudaErrorOperatingSystem";
+    case cudaErrorNotSupported: return "cudaErrorNotSupported";
     case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
@@ -235,7 +262,9 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 cudaError_t cudaSetDevice(int device) {
   QT_ENTER("cudaSetDevice");
-  return device >= 0 && device < card().count ? cudaSuccess : fail(cudaErrorInvalidDevice);
+  if (device < 0 || device >= card().count) return fail(cudaErrorInvalidDevice);
+  runtime().open = true;
+  return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   QT_ENTER("cudaGetDeviceProperties");
@@ -259,19 +288,18 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   }
   return fail(cudaErrorInvalidValue);
 }
+cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int device) {
+  QT_ENTER("cudaDeviceGetPCIBusId");
+  if (device < 0 || device >= card().count) return fail(cudaErrorInvalidDevice);
+  if (length < 13) return fail(cudaErrorInvalidValue);
+  std::strcpy(id, "0000:01:00.0");
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceSynchronize() {
   QT_ENTER("cudaDeviceSynchronize");
   qt::sim::drain_before_release();
   return cudaSuccess;
 }
-
-namespace {
-std::int64_t free_now() {
-  constexpr std::int64_t kOthersBytes = 300LL << 20;
-  const std::int64_t at_start = card().free_bytes > 0 ? card().free_bytes : card().total_bytes - kOthersBytes;
-  return at_start - runtime().device_bytes;
-}
-}  // namespace
 
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
   QT_ENTER("cudaMemGetInfo");
@@ -297,7 +325,7 @@ cudaError_t cudaFree(void* memory) {
   if (found == runtime().device.end()) return fail(cudaErrorInvalidValue);
   runtime().device_bytes -= static_cast<std::int64_t>(found->second);
   runtime().device.erase(found);
-  std::free(memory);
+  qt::sim::free_memory(memory);
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
@@ -306,7 +334,7 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
   const auto wanted = runtime().pinned_bytes + static_cast<std::int64_t>(bytes);
   if (card().pinned_limit_bytes >= 0 && wanted > card().pinned_limit_bytes)
     return fail(cudaErrorMemoryAllocation);
-  *memory = qt::sim::take_memory(bytes);
+  *memory = qt::sim::take_pinned_memory(bytes);
   if (*memory == nullptr) return fail(cudaErrorMemoryAllocation);
   runtime().pinned[*memory] = bytes;
   runtime().pinned_bytes = wanted;

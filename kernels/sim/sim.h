@@ -34,13 +34,18 @@ struct Card {
   int major = 8, minor = 6;
   int multiprocessors = 28;
   std::int64_t total_bytes = 12LL << 30;
-  std::int64_t free_bytes = 0;           // before qtrain allocates; 0: all but 300 MiB
-  std::int64_t pinned_limit_bytes = -1;  // what cudaHostAlloc gives in all; -1: everything
+  std::int64_t context_bytes = 280 << 20;  // what opening it takes
+  std::int64_t free_bytes = -1;            // once it is open; -1: all but that and 300 MiB of others
+  std::int64_t pinned_limit_bytes = -1;    // what cudaHostAlloc gives in all; -1: everything
   bool drives_display = false;
   std::string name = "simulated card";
 };
 inline constexpr int kRuntimeVersion = 12000;
 Card& card();
+// In use by anyone, the context included once the card is open.
+std::int64_t used_bytes_of_card();
+// What this process has taken and not given back, on the card and pinned on the host.
+std::int64_t allocated_bytes();
 
 // Work waits on its stream until something synchronises with it: a missing wait then shows every time. Eager:
 // each call does its work at once, in program order, as the cpu backend does.
