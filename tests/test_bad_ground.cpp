@@ -1,0 +1,363 @@
+// The cuda backend on bad ground, on the simulator: no driver, no card, too little memory, no pinned memory,
+// and every call of the runtime failing in its turn. One clear error of the right kind each time, and the
+// last checkpoint as it was.
+#include <algorithm>
+#include <filesystem>
+#include <numeric>
+#include <set>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kernels/cuda/runtime.h"
+#include "kernels/sim/sim.h"
+#include "src/core/error.h"
+#include "src/core/log.h"
+#include "src/core/units.h"
+#include "tests/support/tiny_run.h"
+
+namespace qt {
+std::unique_ptr<Backend> make_cuda_backend(const Target& target);
+DeviceFacts probe_cuda_device();
+}  // namespace qt
+
+namespace qt::test {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+class BadGround : public ::testing::Test {
+ protected:
+  void SetUp() override { reset(); }
+  void TearDown() override {
+    reset();
+    set_log_level(LogLevel::info);
+  }
+  static void reset() {
+    sim::card() = sim::Card();
+    sim::begin_process();
+  }
+};
+
+struct Outcome {
+  ExitCode code = ExitCode::ok;
+  std::string what, hint;
+};
+
+template <class Body>
+Outcome outcome_of(Body&& body) {
+  try {
+    body();
+  } catch (const Error& e) {
+    return {e.code(), e.what(), e.hint()};
+  }
+  return {};
+}
+
+Outcome opening() {
+  return outcome_of([] { make_cuda_backend(cuda_target(86)); });
+}
+
+// ---- what there is to open ---------------------------------------------------------------------------
+
+TEST_F(BadGround, WithoutADriverSaysSo) {
+  sim::card().driver_version = 0;
+  const Outcome got = opening();
+  EXPECT_EQ(got.code, ExitCode::device);
+  EXPECT_THAT(got.what, HasSubstr("no NVIDIA driver"));
+  EXPECT_THAT(got.hint, HasSubstr("--device cpu"));
+}
+
+TEST_F(BadGround, WithADriverOlderThanTheBuildNamesBothVersions) {
+  sim::card().driver_version = 11080;
+  const Outcome got = opening();
+  EXPECT_EQ(got.code, ExitCode::device);
+  EXPECT_THAT(got.what,
+              AllOf(HasSubstr("driver is too old"), HasSubstr("CUDA 11.8"), HasSubstr("CUDA 12.0")));
+  EXPECT_THAT(got.hint, HasSubstr("update the driver"));
+}
+
+TEST_F(BadGround, WithoutACardSaysHowToSeeOne) {
+  sim::card().count = 0;
+  const Outcome got = opening();
+  EXPECT_EQ(got.code, ExitCode::device);
+  EXPECT_THAT(got.what, HasSubstr("no CUDA card"));
+  EXPECT_THAT(got.hint, HasSubstr("CUDA_VISIBLE_DEVICES"));
+}
+
+TEST_F(BadGround, WithACardThatIsTooOldNamesItAndWhatWorks) {
+  sim::card().name = "NVIDIA GeForce RTX 2080";
+  sim::card().major = 7;
+  sim::card().minor = 5;
+  const Outcome got = opening();
+  EXPECT_EQ(got.code, ExitCode::device);
+  EXPECT_THAT(got.what, AllOf(HasSubstr("RTX 2080 has compute capability 7.5"), HasSubstr("needs 8.0")));
+  EXPECT_THAT(got.hint, HasSubstr("RTX 30 series"));
+}
+
+TEST_F(BadGround, WithAPlanForANewerCardNamesTheOption) {
+  const Outcome got = outcome_of([] { make_cuda_backend(cuda_target(120)); });
+  EXPECT_EQ(got.code, ExitCode::usage);
+  EXPECT_THAT(got.what, AllOf(HasSubstr("sm_120"), HasSubstr("simulated card is sm_86")));
+  EXPECT_THAT(got.hint, HasSubstr("--arch sm_86"));
+}
+
+TEST_F(BadGround, ProbingTakesNoMemoryAndOpeningMeasuresItsOwn) {
+  sim::card().drives_display = true;
+  const DeviceFacts probed = probe_cuda_device();
+  EXPECT_EQ(probed.name, "simulated card");
+  EXPECT_EQ(probed.sm, 86);
+  EXPECT_EQ(probed.multiprocessors, 28);
+  EXPECT_EQ(probed.total_bytes, 12 * kGiB);
+  EXPECT_TRUE(probed.drives_display);
+  EXPECT_EQ(probed.context_bytes, 0);
+  const std::int64_t used_before = sim::used_bytes_of_card();
+  const auto backend = make_cuda_backend(cuda_target(80));
+  EXPECT_EQ(backend->device().name, "simulated card");
+  EXPECT_EQ(backend->device().free_bytes, 12 * kGiB - used_before - 280 * kMiB);
+  EXPECT_NEAR(static_cast<double>(backend->device().context_bytes), static_cast<double>(280 * kMiB), 4096);
+}
+
+// ---- memory ------------------------------------------------------------------------------------------
+
+TEST_F(BadGround, WithLessMemoryFreeThanPlannedNamesBothAndTheOption) {
+  sim::card().free_bytes = 100 * kMiB;
+  const auto backend = make_cuda_backend(cuda_target(86));
+  const Outcome got = outcome_of([&] { backend->allocate(Space::device, 200 * kMiB); });
+  EXPECT_EQ(got.code, ExitCode::no_fit);
+  EXPECT_THAT(got.what, AllOf(HasSubstr("needs 200.0 MiB on the simulated card"),
+                              HasSubstr("of its 12.0 GiB are free")));
+  EXPECT_THAT(got.hint, AllOf(HasSubstr("nvidia-smi"), HasSubstr("--vram 91MiB")));
+  EXPECT_EQ(parse_bytes("91MiB", "--vram"), 91 * kMiB);
+}
+
+TEST_F(BadGround, WithAnAllocationRefusedAllTheSameSaysTheSame) {
+  const auto backend = make_cuda_backend(cuda_target(86));
+  sim::reset_runtime_calls();
+  sim::fail_runtime_call(1, cudaErrorMemoryAllocation, false);
+  const Outcome got = outcome_of([&] { backend->allocate(Space::device, kMiB); });
+  ASSERT_EQ(sim::runtime_call_names().at(1), "cudaMalloc");
+  EXPECT_EQ(got.code, ExitCode::no_fit);
+  EXPECT_THAT(got.what, HasSubstr("needs 1.0 MiB on the simulated card"));
+  // The refusal is forgotten: the next allocation is not blamed for it.
+  EXPECT_EQ(outcome_of([&] { backend->allocate(Space::device, kMiB); }).code, ExitCode::ok);
+}
+
+// Writes a host region of 40 MB through the card into another and compares; returns what was logged.
+std::string copy_through_the_card() {
+  constexpr std::int64_t kElems = 10'000'001;  // not a whole number of pieces
+  ::testing::internal::CaptureStderr();
+  const auto backend = make_cuda_backend(cuda_target(86));
+  const auto host = backend->allocate(Space::host, 4 * kElems),
+             back = backend->allocate(Space::host, 4 * kElems);
+  const auto device = backend->allocate(Space::device, 4 * kElems);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(host->base()) % 4096, 0u);
+  const TensorView there(host->base(), DType::f32, {kElems}, Space::host);
+  const TensorView again(back->base(), DType::f32, {kElems}, Space::host);
+  const TensorView x(device->base(), DType::f32, {kElems});
+  std::span numbers(there.as<float>(), static_cast<std::size_t>(kElems));
+  EXPECT_TRUE(std::all_of(numbers.begin(), numbers.end(), [](float v) { return v == 0; }));
+  std::iota(numbers.begin(), numbers.end(), 0.0f);
+  backend->copy(there, x, Stream::copy_in);
+  const Event arrived = backend->record(Stream::copy_in);
+  backend->wait(Stream::compute, arrived);
+  backend->run(Add{.a = x, .b = x, .y = x});
+  const Event added = backend->record(Stream::compute);
+  backend->wait(Stream::copy_out, added);
+  backend->copy(x, again, Stream::copy_out);
+  backend->synchronize();
+  std::int64_t wrong = 0;
+  for (std::int64_t i = 0; i < kElems; ++i) wrong += again.as<float>()[i] != 2 * there.as<float>()[i] ? 1 : 0;
+  EXPECT_EQ(wrong, 0);
+  return ::testing::internal::GetCapturedStderr();
+}
+
+TEST_F(BadGround, WithoutPinnedMemoryCopiesThroughTwoPiecesOrTheDriverAndSaysWhich) {
+  EXPECT_EQ(copy_through_the_card(), "");
+  reset();
+  sim::card().pinned_limit_bytes = 33 * kMiB;
+  EXPECT_THAT(copy_through_the_card(),
+              AllOf(HasSubstr("no 38.1 MiB of pinned host memory"),
+                    HasSubstr("go through 32.0 MiB of pinned memory, which is slower")));
+  reset();
+  sim::card().pinned_limit_bytes = 0;
+  EXPECT_THAT(copy_through_the_card(), HasSubstr("go through buffers of the driver, which is slower"));
+}
+
+// ---- any call ----------------------------------------------------------------------------------------
+
+EngineOptions tiny_options() {
+  TinyShape shape;
+  shape.rows = 1;
+  return tiny_engine_options(shape);
+}
+
+std::unique_ptr<Engine> engine_on(std::unique_ptr<Backend> backend) {
+  const EngineOptions options = tiny_options();
+  const RunPlan plan = Engine::rehearse(options, backend->target());
+  return std::make_unique<Engine>(std::move(backend), options, plan);
+}
+
+// A run folder with one checkpoint, and the engine on the cpu that made it.
+class SmallRun {
+ public:
+  SmallRun() : engine_(engine_on(make_backend("cpu", cpu_target(1)))), store_(dir_.path().string(), 2) {
+    engine_->init_weights(1);
+    state_.step = 1;
+    store_.save(*engine_, state_);
+    first_hash_ = state_hash(*engine_);
+  }
+  const std::string& first_hash() const { return first_hash_; }
+
+  // What a process does on the card: takes the newest checkpoint, works, saves the next.
+  void process() {
+    const std::unique_ptr<Engine> engine = engine_on(make_cuda_backend(cuda_target(86)));
+    std::string explanation;
+    RunState state = store_.load(store_.newest(explanation), *engine);
+    work(*engine);
+    state.step = 2;
+    store_.save(*engine, state);
+  }
+
+  // The hash of the newest checkpoint, read by somebody else; and the folder as it was in the beginning.
+  std::string newest_hash_then_rewind() {
+    store_.remove_leftovers();
+    std::string explanation;
+    store_.load(store_.newest(explanation), *engine_);
+    EXPECT_EQ(explanation, "");
+    const std::string hash = state_hash(*engine_);
+    fs::remove_all(dir_.path() / "checkpoints" / "step-2");
+    for (const auto& entry : fs::recursive_directory_iterator(dir_.path())) {
+      if (entry.path().filename().string().starts_with("step-") && entry.path().string().ends_with("2")) {
+        fs::remove_all(entry.path());
+        break;
+      }
+    }
+    return hash;
+  }
+
+ private:
+  // Ops on one stream, copies on the others, a number read back; leaves weights and moments alone.
+  static void work(Engine& engine) {
+    Backend& backend = engine.backend();
+    const auto device = backend.allocate(Space::device, 4096), host = backend.allocate(Space::host, 4096);
+    const TensorView x(device->base(), DType::f32, {64}), y(device->base() + 1024, DType::bf16, {64});
+    const TensorView sum(device->base() + 2048, DType::f64, {2});
+    const TensorView there(host->base(), DType::f32, {64}, Space::host);
+    backend.copy(there, x, Stream::copy_in);
+    backend.wait(Stream::compute, backend.record(Stream::copy_in));
+    backend.run(Fill{.x = sum, .value = 3});
+    backend.run(Add{.a = x, .b = x, .y = x});
+    backend.run(Cast{.x = x, .y = y});
+    backend.wait(Stream::copy_out, backend.record(Stream::compute));
+    backend.copy(x, there, Stream::copy_out);
+    EXPECT_EQ(backend.read_scalars(sum), (std::vector<double>{3, 3}));
+    backend.synchronize();
+  }
+
+  TempDir dir_;
+  std::unique_ptr<Engine> engine_;
+  CheckpointStore store_;
+  RunState state_;
+  std::string first_hash_;
+};
+
+// Calls of a run in order; those from `last` on are made while everything is given back.
+struct Calls {
+  std::vector<std::string> names;
+  std::size_t last = 0;
+};
+
+Calls calls_of(SmallRun& run) {
+  sim::begin_process();
+  run.process();
+  Calls calls{.names = sim::runtime_call_names()};
+  const std::set<std::string> returns{"cudaDeviceSynchronize", "cudaFree", "cudaFreeHost",
+                                      "cudaStreamDestroy", "cudaEventDestroy"};
+  calls.last = calls.names.size();
+  while (calls.last > 0 && returns.contains(calls.names[calls.last - 1])) --calls.last;
+  return calls;
+}
+
+// All calls where that is quick; else the first of each name, and of the others every one that the stride
+// meets.
+std::vector<std::size_t> chosen(const Calls& calls) {
+  constexpr std::size_t kMost = 400;
+  const std::size_t stride = calls.names.size() / kMost + 1;
+  std::set<std::string> seen;
+  std::vector<std::size_t> chosen;
+  for (std::size_t i = 0; i < calls.names.size(); ++i) {
+    if (seen.insert(calls.names[i]).second || i % stride == 0) chosen.push_back(i);
+  }
+  return chosen;
+}
+
+bool given_back_midway(const std::string& name) { return name == "cudaFree" || name == "cudaFreeHost"; }
+
+TEST_F(BadGround, AnyCallThatFailsForGoodEndsTheRunWithItsNameAndLeavesTheLastCheckpoint) {
+  set_log_level(LogLevel::error);
+  SmallRun run;
+  const Calls calls = calls_of(run);
+  EXPECT_EQ(run.newest_hash_then_rewind(), run.first_hash());
+  const std::vector<std::size_t> sites = chosen(calls);
+  const int errors[] = {cudaErrorIllegalAddress, cudaErrorLaunchFailure, cudaErrorECCUncorrectable,
+                        cudaErrorLaunchTimeout, cudaErrorUnknown};
+  int next_error = 0, thrown = 0;
+  for (const std::size_t call : sites) {
+    const int error = errors[next_error++ % 5];
+    SCOPED_TRACE(fmt::format("call {} of {}: {}", call, calls.names.size(), calls.names[call]));
+    sim::begin_process();
+    sim::fail_runtime_call(static_cast<std::int64_t>(call), error);
+    const Outcome got = outcome_of([&] { run.process(); });
+    if (call < calls.last) {
+      ++thrown;
+      ASSERT_EQ(got.code, ExitCode::device);
+      // A failure to give something back is found by the next call.
+      if (!given_back_midway(calls.names[call])) {
+        EXPECT_THAT(got.what, HasSubstr("failed at " + calls.names[call]));
+      }
+      EXPECT_THAT(got.what, HasSubstr(cudaGetErrorName(static_cast<cudaError_t>(error))));
+      EXPECT_NE(got.hint, "");
+    } else {
+      EXPECT_EQ(got.code, ExitCode::ok);  // all work was done
+    }
+    EXPECT_EQ(run.newest_hash_then_rewind(), run.first_hash());
+  }
+  fmt::print("{} calls in a run, {} of them failed in turn, {} ended it\n", calls.names.size(), sites.size(),
+             thrown);
+  EXPECT_GT(thrown, 50);
+}
+
+TEST_F(BadGround, AnyCallThatIsRefusedMemoryOnceEndsInExitThreeOrIsSurvivedAndLeaksNothing) {
+  set_log_level(LogLevel::error);
+  SmallRun run;
+  const Calls calls = calls_of(run);
+  run.newest_hash_then_rewind();
+  std::set<std::string> survived;
+  for (const std::size_t call : chosen(calls)) {
+    SCOPED_TRACE(fmt::format("call {} of {}: {}", call, calls.names.size(), calls.names[call]));
+    sim::begin_process();
+    sim::fail_runtime_call(static_cast<std::int64_t>(call), cudaErrorMemoryAllocation, false);
+    const Outcome got = outcome_of([&] { run.process(); });
+    if (got.code == ExitCode::ok) {
+      survived.insert(calls.names[call]);
+    } else {
+      EXPECT_EQ(got.code, ExitCode::no_fit) << got.what;
+      EXPECT_NE(got.hint, "");
+    }
+    if (call < calls.last && !given_back_midway(calls.names[call])) {
+      EXPECT_EQ(sim::allocated_bytes(), 0);
+    }
+    EXPECT_EQ(run.newest_hash_then_rewind(), run.first_hash());
+  }
+  // What has a way round it, and what gives back.
+  EXPECT_TRUE(survived.contains("cudaHostAlloc"));
+  EXPECT_FALSE(survived.contains("cudaMalloc"));
+  EXPECT_FALSE(survived.contains("cudaMemcpyAsync"));
+  EXPECT_FALSE(survived.contains("add_kernel"));
+}
+
+}  // namespace
+}  // namespace qt::test
