@@ -1,5 +1,12 @@
-# Everything comes from the distribution; nothing is downloaded. scripts/setup installs the packages.
+# Everything comes from the distribution; nothing is downloaded. scripts/setup installs the packages. Where nothing can
+# be installed, QTRAIN_DEPS names a folder that holds the libraries.
+set(QTRAIN_DEPS "" CACHE PATH "folder with include/ and lib/ that scripts/gpu-deps made; empty: the system's libraries")
 set(THREADS_PREFER_PTHREAD_FLAG ON)
+if(QTRAIN_DEPS)
+  include(QtrainDepsFolder)
+  include(QtrainCuda)
+  return()
+endif()
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
 find_package(Boost 1.74 REQUIRED COMPONENTS program_options)

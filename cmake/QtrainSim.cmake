@@ -1,6 +1,8 @@
 # The simulator: kernels/cuda's sources, compiled by the host compiler against kernels/sim. Files that call the
 # vendor's libraries have a twin in kernels/sim under the same base name, which stands in for them.
-find_package(Boost 1.74 REQUIRED COMPONENTS context)
+if(NOT QTRAIN_DEPS)
+  find_package(Boost 1.74 REQUIRED COMPONENTS context)
+endif()
 file(GLOB sim_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/sim/*.cpp)
 file(GLOB kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu)
 foreach(source IN LISTS kernel_sources)
