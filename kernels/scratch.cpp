@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/gemm_grid.h"
+#include "kernels/gemm_routes.h"
 #include "kernels/row_blocks.h"
 #include "kernels/sum_tree.h"
 #include "src/core/units.h"
@@ -66,6 +67,8 @@ std::int64_t scratch_bytes(const Matmul& op, const Target& target) {
 GemmRoute packed_route(const PackedMatmul& op, const Target& target) {
   if (on_cpu(target)) return GemmRoute::fused;
   if (target.gemm != GemmRoute::automatic) return target.gemm;
+  if (const auto measured = measured_route(target.sm, op.layout, op.x.dim(0), op.w.N, op.w.K))
+    return *measured;
   return op.x.dim(0) < kFusedBelowTokens ? GemmRoute::fused : GemmRoute::scratch;
 }
 

@@ -19,6 +19,8 @@ std::int64_t scratch_bytes(const ColumnSum& op, const Target& target);
 std::int64_t scratch_bytes(const SumSquares& op, const Target& target);
 
 // The route a packed product takes on a target: what scratch_bytes and the implementations both ask.
+// Automatic: as measured on such a card (kernels/gemm_routes.h); elsewhere fused for few tokens, scratch for
+// many.
 GemmRoute packed_route(const PackedMatmul& op, const Target& target);
 
 }  // namespace qt
