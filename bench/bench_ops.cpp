@@ -3,7 +3,7 @@
 // flags select and format (--benchmark_filter=packed, --benchmark_format=json); --threads is qtrain's.
 //
 // setup() fills an op's fields. It is called for each entry of QT_FOR_EACH_OP, so an op without one does not
-// compile. Legend as in kernels/ops.h.
+// compile. Legend as in kernels/ops.h. On a card a call is timed together with the wait for it.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -20,6 +20,7 @@
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
+#include "bench/harness.h"
 #include "kernels/backend.h"
 #include "kernels/scratch.h"
 #include "quant/q8.h"
@@ -51,21 +52,12 @@ class Bench {
   DType dtype() const { return dtype_; }
 
   TensorView empty(std::initializer_list<std::int64_t> shape, DType dtype) {
-    TensorView view(nullptr, dtype, shape);
-    regions_.push_back(backend_.allocate(Space::device, view.bytes()));
-    view.data = regions_.back()->base();
-    return view;
+    return buffers_.empty(shape, dtype);
   }
   TensorView empty(std::initializer_list<std::int64_t> shape) { return empty(shape, dtype_); }
 
   TensorView normal(std::initializer_list<std::int64_t> shape, DType dtype) {
-    const TensorView wide = empty(shape, DType::f32);
-    const RngStream rng{.seed = 1, .purpose = RngPurpose::init, .stream = regions_.size()};
-    backend_.run(InitNormal{.x = wide.flat(), .stddev = 1, .rng = rng});
-    if (dtype == DType::f32) return wide;
-    const TensorView view = empty(shape, dtype);
-    backend_.run(Cast{.x = wide.flat(), .y = view.flat()});
-    return view;
+    return buffers_.normal(shape, dtype);
   }
   TensorView normal(std::initializer_list<std::int64_t> shape) { return normal(shape, dtype_); }
 
@@ -86,14 +78,7 @@ class Bench {
     backend_.run(op);
   }
 
-  PackedView packed(std::int64_t N, std::int64_t K) {
-    PackedView w{.format = kPackedFormat, .N = N, .K = K};
-    w.codes = empty({code_bytes(kPackedFormat, N * K)}, DType::u8);
-    w.absmax = empty({scale_count(kPackedFormat, N * K)}, DType::f32);
-    const TensorView src = normal({N * K}, DType::f32);
-    backend_.run(Quantise{.src = src, .w = w, .bad_index = empty({1}, DType::f64)});
-    return w;
-  }
+  PackedView packed(std::int64_t N, std::int64_t K) { return buffers_.packed(kPackedFormat, N, K); }
 
   // What PrepareStep leaves for a step of small rates.
   TensorView step_params() {
@@ -118,10 +103,12 @@ class Bench {
   template <class Op>
   void measure(benchmark::State& state, Op op) {
     if constexpr (requires { scratch_bytes(op, backend_.target()); }) {
-      const std::int64_t bytes = scratch_bytes(op, backend_.target());
-      if (bytes > 0) op.scratch = empty({bytes}, DType::u8);
+      buffers_.add_scratch(op, backend_.target());
     }
-    for (auto _ : state) backend_.run(op);
+    for (auto _ : state) {
+      backend_.run(op);
+      backend_.synchronize();
+    }
     const Cost cost = op.cost();
     const auto rate = [&](double amount) {
       return benchmark::Counter(amount * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
@@ -133,7 +120,7 @@ class Bench {
  private:
   Backend& backend_;
   DType dtype_;
-  std::vector<std::unique_ptr<MemoryRegion>> regions_;
+  bench::Buffers buffers_{backend_};
 };
 
 void setup(Bench& b, Fill& op) { op.x = b.empty({b.s.matrix_elems()}); }
@@ -409,8 +396,8 @@ int run(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);  // takes its own flags out
   const Options options = load_options(std::vector<std::string>(argv + 1, argv + argc)).options;
   const Target target = target_from_options(options);
-  const auto backend = make_backend("cpu", target);
-  benchmark::AddCustomContext("qtrain_threads", std::to_string(target.threads));
+  const auto backend = bench::open_backend(target);
+  benchmark::AddCustomContext("qtrain_device", bench::device_name(target));
   for (const Shapes& shapes : kShapes) {
 #define QT_ADD_OP(Op) add_op<Op>(*backend, shapes);
     QT_FOR_EACH_OP(QT_ADD_OP)

@@ -1,9 +1,9 @@
 // Whole training steps through the engine, on synthetic tokens: tokens/s, FLOP/s, planned bytes and peak RSS,
-// and with
-// --profile where the time goes. Nothing is read from or written to disk.
+// and with --profile where the time goes. Nothing is read from or written to disk. On a card the profile is
+// of one step more, in which the host waits for each op: that step hides no copy and no launch.
 //
-//   bench_step --model d4 --vocab-size 4096 --seq-len 512 --rows 8 --quant nf4 --ckpt-activations --threads 2
-//   --profile
+//   bench_step --model d4 --vocab-size 4096 --seq-len 512 --rows 8 --quant nf4 --ckpt-activations --profile
+//   bench_step --model d32 --rows 32 --quant nf4 --ckpt-activations --device cuda --profile
 //
 // All options are qtrain's own, read by the same table and planned by the same planner; --rows (sequences per
 // step, instead of --batch-tokens) and --profile are added. One configuration per process: the peak is the
@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <string>
@@ -22,6 +21,7 @@
 
 #include <fmt/format.h>
 
+#include "bench/harness.h"
 #include "src/core/units.h"
 #include "src/train/engine.h"
 #include "src/train/option_table.h"
@@ -35,11 +35,6 @@ using Clock = std::chrono::steady_clock;
 constexpr std::int64_t kDefaultRows = 8;
 constexpr std::int64_t kDefaultSteps = 10;
 constexpr std::int64_t kWarmupSteps = 2;  // page faults and just-in-time kernels: left out of every figure
-constexpr double kGiga = 1e9;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 struct ProfileRow {
   std::int64_t calls = 0;
@@ -78,15 +73,6 @@ Arguments read_arguments(std::vector<std::string> words) {
   return arguments;
 }
 
-// The name of the processor, from where the system tells it.
-std::string processor_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    if (line.starts_with("model name")) return line.substr(std::min(line.find(':') + 2, line.size()));
-  }
-  return "unknown processor";
-}
-
 std::int64_t peak_rss_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -117,15 +103,14 @@ void print_profile(const Profile& profile, double total_seconds) {
     const double seconds = std::max(row.seconds, 1e-12);
     std::cout << fmt::format("{:<24}{:>9}{:>12.2f}{:>7.1f}%{:>10.1f}{:>9.1f}\n", name, row.calls,
                              1e3 * row.seconds, 100 * row.seconds / total_seconds,
-                             row.flops / seconds / kGiga, row.bytes / seconds / kGiga);
+                             row.flops / seconds / bench::kGiga, row.bytes / seconds / bench::kGiga);
   }
 }
 
 void run(const std::vector<std::string>& words) {
   const auto [options, profiling] = read_arguments(words);
   const Target target = target_from_options(options);
-  QT_CHECK(target.kind == DeviceKind::cpu, ConfigError,
-           "bench_step measures what runs: there is no backend for {} in this build", target.name);
+  const bool on_card = target.kind == DeviceKind::cuda;
   Limits limits = limits_from_options(options, target);
   limits.disk_bytes.reset();  // nothing is saved
   const PlannedRun planned = plan_run(options, target, limits, 0);
@@ -134,7 +119,7 @@ void run(const std::vector<std::string>& words) {
                    "`qtrain plan` with the same options shows what it needs");
 
   const EngineOptions& e = planned.engine;
-  Engine engine(make_backend("cpu", target), e, planned.plan);
+  Engine engine(bench::open_backend(target), e, planned.plan);
   engine.init_weights(options.seed);
   const std::vector<std::int32_t> ids =
       synthetic_tokens(e.micro_batch_tokens(), e.model.vocab_size, options.seed);
@@ -145,34 +130,52 @@ void run(const std::vector<std::string>& words) {
   Profile profile;
   std::vector<double> step_seconds;
   StepStats stats;
-  for (std::int64_t step = 0; step < kWarmupSteps + options.steps; ++step) {
-    if (step == kWarmupSteps) {
-      engine.backend().reset_totals();
-      if (profiling) {
-        engine.backend().set_observer([&](const char* name, const Cost& cost, double seconds) {
-          ProfileRow& row = profile[name];
-          ++row.calls;
-          row.seconds += seconds;
-          row.flops += cost.executed_flops;
-          row.bytes += cost.read_bytes + cost.written_bytes;
-        });
-      }
-    }
+  Backend& backend = engine.backend();
+  const auto step_once = [&](std::int64_t step) {
     const auto start = Clock::now();
     stats = engine.train_step(fetch, {}, 1.0, step + 1);
-    if (step >= kWarmupSteps) step_seconds.push_back(seconds_since(start));
+    return bench::seconds_since(start);
+  };
+  // Of the last op seen; ops of a card are timed from one wait to the next.
+  Clock::time_point last_end = Clock::now();
+  const Backend::Observer observer = [&](const char* name, const Cost& cost, double seconds) {
+    if (on_card) {
+      backend.synchronize();
+      seconds = bench::seconds_since(last_end);
+      last_end = Clock::now();
+    }
+    ProfileRow& row = profile[name];
+    ++row.calls;
+    row.seconds += seconds;
+    row.flops += cost.executed_flops;
+    row.bytes += cost.read_bytes + cost.written_bytes;
+  };
+  for (std::int64_t step = 0; step < kWarmupSteps + options.steps; ++step) {
+    if (step == kWarmupSteps) {
+      backend.synchronize();
+      backend.reset_totals();
+      if (profiling && !on_card) backend.set_observer(observer);
+    }
+    const double seconds = step_once(step);
+    if (step >= kWarmupSteps) step_seconds.push_back(seconds);
   }
-
-  const BackendTotals& totals = engine.backend().totals();
+  const BackendTotals totals = backend.totals();
   double total_seconds = 0;
   for (const double seconds : step_seconds) total_seconds += seconds;
+  if (profiling && on_card) {
+    backend.synchronize();
+    backend.set_observer(observer);
+    last_end = Clock::now();
+    total_seconds = step_once(kWarmupSteps + options.steps);
+  }
+
   std::sort(step_seconds.begin(), step_seconds.end());
   const auto tokens = static_cast<double>(e.step_tokens());
   const auto steps = static_cast<double>(step_seconds.size());
   const double median = step_seconds[step_seconds.size() / 2];
-  const auto rate = [&](double flops) { return flops / steps / median / kGiga; };
+  const auto rate = [&](double flops) { return flops / steps / median / bench::kGiga; };
 
-  std::cout << "device      " << processor_name() << ", " << target.threads << " threads\n";
+  std::cout << "device      " << bench::device_name(target) << "\n";
   std::cout << "command     bench_step";
   for (const std::string& word : words) std::cout << " " << word;
   std::cout << fmt::format(
@@ -199,12 +202,4 @@ void run(const std::vector<std::string>& words) {
 }  // namespace
 }  // namespace qt
 
-int main(int argc, char** argv) {
-  try {
-    qt::run(std::vector<std::string>(argv + 1, argv + argc));
-    return 0;
-  } catch (const qt::Error& e) {
-    std::cerr << "bench_step: " << e.what() << "\n        " << e.hint() << "\n";
-    return static_cast<int>(e.code());
-  }
-}
+int main(int argc, char** argv) { return qt::bench::run_benchmark("bench_step", argc, argv, qt::run); }
