@@ -6,6 +6,10 @@
 #include "tests/oracle/attention.h"
 #include "tests/support/proofs.h"
 
+#ifdef QTRAIN_TEST_SIM
+#include "kernels/sim/sim.h"
+#endif
+
 namespace qt::test {
 namespace {
 
@@ -18,12 +22,14 @@ struct Sizes {
 };
 
 // Single tokens, lengths just beyond tiles of 64 and 128, all group sizes, head widths off every vector
-// width, and decoding, with fewer queries than keys.
+// width, and decoding, with fewer queries than keys. Then the edges of tiles of 32, 64 and 128 at the head
+// widths that models have, and widths that leave a tile of columns with one column or need two of them.
 const std::vector<Sizes> kForwardSizes = {
-    {1, 1, 1, 1, 1, 2},      {2, 7, 7, 4, 2, 16},    {1, 65, 65, 4, 1, 48}, {2, 1, 5, 4, 2, 16},
-    {1, 1, 131, 2, 1, 64},   {2, 3, 70, 4, 1, 24},   {1, 66, 130, 2, 2, 8}, {2, 17, 17, 2, 2, 64},
-    {1, 130, 130, 2, 1, 32}, {1, 33, 33, 2, 1, 128}, {1, 9, 9, 4, 4, 6},    {1, 19, 19, 3, 3, 20},
-    {2, 18, 18, 2, 2, 80},   {2, 12, 12, 12, 12, 48}};
+    {1, 1, 1, 1, 1, 2},      {2, 7, 7, 4, 2, 16},     {1, 65, 65, 4, 1, 48},    {2, 1, 5, 4, 2, 16},
+    {1, 1, 131, 2, 1, 64},   {2, 3, 70, 4, 1, 24},    {1, 66, 130, 2, 2, 8},    {2, 17, 17, 2, 2, 64},
+    {1, 130, 130, 2, 1, 32}, {1, 33, 33, 2, 1, 128},  {1, 9, 9, 4, 4, 6},       {1, 19, 19, 3, 3, 20},
+    {2, 18, 18, 2, 2, 80},   {2, 12, 12, 12, 12, 48}, {1, 130, 130, 2, 1, 128}, {1, 65, 65, 4, 2, 96},
+    {1, 129, 129, 2, 1, 64}, {1, 34, 101, 2, 1, 128}, {1, 40, 40, 1, 1, 136},   {1, 34, 34, 2, 1, 1}};
 
 constexpr std::int64_t kFirstRow = 3;
 const RngStream kStream{.seed = 0x1234567890ull, .purpose = RngPurpose::dropout, .stream = 11};
@@ -168,6 +174,83 @@ const Proves kBackward({"attention_bwd",
                          "dropout is forgotten", "every head has the same mask", "first_row is ignored",
                          "kept probabilities are not scaled"},
                         attention_bwd});
+
+// ---- what the kernels of a card do to its memory ----
+
+#ifdef QTRAIN_TEST_SIM
+
+// A forward and a backward pass of two tiles of everything.
+void run_both(Case& t, const Sizes& s) {
+  t.next(s.text());
+  const auto elems = [&](std::int64_t heads) { return static_cast<size_t>(s.B * s.Tq * heads * s.D); };
+  const auto q = t.normal(elems(s.H)), k = t.normal(elems(s.G));
+  const std::vector<double> lse(static_cast<size_t>(s.B * s.H * s.Tq), 8);
+  const auto queries = [&] { return t.in(q, {s.B, s.Tq, s.H, s.D}); };
+  const auto keys = [&] { return t.in(k, {s.B, s.Tk, s.G, s.D}); };
+  t.run(AttentionFwd{.q = queries(),
+                     .k = keys(),
+                     .v = keys(),
+                     .y = t.out({s.B, s.Tq, s.H, s.D}),
+                     .lse = t.out({s.B, s.H, s.Tq}, DType::f32),
+                     .dropout = 0.25f,
+                     .rng = kStream});
+  t.next(s.text());
+  AttentionBwd op{.q = queries(),
+                  .k = keys(),
+                  .v = keys(),
+                  .y = queries(),
+                  .lse = t.in(lse, {s.B, s.H, s.Tq}, DType::f32),
+                  .dy = queries(),
+                  .dq = t.out({s.B, s.Tq, s.H, s.D}),
+                  .dk = t.out({s.B, s.Tk, s.G, s.D}),
+                  .dv = t.out({s.B, s.Tk, s.G, s.D}),
+                  .dropout = 0.25f,
+                  .rng = kStream};
+  op.scratch = t.scratch_for(op);
+  t.run(op);
+}
+
+TEST(AttentionKernels, MeetNoBankConflicts) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const std::int64_t D : {64, 96, 128}) {
+      Case t("sim", dtype);
+      const sim::BankCounter banks;
+      run_both(t, {.B = 1, .Tq = 66, .Tk = 66, .H = 1, .G = 1, .D = D});
+      EXPECT_GT(banks.sites().size(), 5u);
+      for (const sim::BankSite& site : banks.sites()) {
+        EXPECT_GT(site.accesses, 0);
+        EXPECT_EQ(site.conflicts(), 0) << site.place << " with " << dtype_name(dtype) << ", D = " << D;
+      }
+    }
+  }
+}
+
+// Every kernel of these ops, for the dtypes and shapes that choose it.
+TEST(AttentionKernels, AreChosenByDtypeAndHeadWidth) {
+  struct Choice {
+    DType dtype;
+    std::int64_t D;
+    bool tensor_cores;
+  };
+  for (const auto [dtype, D, tensor_cores] :
+       {Choice{DType::bf16, 64, true}, Choice{DType::f16, 128, true}, Choice{DType::f16, 8, true},
+        Choice{DType::f32, 64, false}, Choice{DType::bf16, 20, false}, Choice{DType::bf16, 136, false}}) {
+    auto before = sim::launch_counts();
+    Case t("sim", dtype);
+    run_both(t, {.B = 1, .Tq = 3, .Tk = 3, .H = 1, .G = 1, .D = D});
+    const auto launched = [&](const std::string& kernel) {
+      const auto& now = sim::launch_counts();
+      return now.contains(kernel) && now.at(kernel) > before[kernel];
+    };
+    EXPECT_TRUE(launched("attention_delta_kernel"));
+    for (const std::string kernel : {"attention_fwd", "attention_bwd_query", "attention_bwd_key"}) {
+      EXPECT_EQ(launched(kernel + "_kernel"), tensor_cores) << kernel << ", D = " << D;
+      EXPECT_EQ(launched(kernel + "_simt_kernel"), !tensor_cores) << kernel << ", D = " << D;
+    }
+  }
+}
+
+#endif
 
 // ---- figures ----
 
