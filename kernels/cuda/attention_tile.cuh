@@ -20,13 +20,14 @@ __device__ int tile_at(int row, int piece) {
   return row * kD + (piece ^ turn) * kPieceElems;
 }
 
-// Starts the copy of kRows rows; those from `rows` on and columns from D on become zeros.
+// Starts the copy of kRows rows; those from `rows` on and columns from D on become zeros. A loop on purpose:
+// the addresses of all its copies at once would cost the products their registers.
 template <int kD, int kRows, int kThreads, class T>
 __device__ void load_tile(const SharedArray<T>& to, const HeadRows<const T>& from, int first, int rows,
                           int D) {
   constexpr int kPieces = kD / kPieceElems;
   static_assert(kRows * kPieces % kThreads == 0);
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kRows * kPieces / kThreads; ++i) {
     const int at = i * kThreads + static_cast<int>(threadIdx.x);
     const int row = at / kPieces, piece = at % kPieces;
