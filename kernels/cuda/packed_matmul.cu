@@ -174,14 +174,9 @@ __global__ __launch_bounds__(kSquareThreads) void expand_slice_kernel(Slice slic
       const int down_at = at / kSquareUnits, unit = at % kSquareUnits;
       const std::int64_t left = slice.cols - col - unit * kUnitElems;
       if (row + down_at >= slice.rows || left <= 0) continue;
-      const uint4 pairs = square.read_as<uint4>(swizzled(down_at, unit));
-      const unsigned words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
-      Floats f;
-#pragma unroll
-      for (int e = 0; e < kUnitElems; ++e)
-        f.x[e] = __uint_as_float(e % 2 == 0 ? words[e / 2] << 16 : words[e / 2] & 0xFFFF0000u);
+      const Packed<bf16> weights{square.read_as<uint4>(swizzled(down_at, unit))};
       store_floats(to + (row + down_at) * slice.cols + col + unit * kUnitElems,
-                   static_cast<int>(left < kUnitElems ? left : kUnitElems), f);
+                   static_cast<int>(left < kUnitElems ? left : kUnitElems), widen(weights));
     }
   }
 }
