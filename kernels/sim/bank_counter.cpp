@@ -105,7 +105,7 @@ void flush_bank_accesses() {
   counts().open.clear();
 }
 
-void record_matrix_rows(const std::int64_t (&offsets)[8], const std::source_location& where) {
+void record_matrix_rows(const std::int64_t (&offsets)[8], const Where& where) {
   if (!counting_banks()) return;
   constexpr int kRowBytes = 16;
   BankSite& site = counts().sites[place(where)];

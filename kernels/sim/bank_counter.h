@@ -3,9 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <source_location>
 #include <string>
 #include <vector>
+
+#include "kernels/sim/where.h"
 
 namespace qt::sim {
 
@@ -13,7 +14,7 @@ struct BankAccess {
   int lane = 0;
   std::int64_t offset_bytes = 0;
   int bytes = 0;
-  std::source_location where;
+  Where where;
 };
 
 struct BankSite {
@@ -42,6 +43,6 @@ void record_bank_access(const BankAccess& access);
 // The lanes of a warp have come to a collective: what they did since the last one happened together.
 void flush_bank_accesses();
 // One phase of ldmatrix: eight rows of 16 bytes, at these offsets.
-void record_matrix_rows(const std::int64_t (&offsets)[8], const std::source_location& where);
+void record_matrix_rows(const std::int64_t (&offsets)[8], const Where& where);
 
 }  // namespace qt::sim

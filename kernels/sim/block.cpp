@@ -52,7 +52,7 @@ struct Fiber {
   void* slot = nullptr;
   Combine combine = nullptr;
   bool orders_memory = false;
-  std::source_location where;
+  Where where;
   CopyGroups copies;
   ctx::fiber fiber;      // suspended, while another runs
   ctx::fiber scheduler;  // to go back to, while this one runs
@@ -63,7 +63,7 @@ struct Fiber {
 // Thrown on a fiber that waits when its block is given up, so that what stands on its stack is destroyed.
 struct Abandoned {};
 
-bool same_place(const std::source_location& a, const std::source_location& b) {
+bool same_place(const Where& a, const Where& b) {
   return a.line() == b.line() && a.column() == b.column() &&
          (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
@@ -364,7 +364,7 @@ AccessBy this_warp_access() {
 
 CopyGroups& this_copies() { return machine().running().copies; }
 
-void block_barrier(const std::source_location& where) {
+void block_barrier(const Where& where) {
   Fiber& f = machine().running();
   f.wait = Wait::block;
   f.what = "barrier";
@@ -373,8 +373,7 @@ void block_barrier(const std::source_location& where) {
   machine().pause(f);
 }
 
-void warp_collective(const char* what, void* slot, Combine combine, const std::source_location& where,
-                     bool orders_memory) {
+void warp_collective(const char* what, void* slot, Combine combine, const Where& where, bool orders_memory) {
   Fiber& f = machine().running();
   f.wait = Wait::warp;
   f.what = what;
@@ -385,7 +384,7 @@ void warp_collective(const char* what, void* slot, Combine combine, const std::s
   machine().pause(f);
 }
 
-void note_bank_access(std::int64_t offset_bytes, int bytes, const std::source_location& where) {
+void note_bank_access(std::int64_t offset_bytes, int bytes, const Where& where) {
   if (!counting_banks()) return;
   const ThreadState& t = this_thread();
   record_bank_access({.lane = t.lane, .offset_bytes = offset_bytes, .bytes = bytes, .where = where});

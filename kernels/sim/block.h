@@ -7,11 +7,11 @@
 
 #include <cstdint>
 #include <functional>
-#include <source_location>
 #include <stdexcept>
 #include <string>
 
 #include "kernels/sim/shared_memory.h"
+#include "kernels/sim/where.h"
 
 namespace qt::sim {
 
@@ -46,18 +46,18 @@ const Grid& this_grid();
 SharedShadow& shared_memory();
 
 // Waits for all threads of the block; orders their accesses to shared memory.
-void block_barrier(const std::source_location& where);
+void block_barrier(const Where& where);
 
 // Waits for the other lanes of the warp, then combine runs once on what each of them passed, by lane. Does
 // not order accesses to shared memory unless `orders_memory`.
 using Combine = void (*)(void* const* slots);
-void warp_collective(const char* what, void* slot, Combine combine, const std::source_location& where,
+void warp_collective(const char* what, void* slot, Combine combine, const Where& where,
                      bool orders_memory = false);
 
 // For accesses to shared memory by the running thread, or by its warp together.
 AccessBy this_access();
 AccessBy this_warp_access();
 // Notes an access for the bank counter, when one is listening.
-void note_bank_access(std::int64_t offset_bytes, int bytes, const std::source_location& where);
+void note_bank_access(std::int64_t offset_bytes, int bytes, const Where& where);
 
 }  // namespace qt::sim

@@ -199,7 +199,7 @@ void enqueue_work(cudaStream_t stream, std::function<void()> work) {
   enqueue(stream, {.run = std::move(work), .waits_for = {}, .records = {}});
 }
 
-void check_full_mask(unsigned mask, const std::source_location& where) {
+void check_full_mask(unsigned mask, const qt::sim::Where& where) {
   if (mask != 0xFFFFFFFFu) throw SimError("a collective of part of a warp at " + place(where));
 }
 

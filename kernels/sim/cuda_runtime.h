@@ -8,9 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <source_location>
 
 #include "kernels/sim/block.h"
+#include "kernels/sim/where.h"
 
 // ---- keywords ----------------------------------------------------------------------------------------
 
@@ -53,13 +53,13 @@ inline Dim3 block_dim() { return {static_cast<unsigned>(this_grid().threads), 1,
 
 // ---- collectives -------------------------------------------------------------------------------------
 
-inline void __syncthreads(const std::source_location where = std::source_location::current()) {
+inline void __syncthreads(const qt::sim::Where where = qt::sim::Where::current()) {
   qt::sim::block_barrier(where);
 }
 
 namespace qt::sim {
 
-void check_full_mask(unsigned mask, const std::source_location& where);
+void check_full_mask(unsigned mask, const qt::sim::Where& where);
 
 template <class T>
 struct ShuffleSlot {
@@ -77,7 +77,7 @@ void combine_shuffle(void* const* slots) {
   }
 }
 template <class T>
-T shuffle(unsigned mask, T value, int source, const std::source_location& where) {
+T shuffle(unsigned mask, T value, int source, const qt::sim::Where& where) {
   check_full_mask(mask, where);
   ShuffleSlot<T> slot{value, source};
   warp_collective("shuffle", &slot, combine_shuffle<T>, where);
@@ -104,50 +104,46 @@ inline void combine_nothing(void* const*) {}
 }  // namespace qt::sim
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source,
-              const std::source_location where = std::source_location::current()) {
+T __shfl_sync(unsigned mask, T value, int source, const qt::sim::Where where = qt::sim::Where::current()) {
   return qt::sim::shuffle(mask, value, source & 31, where);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask,
-                  const std::source_location where = std::source_location::current()) {
+                  const qt::sim::Where where = qt::sim::Where::current()) {
   return qt::sim::shuffle(mask, value, (qt::sim::this_thread().lane ^ lane_mask) & 31, where);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta,
-                   const std::source_location where = std::source_location::current()) {
+                   const qt::sim::Where where = qt::sim::Where::current()) {
   const int lane = qt::sim::this_thread().lane, source = lane + static_cast<int>(delta);
   return qt::sim::shuffle(mask, value, source < 32 ? source : lane, where);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta,
-                 const std::source_location where = std::source_location::current()) {
+                 const qt::sim::Where where = qt::sim::Where::current()) {
   const int lane = qt::sim::this_thread().lane, source = lane - static_cast<int>(delta);
   return qt::sim::shuffle(mask, value, source >= 0 ? source : lane, where);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate,
-                              const std::source_location where = std::source_location::current()) {
+                              const qt::sim::Where where = qt::sim::Where::current()) {
   qt::sim::check_full_mask(mask, where);
   unsigned slot = predicate != 0 ? 1 : 0;
   qt::sim::warp_collective("ballot", &slot, qt::sim::combine_ballot, where);
   return slot;
 }
 inline unsigned __reduce_max_sync(unsigned mask, unsigned value,
-                                  const std::source_location where = std::source_location::current()) {
+                                  const qt::sim::Where where = qt::sim::Where::current()) {
   qt::sim::check_full_mask(mask, where);
   qt::sim::warp_collective("__reduce_max", &value, qt::sim::combine_max, where);
   return value;
 }
-inline int __any_sync(unsigned mask, int predicate,
-                      const std::source_location where = std::source_location::current()) {
+inline int __any_sync(unsigned mask, int predicate, const qt::sim::Where where = qt::sim::Where::current()) {
   return __ballot_sync(mask, predicate, where) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate,
-                      const std::source_location where = std::source_location::current()) {
+inline int __all_sync(unsigned mask, int predicate, const qt::sim::Where where = qt::sim::Where::current()) {
   return __ballot_sync(mask, predicate, where) == 0xFFFFFFFFu;
 }
-inline void __syncwarp(unsigned mask = 0xFFFFFFFFu,
-                       const std::source_location where = std::source_location::current()) {
+inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, const qt::sim::Where where = qt::sim::Where::current()) {
   qt::sim::check_full_mask(mask, where);
   qt::sim::warp_collective("__syncwarp", nullptr, qt::sim::combine_nothing, where, true);
 }

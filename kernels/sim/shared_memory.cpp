@@ -29,7 +29,7 @@ bool ordered(std::uint16_t other, std::uint32_t stamp, const AccessBy& by) {
 
 }  // namespace
 
-std::string place(const std::source_location& where) {
+std::string place(const Where& where) {
   const std::string_view file = where.file_name();
   return fmt::format("{}:{}", file.substr(file.rfind('/') + 1), where.line());
 }
@@ -43,7 +43,7 @@ void SharedShadow::reset(std::int64_t bytes) {
   std::fill_n(units_.begin(), (bytes + kUnitBytes - 1) / kUnitBytes, Unit{});
 }
 
-void SharedShadow::check_span(const Span& span, const char* what, const std::source_location& where) const {
+void SharedShadow::check_span(const Span& span, const char* what, const Where& where) const {
   if (span.offset < span.begin || span.offset + span.size > span.end) {
     throw SimError(fmt::format("{} out of bounds at {}: bytes {} to {} of a shared array of {}", what,
                                place(where), span.offset - span.begin, span.offset - span.begin + span.size,
@@ -55,7 +55,7 @@ void SharedShadow::check_span(const Span& span, const char* what, const std::sou
   }
 }
 
-const std::byte* SharedShadow::read(const Span& span, const AccessBy& by, const std::source_location& where) {
+const std::byte* SharedShadow::read(const Span& span, const AccessBy& by, const Where& where) {
   check_span(span, "read", where);
   for (std::int64_t u = span.offset / kUnitBytes; u < (span.offset + span.size) / kUnitBytes; ++u) {
     Unit& unit = units_[static_cast<std::size_t>(u)];
@@ -84,7 +84,7 @@ const std::byte* SharedShadow::read(const Span& span, const AccessBy& by, const 
   return data_.data() + span.offset;
 }
 
-void SharedShadow::check_write(Unit& unit, const AccessBy& by, const std::source_location& where) const {
+void SharedShadow::check_write(Unit& unit, const AccessBy& by, const Where& where) const {
   if (unit.pending) {
     throw SimError(fmt::format("write at {} into a cp.async that has not been waited for", place(where)));
   }
@@ -98,7 +98,7 @@ void SharedShadow::check_write(Unit& unit, const AccessBy& by, const std::source
   }
 }
 
-std::byte* SharedShadow::write(const Span& span, const AccessBy& by, const std::source_location& where) {
+std::byte* SharedShadow::write(const Span& span, const AccessBy& by, const Where& where) {
   check_span(span, "write", where);
   for (std::int64_t u = span.offset / kUnitBytes; u < (span.offset + span.size) / kUnitBytes; ++u) {
     Unit& unit = units_[static_cast<std::size_t>(u)];
@@ -111,7 +111,7 @@ std::byte* SharedShadow::write(const Span& span, const AccessBy& by, const std::
   return data_.data() + span.offset;
 }
 
-void SharedShadow::poison(const Span& span, const AccessBy& by, const std::source_location& where) {
+void SharedShadow::poison(const Span& span, const AccessBy& by, const Where& where) {
   check_span(span, "cp.async", where);
   for (std::int64_t u = span.offset / kUnitBytes; u < (span.offset + span.size) / kUnitBytes; ++u) {
     Unit& unit = units_[static_cast<std::size_t>(u)];

@@ -5,10 +5,11 @@
 
 #include <array>
 #include <cstdint>
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "kernels/sim/where.h"
 
 namespace qt::sim {
 
@@ -18,7 +19,7 @@ class SimError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-std::string place(const std::source_location& where);  // "attention.cuh:120"
+std::string place(const Where& where);  // "attention.cuh:120"
 
 // Who touches memory, and since when what others did is ordered before it. Stamps count barriers and warp
 // barriers of the block: an access with stamp s by another thread of the same warp is ordered if s <
@@ -49,11 +50,11 @@ class SharedShadow {
     std::int64_t begin = 0;
     std::int64_t end = 0;
   };
-  const std::byte* read(const Span& span, const AccessBy& by, const std::source_location& where);
-  std::byte* write(const Span& span, const AccessBy& by, const std::source_location& where);
+  const std::byte* read(const Span& span, const AccessBy& by, const Where& where);
+  std::byte* write(const Span& span, const AccessBy& by, const Where& where);
 
   // A cp.async into the span began: nobody may touch it until land().
-  void poison(const Span& span, const AccessBy& by, const std::source_location& where);
+  void poison(const Span& span, const AccessBy& by, const Where& where);
   void land(const Span& span, const std::byte* from, const AccessBy& by);
 
  private:
@@ -69,8 +70,8 @@ class SharedShadow {
   };
   static constexpr int kUnitBytes = 2;
 
-  void check_span(const Span& span, const char* what, const std::source_location& where) const;
-  void check_write(Unit& unit, const AccessBy& by, const std::source_location& where) const;
+  void check_span(const Span& span, const char* what, const Where& where) const;
+  void check_write(Unit& unit, const AccessBy& by, const Where& where) const;
 
   std::int64_t bytes_ = 0;
   std::vector<std::byte> data_;

@@ -1,13 +1,13 @@
 // The host's half of kernels/cuda/launch.cuh: the same names, with every access to shared memory checked.
 #pragma once
 
-#include <source_location>
 #include <tuple>
 
 #include <cuda_runtime.h>
 
 #include "kernels/sim/block.h"
 #include "kernels/sim/stream.h"
+#include "kernels/sim/where.h"
 
 namespace qt::cuda {
 
@@ -19,26 +19,23 @@ class SharedArray {
     static_assert(sizeof(T) >= 2, "the simulator watches shared memory in units of two bytes");
   }
 
-  T read(int i, const std::source_location where = std::source_location::current()) const {
-    return read_as<T>(i, where);
-  }
-  void write(int i, T value, const std::source_location where = std::source_location::current()) const {
+  T read(int i, const sim::Where where = sim::Where::current()) const { return read_as<T>(i, where); }
+  void write(int i, T value, const sim::Where where = sim::Where::current()) const {
     write_as<T>(i, value, where);
   }
   template <class V>
-  V read_as(int i, const std::source_location where = std::source_location::current()) const {
+  V read_as(int i, const sim::Where where = sim::Where::current()) const {
     V value;
     std::memcpy(&value, sim::shared_memory().read(span(i, sizeof(V)), sim::this_access(), where), sizeof(V));
     sim::note_bank_access(span(i, sizeof(V)).offset, sizeof(V), where);
     return value;
   }
   template <class V>
-  void write_as(int i, V value, const std::source_location where = std::source_location::current()) const {
+  void write_as(int i, V value, const sim::Where where = sim::Where::current()) const {
     std::memcpy(sim::shared_memory().write(span(i, sizeof(V)), sim::this_access(), where), &value, sizeof(V));
     sim::note_bank_access(span(i, sizeof(V)).offset, sizeof(V), where);
   }
-  SharedArray part(int first, int count,
-                   const std::source_location where = std::source_location::current()) const {
+  SharedArray part(int first, int count, const sim::Where where = sim::Where::current()) const {
     const std::int64_t begin = begin_ + first * static_cast<std::int64_t>(sizeof(T));
     if (first < 0 || begin + count * static_cast<std::int64_t>(sizeof(T)) > end_) {
       throw sim::SimError("part beyond its shared array at " + sim::place(where));
@@ -61,7 +58,7 @@ class SharedArray {
 class SharedMemory {
  public:
   template <class T>
-  SharedArray<T> take(int count, const std::source_location where = std::source_location::current()) {
+  SharedArray<T> take(int count, const sim::Where where = sim::Where::current()) {
     const std::int64_t begin = used_bytes_;
     used_bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 127) / 128 * 128;
     if (used_bytes_ > sim::shared_memory().bytes()) {

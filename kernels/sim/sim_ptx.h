@@ -3,12 +3,11 @@
 // tests.
 #pragma once
 
-#include <source_location>
-
 #include <cuda_fp16.h>
 
 #include "kernels/sim/bank_counter.h"
 #include "kernels/sim/cp_async.h"
+#include "kernels/sim/where.h"
 
 namespace qt::cuda {
 
@@ -54,7 +53,7 @@ void combine_mma(void* const* slots) {
 struct LdmatrixSlot {
   std::uint32_t* r;
   sim::SharedShadow::Span row;
-  std::source_location where;
+  sim::Where where;
 };
 
 template <bool kTransposed>
@@ -84,21 +83,21 @@ void combine_ldmatrix(void* const* slots) {
 
 template <class T>
 void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                  const std::source_location where = std::source_location::current()) {
+                  const sim::Where where = sim::Where::current()) {
   detail::MmaSlot slot{c, a, b};
   sim::warp_collective("mma", &slot, detail::combine_mma<T>, where);
 }
 
 template <class T>
 void ldmatrix_x4(std::uint32_t (&r)[4], const SharedArray<T>& from, int at,
-                 const std::source_location where = std::source_location::current()) {
+                 const sim::Where where = sim::Where::current()) {
   static_assert(sizeof(T) == 2);
   detail::LdmatrixSlot slot{r, from.span(at, 16), where};
   sim::warp_collective("ldmatrix", &slot, detail::combine_ldmatrix<false>, where);
 }
 template <class T>
 void ldmatrix_x4_trans(std::uint32_t (&r)[4], const SharedArray<T>& from, int at,
-                       const std::source_location where = std::source_location::current()) {
+                       const sim::Where where = sim::Where::current()) {
   static_assert(sizeof(T) == 2);
   detail::LdmatrixSlot slot{r, from.span(at, 16), where};
   sim::warp_collective("ldmatrix.trans", &slot, detail::combine_ldmatrix<true>, where);
@@ -106,7 +105,7 @@ void ldmatrix_x4_trans(std::uint32_t (&r)[4], const SharedArray<T>& from, int at
 
 template <class T>
 void cp_async16(const SharedArray<T>& to, int at, const void* from, bool valid = true,
-                const std::source_location where = std::source_location::current()) {
+                const sim::Where where = sim::Where::current()) {
   if (valid && reinterpret_cast<std::uintptr_t>(from) % 16 != 0) {
     throw sim::SimError("cp.async from a misaligned address at " + sim::place(where));
   }
