@@ -470,7 +470,8 @@ struct AdamW8 {
 
 // Packs elements [first, first + n) of a matrix. first must be a multiple of the block size, and n too unless
 // the range ends the matrix. A non-finite input leaves 1 + its flat index in bad_index (the smallest one
-// wins; 0: none so far); the host turns it into an error that names the tensor.
+// wins; 0: none so far); the host turns it into an error that names the tensor. A range of a matrix in tiles
+// is the same elements, in the order of the matrix, at other places.
 struct Quantise {
   static constexpr const char* kName = "quantise";
   TensorView src;  // in  [n] f32
@@ -481,6 +482,7 @@ struct Quantise {
   Cost cost() const;
 };
 
+// Unpacks elements [first, first + n) of a matrix; of one in tiles, first and n are multiples of 64.
 struct Dequantise {
   static constexpr const char* kName = "dequantise";
   PackedView w;  // in

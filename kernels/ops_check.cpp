@@ -6,6 +6,7 @@
 #include "kernels/op_checker.h"
 #include "kernels/ops.h"
 #include "quant/q8.h"
+#include "quant/tiles.h"
 
 namespace qt {
 
@@ -461,6 +462,8 @@ void Dequantise::check() const {
   c.dense({"dst", dst}, {-1}, {DType::f32, DType::bf16});
   c.at_least(first, 0, "first");
   c.at_least(w.elems() - first, dst.dim(0), "the number of elements left from first");
+  c.require(w.layout == PackedLayout::flat || (first % kTileSide == 0 && dst.dim(0) % kTileSide == 0),
+            "of a matrix in tiles, first and the size of dst must be multiples of 64");
   c.separate({{"dst", dst}}, {{"w.codes", w.codes}, {"w.absmax", w.absmax}});
 }
 

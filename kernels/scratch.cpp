@@ -8,6 +8,7 @@
 #include "kernels/gemm_routes.h"
 #include "kernels/row_blocks.h"
 #include "kernels/sum_tree.h"
+#include "quant/tiles.h"
 #include "src/core/units.h"
 
 namespace qt {
@@ -62,6 +63,10 @@ std::int64_t scratch_bytes(const Matmul& op, const Target& target) {
   if (!on_cpu(target)) return 0;  // the library's workspace is the Target's
   const GemmShape shape = gemm_shape(op);
   return cpu_gemm_grid(shape, op.layout).scratch_bytes(shape);
+}
+
+PackedLayout packed_layout(std::int64_t N, std::int64_t K, const Target& target) {
+  return !on_cpu(target) && can_be_tiled(N, K) ? PackedLayout::tiles : PackedLayout::flat;
 }
 
 GemmRoute packed_route(const PackedMatmul& op, const Target& target) {

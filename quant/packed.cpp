@@ -3,6 +3,7 @@
 #include <string>
 
 #include "quant/nested.h"
+#include "quant/tiles.h"
 
 namespace qt {
 
@@ -17,6 +18,12 @@ std::int64_t PackedView::bytes() const {
 void PackedView::check(std::string_view op, std::string_view field) const {
   QT_CHECK(format != FormatId::none, ShapeError, "{}: {} is a packed matrix without a format", op, field);
   QT_CHECK(N > 0 && K > 0, ShapeError, "{}: {} is a packed matrix of size [{}, {}]", op, field, N, K);
+  if (layout == PackedLayout::tiles) {
+    QT_CHECK(can_be_tiled(N, K) && code_bytes(format, kTileElems) == kTileCodeBytes && !nested(), ShapeError,
+             "{}: {} is a packed matrix of size [{}, {}] in tiles, which hold 64 x 64 codes of 4 bits with "
+             "plain scales",
+             op, field, N, K);
+  }
   const auto part = [&](const TensorView& view, std::string_view name, DType dtype, std::int64_t elems) {
     const std::string full = fmt::format("{}.{}", field, name);
     check_shape(view, {elems}, op, full);

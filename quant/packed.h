@@ -10,14 +10,19 @@
 
 namespace qt {
 
+// The order that codes and scales lie in: the format's own, row-major over the matrix, which files and the
+// cpu have; or tiles of 64 x 64 (quant/tiles.h), which kernels for a card read.
+enum class PackedLayout : std::uint8_t { flat, tiles };
+
 // Blocks run over the flat row-major order of [N, K], see the format's header. Exactly one of two scale
 // forms is present: `absmax`, or the three nested views (quant/nested.h).
 struct PackedView {
   FormatId format = FormatId::none;
-  std::int64_t N = 0;  // rows (output features)
-  std::int64_t K = 0;  // columns (input features)
-  TensorView codes;    // u8 [code_bytes(format, N * K)]
-  TensorView absmax;   // f32 [blocks], blocks = scale_count(format, N * K)
+  std::int64_t N = 0;                        // rows (output features)
+  std::int64_t K = 0;                        // columns (input features)
+  PackedLayout layout = PackedLayout::flat;  // tiles: N and K are multiples of 64, scales are plain
+  TensorView codes;                          // u8 [code_bytes(format, N * K)]
+  TensorView absmax;                         // f32 [blocks], blocks = scale_count(format, N * K)
 
   TensorView nested_codes;   // u8 [blocks]
   TensorView nested_absmax;  // f32 [ceil(blocks / 256)]

@@ -339,8 +339,15 @@ void check_products() {
   Calls(Dequantise{.w = packed(3, 100), .first = 17, .dst = view({50}, D::bf16)})
       .shape_error("first", [](auto& o) { o.first = 251; })
       .shape_error("first", [](auto& o) { o.first = -1; })
+      .shape_error("in tiles", [](auto& o) { o.w.layout = PackedLayout::tiles; })
       .shape_error("dst", [](auto& o) { o.dst = TensorView(o.w.absmax.data, D::bf16, {2}); })
       .dtype_error("dst", [](auto& o) { o.dst = view({50}, D::f16); });
+  PackedView tiles = packed(64, 128);
+  tiles.layout = PackedLayout::tiles;
+  Calls(Dequantise{.w = tiles, .first = 64, .dst = view({128})})
+      .shape_error("multiples of 64", [](auto& o) { o.first = 32; })
+      .shape_error("multiples of 64", [](auto& o) { o.dst = view({100}); })
+      .shape_error("in tiles", [](auto& o) { o.w = packed(32, 256), o.w.layout = PackedLayout::tiles; });
 }
 
 void check_loss_and_sums() {

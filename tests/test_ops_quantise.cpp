@@ -5,6 +5,7 @@
 #include <cmath>
 #include <span>
 
+#include "quant/tiles.h"
 #include "tests/oracle/matmul.h"
 #include "tests/support/proofs.h"
 #include "tests/support/random_weight.h"
@@ -182,6 +183,57 @@ void dequantise(Case& t) {
       const auto from = all.begin() + (t.is("first is ignored") ? 0 : first);
       t.expect_exact("dst", dst, std::vector<double>(from, from + n));
     }
+  }
+}
+
+// In the layout that the target wants, a range leaves the bytes of the flat layout, moved, and its own alone;
+// and unpacks to the same weights.
+TEST(QuantiseOp, FillsTheLayoutOfTheTargetAndDequantiseReadsIt) {
+  constexpr std::int64_t kN = 128, kK = 192, kElems = kN * kK, kFirst = 10 * kK + 64, kRange = 70 * kK;
+  for (const std::string& backend : computing_backends()) {
+    const PackedLayout layout = packed_layout(kN, kK, target_of(backend, 1));
+    Case t(backend, DType::f32);
+    t.next("tiles");
+    RandomWeight weight(t, kElems);
+    std::vector<float> scales(weight.absmax.begin(), weight.absmax.end());
+    // To the layout of the target.
+    const auto laid_out = [&](std::vector<std::uint8_t>& codes, std::vector<float>& absmax) {
+      if (layout == PackedLayout::flat) return;
+      const auto flat_codes = codes;
+      const auto flat_absmax = absmax;
+      flat_to_tiles(kN, kK, flat_codes, flat_absmax, codes, absmax);
+    };
+    const auto view_of = [&](const TensorView& codes, const TensorView& absmax) {
+      return PackedView{
+          .format = FormatId::nf4, .N = kN, .K = kK, .layout = layout, .codes = codes, .absmax = absmax};
+    };
+
+    auto codes = weight.codes;
+    laid_out(codes, scales);
+    const std::vector<double> stored(scales.begin(), scales.end());
+    const TensorView dst = t.out({kRange}, DType::bf16);
+    t.run(Dequantise{.w = view_of(t.in_bytes(codes), t.in(stored, {kElems / 64}, DType::f32)),
+                     .first = kFirst,
+                     .dst = dst});
+    const auto all = oracle::unpack_nf4(weight.codes, weight.absmax, kN, kK, {.rounds_to_bf16 = true});
+    t.expect_exact("dst", dst, std::vector<double>(all.begin() + kFirst, all.begin() + kFirst + kRange));
+
+    t.next("tiles, packing");
+    const auto x = weights(t, kRange, false);
+    auto want_codes = weight.codes;
+    std::vector<float> want_scales(weight.absmax.begin(), weight.absmax.end());
+    const std::vector<float> narrow(x.begin(), x.end());
+    EXPECT_FALSE(Nf4::quantise(std::span<const float>(narrow), want_codes.data() + kFirst / 2,
+                               want_scales.data() + kFirst / 64)
+                     .has_value());
+    laid_out(want_codes, want_scales);
+    const PackedView w = view_of(t.inout_bytes(codes), t.inout(stored, {kElems / 64}, DType::f32));
+    t.run(Quantise{.src = t.in(x, {kRange}, DType::f32),
+                   .w = w,
+                   .first = kFirst,
+                   .bad_index = t.inout(std::vector<double>{0}, {1}, DType::f64)});
+    EXPECT_EQ(t.codes(w.codes), want_codes);
+    EXPECT_EQ(t.values(w.absmax), std::vector<double>(want_scales.begin(), want_scales.end()));
   }
 }
 

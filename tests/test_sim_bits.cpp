@@ -10,9 +10,11 @@
 #include <gtest/gtest.h>
 
 #include "kernels/backend.h"
+#include "kernels/scratch.h"
 #include "kernels/sim/sim.h"
 #include "quant/nf4.h"
 #include "quant/q8.h"
+#include "quant/tiles.h"
 #include "tests/support/edge_values.h"
 #include "tests/support/setups.h"
 
@@ -195,6 +197,106 @@ TEST(SimBits, OfDequantiseAreThoseOfTheCpuFromAnyFirstElementOn) {
       });
     }
   }
+}
+
+// ---- tiles --------------------------------------------------------------------------------------------
+
+// The bytes of a packed matrix as tiles, whichever layout the backend has.
+Bytes as_tiles(Memory& memory, const PackedView& w) {
+  auto codes = memory.get<std::uint8_t>(w.codes);
+  auto scales = memory.get<float>(w.absmax);
+  if (w.layout == PackedLayout::flat) {
+    const auto flat_codes = codes;
+    const auto flat_scales = scales;
+    flat_to_tiles(w.N, w.K, flat_codes, flat_scales, codes, scales);
+  }
+  Bytes out;
+  out.add(codes);
+  out.add(scales);
+  return out;
+}
+
+// Packs a matrix in ranges that end at the given elements, in the layout of the backend.
+Bytes packed_into_tiles(Backend& backend, Memory& memory, std::int64_t N, std::int64_t K,
+                        const std::vector<float>& x, const std::vector<std::int64_t>& ends) {
+  const TensorView src = memory.put(x), bad = memory.put<double>({0});
+  PackedView w = packed_memory(memory, N, K);
+  w.layout = packed_layout(N, K, backend.target());
+  std::int64_t begin = 0;
+  for (const std::int64_t end : ends) {
+    backend.run(Quantise{.src = src.flat(begin, end - begin), .w = w, .first = begin, .bad_index = bad});
+    begin = end;
+  }
+  Bytes out = as_tiles(memory, w);
+  out.add(memory.get<double>(bad));
+  return out;
+}
+
+TEST(SimBits, OfTilesAreThoseOfTheFlatLayoutMoved) {
+  ASSERT_EQ(packed_layout(128, 192, sim_backend().target()), PackedLayout::tiles);
+  ASSERT_EQ(packed_layout(128, 192, cpu_with(2).target()), PackedLayout::flat);
+  ASSERT_EQ(packed_layout(128, 96, sim_backend().target()), PackedLayout::flat);
+  ASSERT_EQ(packed_layout(96, 128, sim_backend().target()), PackedLayout::flat);
+  struct Sizes {
+    std::int64_t N, K;
+  };
+  for (const auto& [N, K] : {Sizes{64, 64}, {128, 192}, {192, 64}}) {
+    const std::int64_t elems = N * K;
+    for (const bool spoiled : {false, true}) {
+      auto x = hostile(static_cast<size_t>(elems), 15);
+      if (spoiled) x[static_cast<size_t>(elems - 700)] = kNan, x[1000] = -kInf;
+      // Whole, by rows of tiles, within rows of the matrix; the last leaves the end as it was.
+      for (const std::vector<std::int64_t>& ends : {std::vector<std::int64_t>{elems},
+                                                    {64 * K, elems},
+                                                    {64, 1024, 30 * K, elems - 128, elems},
+                                                    {elems - 64}}) {
+        expect_the_same_bits(fmt::format("{} x {} in {} ranges", N, K, ends.size()),
+                             [&](Backend& backend, Memory& memory) {
+                               return packed_into_tiles(backend, memory, N, K, x, ends);
+                             });
+      }
+    }
+  }
+}
+
+TEST(SimBits, OfWeightsUnpackedFromTilesAreThoseOfTheFlatLayout) {
+  const std::int64_t N = 128, K = 192, elems = N * K;
+  const auto x = hostile(static_cast<size_t>(elems), 16);
+  for (const std::int64_t first : {std::int64_t{0}, std::int64_t{64}, 64 * K, 70 * K + 128}) {
+    for (const std::int64_t count : {elems - first, std::int64_t{64}, 5 * K}) {
+      expect_the_same_bits(fmt::format("{} from {}", count, first), [&](Backend& backend, Memory& memory) {
+        Packed<Nf4> packed(x);
+        PackedView w = packed_memory(memory, N, K);
+        w.layout = packed_layout(N, K, backend.target());
+        std::vector<std::uint8_t> codes(packed.code_span().begin(), packed.code_span().end());
+        std::vector<float> scales(packed.absmax_span().begin(), packed.absmax_span().end());
+        if (w.layout == PackedLayout::tiles) {
+          flat_to_tiles(N, K, packed.code_span(), packed.absmax_span(), codes, scales);
+        }
+        backend.upload(std::as_bytes(std::span(codes)), w.codes);
+        backend.upload(std::as_bytes(std::span(scales)), w.absmax);
+        const TensorView wide = memory.room<float>(count), narrow = memory.room<bf16>(count);
+        backend.run(Dequantise{.w = w, .first = first, .dst = wide});
+        backend.run(Dequantise{.w = w, .first = first, .dst = narrow});
+        Bytes out;
+        out.add(memory.get<float>(wide));
+        out.add(memory.get<bf16>(narrow));
+        return out;
+      });
+    }
+  }
+}
+
+TEST(CpuBackend, RefusesMatricesInTiles) {
+  Memory memory(cpu_with(1));
+  PackedView w = packed_memory(memory, 64, 64);
+  w.layout = PackedLayout::tiles;
+  const TensorView weights = memory.room<float>(64 * 64), bad = memory.put<double>({0});
+  EXPECT_THROW(cpu_with(1).run(Quantise{.src = weights, .w = w, .bad_index = bad}), DTypeError);
+  EXPECT_THROW(cpu_with(1).run(Dequantise{.w = w, .dst = weights}), DTypeError);
+  const TensorView xy = memory.room<float>(2 * 64);
+  TensorView x(xy.data, DType::f32, {1, 64}), y(xy.data + 64 * 4, DType::f32, {1, 64});
+  EXPECT_THROW(cpu_with(1).run(PackedMatmul{.x = x, .w = w, .y = y}), DTypeError);
 }
 
 // ---- AdamW --------------------------------------------------------------------------------------------

@@ -75,6 +75,12 @@ decltype(auto) with_float(DType dtype, Fn&& fn) {
   return fn.template operator()<float>();
 }
 
+// Packed operands are read in the order that files have.
+inline void require_flat(const PackedView& w, const char* op) {
+  QT_CHECK(w.layout == PackedLayout::flat, DTypeError,
+           "{}: the cpu reads packed weights in the flat layout, and w lies in tiles", op);
+}
+
 #define QT_DECLARE_CPU_OP(Op) void run(const Op& op, Context& ctx);
 QT_FOR_EACH_OP(QT_DECLARE_CPU_OP)
 #undef QT_DECLARE_CPU_OP

@@ -174,6 +174,7 @@ void run(const Matmul& op, Context& ctx) {
 }
 
 void run(const PackedMatmul& op, Context& ctx) {
+  require_flat(op.w, PackedMatmul::kName);
   const GemmShape shape{.M = op.x.dim(0), .N = op.y.dim(1), .R = op.x.dim(1)};
   if (shape.M == 0) return;
   run_product({.shape = shape,

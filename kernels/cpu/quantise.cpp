@@ -271,6 +271,7 @@ void lower_to(std::atomic<std::int64_t>& smallest, std::int64_t value) {
 }  // namespace
 
 void run(const Quantise& op, Context& ctx) {
+  require_flat(op.w, Quantise::kName);
   constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
   std::atomic<std::int64_t> smallest{kNone};
   dispatch_format(op.w.format, [&]<class F>() {
@@ -287,6 +288,7 @@ void run(const Quantise& op, Context& ctx) {
 }
 
 void run(const Dequantise& op, Context& ctx) {
+  require_flat(op.w, Dequantise::kName);
   dispatch_format(op.w.format, [&]<class F>() {
     if (op.dst.dtype == DType::bf16) {
       dequantise<F, bf16>(op, ctx);

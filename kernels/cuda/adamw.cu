@@ -227,10 +227,8 @@ __device__ unsigned top_of_block(const Floats& f) {
 // A warp takes one block of 256 elements after the other and meets no other warp. Elements that the last
 // block lacks have moments that are and stay 0, which leaves both maxima alone.
 template <class G>
-__global__ __launch_bounds__(kThreads, kBlocksPerMultiprocessor) void adamw8_kernel(AdamW8Memory<G> at,
-                                                                                    const float* params,
-                                                                                    int group,
-                                                                                    const Q8Maps maps) {
+__global__ __launch_bounds__(kThreads, kBlocksPerMultiprocessor) void adamw8_kernel(
+    AdamW8Memory<G> at, const float* params, int group, const __grid_constant__ Q8Maps maps) {
   if (step_is_skipped(params)) return;
   SharedMemory shared;
   const MomentTables first(shared), second(shared);

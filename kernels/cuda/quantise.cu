@@ -8,6 +8,7 @@
 #include "kernels/cuda/vector.cuh"
 #include "quant/block.h"
 #include "quant/nf4.h"
+#include "quant/tiles.h"
 
 namespace qt::cuda {
 
@@ -130,6 +131,95 @@ __global__ __launch_bounds__(kThreads) void quantise_kernel(const float* src, st
   }
 }
 
+// ---- packing into tiles (quant/tiles.h) --------------------------------------------------------------
+
+// Elements [first, first + n) of a matrix, whole blocks of 64, as seen from its tiles.
+struct TiledRange {
+  std::int64_t first_block, end_block;  // in the flat order
+  std::int64_t tiles_per_row;
+  std::int64_t first_tile, tiles;  // that the range touches: all of some rows of tiles
+
+  __device__ bool has(std::int64_t block) const { return block >= first_block && block < end_block; }
+  // The block that row `row` of a tile holds.
+  __device__ std::int64_t block_of(std::int64_t tile, int row) const {
+    return (tile / tiles_per_row * kTileSide + row) * tiles_per_row + tile % tiles_per_row;
+  }
+};
+
+TiledRange tiled_range(const PackedView& w, std::int64_t first, std::int64_t n) {
+  TiledRange range;
+  range.first_block = first / kTileSide;
+  range.end_block = (first + n) / kTileSide;
+  range.tiles_per_row = w.K / kTileSide;
+  const std::int64_t blocks_per_row_of_tiles = range.tiles_per_row * kTileSide;
+  const std::int64_t first_row = range.first_block / blocks_per_row_of_tiles;
+  range.first_tile = first_row * range.tiles_per_row;
+  range.tiles = (blocks_for(range.end_block, blocks_per_row_of_tiles) - first_row) * range.tiles_per_row;
+  return range;
+}
+
+constexpr int kRowPairs = kTileSide / 2;
+constexpr int kRowPairLanes = kTileSide / kVectorElems;
+static_assert(kThreads == kRowPairs * kRowPairLanes && kBlock == kTileSide && kBlockLanes == kRowPairLanes);
+
+// One block of threads per tile. Eight lanes have a pair of rows 2 r, 2 r + 1, which share words of two
+// bytes; the tile is put together in shared memory and leaves in 16-byte pieces. Where a row is not in the
+// range or is not finite its bytes stay as they are: then the others are written one by one.
+__global__ __launch_bounds__(kThreads) void quantise_tiles_kernel(const float* src, std::int64_t first,
+                                                                  TiledRange range, std::uint8_t* codes,
+                                                                  float* absmax,
+                                                                  unsigned long long* bad_index) {
+  SharedMemory shared;
+  const auto words = shared.take<std::uint16_t>(kTileCodeBytes / 2);
+  const auto warp_is_whole = shared.take<int>(kWarps);
+  const std::int64_t tile = range.first_tile + blockIdx.x;
+  const int pair = static_cast<int>(threadIdx.x) / kRowPairLanes,
+            lane = static_cast<int>(threadIdx.x) % kRowPairLanes;
+  unsigned bytes[2];
+  bool written[2];
+#pragma unroll
+  for (int dn = 0; dn < 2; ++dn) {
+    const int row = 2 * pair + dn;
+    const std::int64_t block = range.block_of(tile, row);
+    const bool in_range = range.has(block);
+    const std::int64_t index = block * kBlock + lane * kVectorElems;
+    const Floats f = in_range ? load_floats(src + (index - first), kVectorElems) : Floats{};
+    const unsigned top = block_top(f);
+    if (__any_sync(kFullWarp, top >= kInfinityBits)) note_bad_blocks(f, top, index, bad_index);
+    written[dn] = in_range && top < kInfinityBits;
+    bytes[dn] = written[dn] ? encode(f, top) : 0;
+    if (written[dn] && lane == 0) absmax[tile * kTileSide + row] = __uint_as_float(top);
+  }
+#pragma unroll
+  for (int b = 0; b < kVectorElems / 2; ++b) {
+    const unsigned low = bytes[0] >> (8 * b) & 0xFFu, high = bytes[1] >> (8 * b) & 0xFFu;
+    words.write(tile_byte(2 * pair, kVectorElems * lane + 2 * b) / 2,
+                static_cast<std::uint16_t>(low | high << 8));
+  }
+  const int whole = __all_sync(kFullWarp, written[0] && written[1]);
+  if (lane_id() == 0) warp_is_whole.write(warp_id(), whole);
+  __syncthreads();
+  bool tile_is_whole = true;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) tile_is_whole = tile_is_whole && warp_is_whole.read(w) != 0;
+
+  std::uint8_t* const to = codes + tile * kTileCodeBytes;
+  if (tile_is_whole && reinterpret_cast<std::uintptr_t>(to) % kTileSlotBytes == 0) {
+    const int slot = static_cast<int>(threadIdx.x);
+    if (slot < kTileSlots) reinterpret_cast<uint4*>(to)[slot] = words.read_as<uint4>(8 * slot);
+    return;
+  }
+#pragma unroll
+  for (int dn = 0; dn < 2; ++dn) {
+    if (!written[dn]) continue;
+#pragma unroll
+    for (int b = 0; b < kVectorElems / 2; ++b) {
+      to[tile_byte(2 * pair + dn, kVectorElems * lane + 2 * b)] =
+          static_cast<std::uint8_t>(bytes[dn] >> (8 * b));
+    }
+  }
+}
+
 // ---- unpacking ---------------------------------------------------------------------------------------
 
 // The code book in shared memory: sixteen entries in as many banks, so that no look-up waits for another.
@@ -180,7 +270,7 @@ __device__ void store_weights(float* p, int count, const Floats& products) {
 template <class T>
 __global__ __launch_bounds__(kThreads) void dequantise_kernel(const std::uint8_t* codes, const float* absmax,
                                                               std::int64_t first, T* dst, std::int64_t n,
-                                                              const CodebookParam book) {
+                                                              const __grid_constant__ CodebookParam book) {
   SharedMemory shared;
   const Codebook codebook(shared, book);
   const bool aligned = reinterpret_cast<std::uintptr_t>(codes) % 4 == 0 && first % kVectorElems == 0;
@@ -206,23 +296,107 @@ __global__ __launch_bounds__(kThreads) void dequantise_kernel(const std::uint8_t
   });
 }
 
+// Two weights side by side.
+__device__ void store_pair(bf16* p, float low, float high) {
+  if (reinterpret_cast<std::uintptr_t>(p) % 4 == 0) {
+    *reinterpret_cast<unsigned*>(p) = cvt_pair<bf16>(low, high);
+  } else {
+    p[0] = cvt_bf16(low), p[1] = cvt_bf16(high);
+  }
+}
+__device__ void store_pair(float* p, float low, float high) {
+  const float2 pair = make_float2(widen(cvt_bf16(low)), widen(cvt_bf16(high)));
+  if (reinterpret_cast<std::uintptr_t>(p) % 8 == 0) {
+    *reinterpret_cast<float2*>(p) = pair;
+  } else {
+    p[0] = pair.x, p[1] = pair.y;
+  }
+}
+
+// The 16 bytes of a slot.
+__device__ uint4 load_slot(const std::uint8_t* p) {
+  if (reinterpret_cast<std::uintptr_t>(p) % kTileSlotBytes == 0) return *reinterpret_cast<const uint4*>(p);
+  unsigned words[4] = {};
+#pragma unroll
+  for (int b = 0; b < kTileSlotBytes; ++b) words[b / 4] |= static_cast<unsigned>(p[b]) << (8 * (b % 4));
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// A thread has a slot, which is pairs of columns of eight rows. Neighbouring lanes have neighbouring pairs,
+// so that rows are written in whole sectors of 32 bytes.
+template <class T>
+__global__ __launch_bounds__(kThreads) void dequantise_tiles_kernel(
+    const std::uint8_t* codes, const float* absmax, std::int64_t first, TiledRange range, T* dst,
+    const __grid_constant__ CodebookParam book) {
+  SharedMemory shared;
+  const Codebook codebook(shared, book);
+  for (std::int64_t t = global_thread(); t < range.tiles * kTileSlots; t += global_threads()) {
+    const std::int64_t tile = range.first_tile + t / kTileSlots;
+    const int slot = static_cast<int>(t % kTileSlots);
+    const int half = slot / (kTileSlots / 2), p = slot / 8 % 8, q = slot % 8 ^ tile_swizzle(p);
+    const uint4 loaded = load_slot(codes + tile * kTileCodeBytes + slot * kTileSlotBytes);
+    const unsigned words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int dn = 0; dn < 2; ++dn) {
+        const int row = 2 * (8 * i + p) + dn;
+        const std::int64_t block = range.block_of(tile, row);
+        const float scale = range.has(block) ? absmax[tile * kTileSide + row] : 0;
+        T* const to = dst + (block * kBlock - first) + 32 * half + 2 * q;
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+          const unsigned byte = words[2 * s + i / 2] >> (16 * (i % 2) + 8 * dn);
+          const float low = codebook.product(byte >> 4 & 0xFu, scale),
+                      high = codebook.product(byte & 0xFu, scale);
+          if (range.has(block)) store_pair(to + 16 * s, low, high);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void run(const Quantise& op, const Context& context) {
   dispatch_format(op.w.format, [&]<class F>() {
     static_assert(std::is_same_v<F, Nf4>, "a format of its own needs kernels of its own");
-    launch(warps_shape("quantise_kernel", blocks_for(op.src.elems(), kWarpElems), context), quantise_kernel,
-           op.src.as<float>(), op.first, op.src.elems(), op.w.codes.as<std::uint8_t>(),
-           op.w.absmax.as<float>(), reinterpret_cast<unsigned long long*>(op.bad_index.data));
+    const float* const src = op.src.as<float>();
+    std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
+    float* const absmax = op.w.absmax.as<float>();
+    auto* const bad_index = reinterpret_cast<unsigned long long*>(op.bad_index.data);
+    if (op.w.layout == PackedLayout::flat) {
+      launch(warps_shape("quantise_kernel", blocks_for(op.src.elems(), kWarpElems), context), quantise_kernel,
+             src, op.first, op.src.elems(), codes, absmax, bad_index);
+    } else {
+      const TiledRange range = tiled_range(op.w, op.first, op.src.elems());
+      launch({.name = "quantise_tiles_kernel",
+              .blocks = range.tiles,
+              .threads = kThreads,
+              .shared_bytes = shared_array_bytes(kTileCodeBytes, 1) + shared_array_bytes(kWarps, 4),
+              .stream = context.stream},
+             quantise_tiles_kernel, src, op.first, range, codes, absmax, bad_index);
+    }
   });
 }
 
 void run(const Dequantise& op, const Context& context) {
   const auto run_as = [&]<class T>() {
-    LaunchShape shape = elementwise_shape("dequantise_kernel", op.dst.elems(), context);
-    shape.shared_bytes = Codebook::kBytes;
-    launch(shape, dequantise_kernel<T>, op.w.codes.as<std::uint8_t>(), op.w.absmax.as<float>(), op.first,
-           op.dst.as<T>(), op.dst.elems(), codebook_param());
+    const std::int64_t n = op.dst.elems();
+    const std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
+    const float* const absmax = op.w.absmax.as<float>();
+    T* const dst = op.dst.as<T>();
+    if (op.w.layout == PackedLayout::flat) {
+      LaunchShape shape = elementwise_shape("dequantise_kernel", n, context);
+      shape.shared_bytes = Codebook::kBytes;
+      launch(shape, dequantise_kernel<T>, codes, absmax, op.first, dst, n, codebook_param());
+    } else {
+      const TiledRange range = tiled_range(op.w, op.first, n);
+      LaunchShape shape =
+          warps_shape("dequantise_tiles_kernel", range.tiles * (kTileSlots / kWarpThreads), context);
+      shape.shared_bytes = Codebook::kBytes;
+      launch(shape, dequantise_tiles_kernel<T>, codes, absmax, op.first, range, dst, codebook_param());
+    }
   };
   dispatch_format(op.w.format, [&]<class F>() {
     static_assert(std::is_same_v<F, Nf4>, "a format of its own needs kernels of its own");

@@ -1,0 +1,52 @@
+// The layout of 4-bit matrices on a card: tiles of 64 x 64 weights, each one piece of 2 KiB, from which a
+// warp takes operands of both products, x W^T and dy W, with 16-byte reads that meet no bank conflict. Files
+// and the cpu keep the flat layout of quant/nf4.h; blocks of 64 along a row are the same in both, so that
+// going from one to the other moves bytes and changes none.
+//
+//   tile     (n / 64) * (K / 64) + k / 64; inside it n, k in 0..63:
+//              n = 2 (8 i + p) + dn     k = 2 (8 s + q) + dk     p, q in 0..7   i, s in 0..3   dn, dk in 0..1
+//   slot     64 (s / 2) + 8 p + (q xor f[p]), f = 0 4 2 6 0 4 2 6: 16 bytes of chunk (p, q), 128 to a tile
+//   in it    quad 4 (s % 2) + i: two bytes, one for each dn; dk = 0 in the high nibble
+//   scales   64 of a tile one after the other, by n
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "src/core/device.h"
+
+namespace qt {
+
+inline constexpr int kTileSide = 64;
+inline constexpr int kTileElems = kTileSide * kTileSide;
+inline constexpr int kTileCodeBytes = kTileElems / 2;
+inline constexpr int kTileSlotBytes = 16;
+inline constexpr int kTileSlots = kTileCodeBytes / kTileSlotBytes;
+
+// f[p]. It is its own way back: q xor f[p] xor f[p] is q.
+QT_HOST_DEVICE constexpr int tile_swizzle(int p) { return (p & 1) << 2 | (p & 2); }
+
+QT_HOST_DEVICE constexpr int tile_slot(int half, int p, int q) {
+  return kTileSlots / 2 * half + 8 * p + (q ^ tile_swizzle(p));
+}
+
+// The byte of a tile that elements (n, k) and (n, k + 1) share. n, k in [0, 64), k even.
+QT_HOST_DEVICE constexpr int tile_byte(int n, int k) {
+  const int i = n / 16, p = n / 2 % 8, dn = n % 2, s = k / 16, q = k / 2 % 8;
+  return kTileSlotBytes * tile_slot(s / 2, p, q) + 2 * (4 * (s % 2) + i) + dn;
+}
+
+constexpr bool can_be_tiled(std::int64_t N, std::int64_t K) {
+  return N % kTileSide == 0 && K % kTileSide == 0;
+}
+
+// A matrix [N, K], both multiples of 64: codes [N * K / 2] and scales [N * K / 64] from one layout to the
+// other. Source and destination may not overlap. Throw ShapeError where a size does not fit.
+void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const std::uint8_t> flat_codes,
+                   std::span<const float> flat_scales, std::span<std::uint8_t> tile_codes,
+                   std::span<float> tile_scales);
+void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const std::uint8_t> tile_codes,
+                   std::span<const float> tile_scales, std::span<std::uint8_t> flat_codes,
+                   std::span<float> flat_scales);
+
+}  // namespace qt
