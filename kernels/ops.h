@@ -438,23 +438,28 @@ struct PrepareStep {
   Cost cost() const;
 };
 
-// AdamW with f32 moments, arithmetic of quant/adam_math.h. Nothing is written when params[1] is set.
+// AdamW with f32 moments, arithmetic of quant/adam_math.h. Nothing is written when params[1] is set. A bf16
+// master is widened, updated in f32, and rounded stochastically (to_bf16_stochastic): element i by draw
+// first_element + i of rng, so that neither slabs nor threads matter.
 struct AdamW {
   static constexpr const char* kName = "adamw";
-  TensorView master;  // in/out [n] f32
+  TensorView master;  // in/out [n] f32 | bf16
   TensorView grad;    // in     [n] f32 | bf16
   TensorView m;       // in/out [n] f32
   TensorView v;       // in/out [n] f32
   TensorView params;  // in     [kStepParamFloats] f32
   ParamGroup group = ParamGroup::matrix;
+  RngStream rng;  // with a bf16 master: of purpose stochastic_rounding
+  std::int64_t first_element = 0;
   void check() const;
   Cost cost() const;
 };
 
-// AdamW with 8-bit block moments (block 256, quant/q8.h). n may end in a partial block.
+// AdamW with 8-bit block moments (block 256, quant/q8.h). n may end in a partial block. A bf16 master as
+// above.
 struct AdamW8 {
   static constexpr const char* kName = "adamw8";
-  TensorView master;    // in/out [n] f32
+  TensorView master;    // in/out [n] f32 | bf16
   TensorView grad;      // in     [n] f32 | bf16
   TensorView m_codes;   // in/out [n] u8
   TensorView v_codes;   // in/out [n] u8
@@ -462,6 +467,8 @@ struct AdamW8 {
   TensorView v_absmax;  // in/out [ceil(n / 256)] f32
   TensorView params;    // in     [kStepParamFloats] f32
   ParamGroup group = ParamGroup::matrix;
+  RngStream rng;  // with a bf16 master: of purpose stochastic_rounding
+  std::int64_t first_element = 0;
   void check() const;
   Cost cost() const;
 };

@@ -409,9 +409,22 @@ void PrepareStep::check() const {
   c.separate({{"params", params}, {"stats", stats}}, {{"grad_sumsq", grad_sumsq}, {"totals", totals}});
 }
 
+namespace {
+
+void check_master(const Checker& c, const TensorView& master, const RngStream& rng,
+                  std::int64_t first_element) {
+  c.dense({"master", master}, {-1}, kGradients);
+  if (master.dtype == DType::f32) return;
+  c.require(rng.purpose == RngPurpose::stochastic_rounding,
+            "rng must be of purpose stochastic_rounding where master is bf16");
+  c.at_least(first_element, 0, "first_element");
+}
+
+}  // namespace
+
 void AdamW::check() const {
   const Checker c(kName);
-  c.dense({"master", master}, {-1}, {DType::f32});
+  check_master(c, master, rng, first_element);
   const std::int64_t n = master.dim(0);
   c.dense({"grad", grad}, {n}, kGradients);
   c.dense({"m", m}, {n}, {DType::f32});
@@ -423,7 +436,7 @@ void AdamW::check() const {
 
 void AdamW8::check() const {
   const Checker c(kName);
-  c.dense({"master", master}, {-1}, {DType::f32});
+  check_master(c, master, rng, first_element);
   const std::int64_t n = master.dim(0), blocks = q8_scale_count(n);
   c.dense({"grad", grad}, {n}, kGradients);
   c.dense({"m_codes", m_codes}, {n}, {DType::u8});

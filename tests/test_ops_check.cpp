@@ -409,6 +409,15 @@ void check_optimizer() {
               .v = view({300}),
               .params = params()})
       .accept([](auto& o) { o.grad = view({300}); })
+      .accept(
+          [](auto& o) { o.master = view({300}, D::bf16), o.rng.purpose = RngPurpose::stochastic_rounding; })
+      .shape_error("stochastic_rounding", [](auto& o) { o.master = view({300}, D::bf16); })
+      .shape_error("first_element",
+                   [](auto& o) {
+                     o.master = view({300}, D::bf16), o.rng.purpose = RngPurpose::stochastic_rounding;
+                     o.first_element = -1;
+                   })
+      .dtype_error("master", [](auto& o) { o.master = view({300}, D::f16); })
       .shape_error("m", [](auto& o) { o.m = view({299}); })
       .shape_error("v", [](auto& o) { o.v = o.m; })
       .shape_error("grad", [](auto& o) { o.grad = o.master; })
@@ -424,6 +433,9 @@ void check_optimizer() {
                .m_absmax = view({2}),
                .v_absmax = view({2}),
                .params = params()})
+      .accept(
+          [](auto& o) { o.master = view({300}, D::bf16), o.rng.purpose = RngPurpose::stochastic_rounding; })
+      .shape_error("stochastic_rounding", [](auto& o) { o.master = view({300}, D::bf16); })
       .shape_error("m_absmax", [](auto& o) { o.m_absmax = view({1}); })
       .shape_error("v_absmax", [](auto& o) { o.v_absmax = view({3}); })
       .shape_error("v_codes", [](auto& o) { o.v_codes = o.m_codes; })

@@ -1,5 +1,6 @@
 // AdamW on the cpu, with f32 and with 8-bit moments: the arithmetic of quant/adam_math.h and the codes of
 // quant/q8.h, bit for bit, in vectors. Products and sums are rounded one by one; nothing here may be fused.
+// A bf16 master is rounded stochastically.
 //
 // A finite gradient whose square overflows f32 makes v infinite, here as in the scalar reference: the weights
 // it touches become NaN, and the loss of the next step stops the run. Clipping keeps gradients far below.
@@ -18,6 +19,7 @@
 #include <hwy/foreach_target.h>  // before highway.h
 #include <hwy/highway.h>
 
+#include "kernels/cpu/philox-inl.h"
 #include "kernels/cpu/simd-inl.h"
 
 #ifndef QTRAIN_KERNELS_CPU_ADAMW_TABLES_
@@ -29,18 +31,31 @@ namespace {
 struct AdamStep {
   float grad_scale;
   AdamHyper h;
+  RngStream rng;
 };
 
 // Elements of AdamW8 from a block boundary on.
-template <class G>
+template <class P, class G>
 struct AdamW8Range {
-  float* p;
+  P* p;
   const G* g;
   std::uint8_t* m_codes;
   std::uint8_t* v_codes;
   float* m_absmax;
   float* v_absmax;
+  std::uint64_t draw;  // of the first element, where P is bf16
 };
+
+// Calls fn.operator()<P, G>() with the types of master and gradient.
+template <class Fn>
+void with_types(DType master, DType grad, Fn&& fn) {
+  const auto with_master = [&]<class P>() {
+    if (grad == DType::bf16) return fn.template operator()<P, bf16>();
+    fn.template operator()<P, float>();
+  };
+  if (master == DType::bf16) return with_master.template operator()<bf16>();
+  with_master.template operator()<float>();
+}
 
 // The cells of quant/q8.h, with room behind them: vectors gather four bytes at each cell and keep the first.
 struct PaddedCells {
@@ -102,20 +117,71 @@ HWY_INLINE void Update(VF& p, VF g, VF& m, VF& v, const Hyper& h) {
   p = hn::Add(hn::Mul(p, h.decay), hn::Mul(h.s, ratio));
 }
 
-template <class G>
-void PlainRange(float* p, const G* g, float* m, float* v, std::int64_t n, const AdamStep& step) {
+// How masters of up to 256 neighbouring elements are stored: as they are, or rounded, each by its own draw.
+template <class P>
+class MasterStore;
+
+template <>
+class MasterStore<float> {
+ public:
+  MasterStore(const RngStream&, std::uint64_t, std::int64_t) {}
+  HWY_INLINE void Vector(VF v, float* p, std::int64_t i) const { StoreF32(DF(), v, p + i); }
+  void One(float v, float* p, std::int64_t i) const { p[i] = v; }
+};
+
+template <>
+class MasterStore<bf16> {
+ public:
+  // For n elements, the first of which has draw `first`.
+  MasterStore(const RngStream& rng, std::uint64_t first, std::int64_t n) {
+    const auto lead = static_cast<std::int64_t>(first % 4);
+    RandomWords(rng, first / 4, (lead + n + 3) / 4, words_);
+    draws_ = words_ + lead;
+  }
+  MasterStore(const MasterStore&) = delete;
+  MasterStore& operator=(const MasterStore&) = delete;
+
+  // to_bf16_stochastic on every lane.
+  HWY_INLINE void Vector(VF v, bf16* p, std::int64_t i) const {
+    const DU du;
+    const VU bits = hn::BitCast(du, v), high = hn::ShiftRight<16>(bits);
+    const VU rounded = hn::ShiftRight<16>(hn::Add(bits, hn::ShiftRight<16>(hn::LoadU(du, draws_ + i))));
+    const VU quiet = hn::IfThenElseZero(hn::RebindMask(du, hn::IsNaN(v)), hn::Set(du, 0x40u));
+    const VU stored = hn::IfThenElse(hn::RebindMask(du, hn::IsFinite(v)), rounded, hn::Or(high, quiet));
+    const hn::Rebind<std::uint16_t, DF> d16;
+    hn::StoreU(hn::DemoteTo(d16, hn::BitCast(DI(), stored)), d16, &p[i].bits);
+  }
+  void One(float v, bf16* p, std::int64_t i) const { p[i] = to_bf16_stochastic(v, draws_[i]); }
+
+ private:
+  std::uint32_t words_[kQ8BlockElems + 4];
+  const std::uint32_t* draws_;
+};
+
+template <class P, class G>
+void PlainRange(P* p, const G* g, float* m, float* v, std::int64_t n, const AdamStep& step,
+                std::uint64_t draw) {
   const DF d;
   const Hyper h = Broadcast(step);
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    VF pi = LoadF32(d, p + i), mi = LoadF32(d, m + i), vi = LoadF32(d, v + i);
-    Update(pi, LoadF32(d, g + i), mi, vi, h);
-    StoreF32(d, pi, p + i);
-    StoreF32(d, mi, m + i);
-    StoreF32(d, vi, v + i);
+  for (std::int64_t from = 0; from < n; from += kQ8BlockElems) {
+    const std::int64_t count = std::min<std::int64_t>(kQ8BlockElems, n - from);
+    const MasterStore<P> store(step.rng, draw + static_cast<std::uint64_t>(from), count);
+    std::int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      VF pi = LoadF32(d, p + i), mi = LoadF32(d, m + i), vi = LoadF32(d, v + i);
+      Update(pi, LoadF32(d, g + i), mi, vi, h);
+      store.Vector(pi, p, i);
+      StoreF32(d, mi, m + i);
+      StoreF32(d, vi, v + i);
+    }
+    for (; i < count; ++i) {
+      float pi = to_float(p[i]);
+      adam_update(pi, to_float(g[i]) * step.grad_scale, m[i], v[i], step.h);
+      store.One(pi, p, i);
+    }
+    p += count, g += count, m += count, v += count;
   }
-  for (; i < n; ++i) adam_update(p[i], to_float(g[i]) * step.grad_scale, m[i], v[i], step.h);
 }
 
 template <class Code>
@@ -187,19 +253,20 @@ HWY_INLINE void Encode(const float* x, std::uint32_t top, std::uint8_t* codes, f
   }
 }
 
-template <class G>
-void WholeBlock(const AdamW8Range<G>& at, const Hyper& h) {
+template <class P, class G>
+void WholeBlock(const AdamW8Range<P, G>& at, const Hyper& h, const RngStream& rng) {
   const DF d;
   const DU du;
   HWY_ALIGN float m[kQ8BlockElems];
   HWY_ALIGN float v[kQ8BlockElems];
   const VF m_absmax = hn::Set(d, *at.m_absmax), v_absmax = hn::Set(d, *at.v_absmax);
   VU m_top = hn::Zero(du), v_top = hn::Zero(du);
+  const MasterStore<P> store(rng, at.draw, kQ8BlockElems);
   for (int i = 0; i < kQ8BlockElems; i += static_cast<int>(hn::Lanes(d))) {
     VF pi = LoadF32(d, at.p + i);
     VF mi = Decode<FirstCode>(at.m_codes + i, m_absmax), vi = Decode<SecondCode>(at.v_codes + i, v_absmax);
     Update(pi, LoadF32(d, at.g + i), mi, vi, h);
-    StoreF32(d, pi, at.p + i);
+    store.Vector(pi, at.p, i);
     hn::Store(mi, d, m + i);
     hn::Store(vi, d, v + i);
     m_top = hn::Max(m_top, Magnitude(mi));
@@ -210,9 +277,9 @@ void WholeBlock(const AdamW8Range<G>& at, const Hyper& h) {
 }
 
 // The last block of a tensor, padded with elements that are and stay 0: they leave both maxima alone.
-template <class G>
-void PartialBlock(const AdamW8Range<G>& at, std::int64_t n, const Hyper& h) {
-  float p[kQ8BlockElems] = {};
+template <class P, class G>
+void PartialBlock(const AdamW8Range<P, G>& at, std::int64_t n, const Hyper& h, const RngStream& rng) {
+  P p[kQ8BlockElems] = {};
   G g[kQ8BlockElems] = {};
   std::uint8_t m_codes[kQ8BlockElems], v_codes[kQ8BlockElems];
   std::fill_n(m_codes, kQ8BlockElems, FirstCode::kZeroCode);
@@ -221,35 +288,50 @@ void PartialBlock(const AdamW8Range<G>& at, std::int64_t n, const Hyper& h) {
   std::copy_n(at.g, n, g);
   std::copy_n(at.m_codes, n, m_codes);
   std::copy_n(at.v_codes, n, v_codes);
-  WholeBlock(AdamW8Range<G>{p, g, m_codes, v_codes, at.m_absmax, at.v_absmax}, h);
+  WholeBlock(AdamW8Range<P, G>{p, g, m_codes, v_codes, at.m_absmax, at.v_absmax, at.draw}, h, rng);
   std::copy_n(p, n, at.p);
   std::copy_n(m_codes, n, at.m_codes);
   std::copy_n(v_codes, n, at.v_codes);
 }
 
-template <class G>
-void BlockRange(const AdamW8Range<G>& x, std::int64_t n, const AdamStep& step) {
+template <class P, class G>
+void BlockRange(const AdamW8Range<P, G>& x, std::int64_t n, const AdamStep& step) {
   const Hyper h = Broadcast(step);
   for (std::int64_t i = 0; i < n; i += kQ8BlockElems) {
     const std::int64_t block = i / kQ8BlockElems;
-    const AdamW8Range<G> at{x.p + i,           x.g + i, x.m_codes + i, x.v_codes + i, x.m_absmax + block,
-                            x.v_absmax + block};
+    const AdamW8Range<P, G> at{x.p + i,
+                               x.g + i,
+                               x.m_codes + i,
+                               x.v_codes + i,
+                               x.m_absmax + block,
+                               x.v_absmax + block,
+                               x.draw + static_cast<std::uint64_t>(i)};
     if (n - i >= kQ8BlockElems) {
-      WholeBlock(at, h);
+      WholeBlock(at, h, step.rng);
     } else {
-      PartialBlock(at, n - i, h);
+      PartialBlock(at, n - i, h, step.rng);
     }
   }
 }
 
-void PlainF32(float* p, const float* g, float* m, float* v, std::int64_t n, const AdamStep& step) {
-  PlainRange(p, g, m, v, n, step);
+void Plain(const AdamW& op, std::int64_t begin, std::int64_t end, const AdamStep& step) {
+  with_types(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
+    PlainRange(op.master.as<P>() + begin, op.grad.as<G>() + begin, op.m.as<float>() + begin,
+               op.v.as<float>() + begin, end - begin, step,
+               static_cast<std::uint64_t>(op.first_element + begin));
+  });
 }
-void PlainBf16(float* p, const bf16* g, float* m, float* v, std::int64_t n, const AdamStep& step) {
-  PlainRange(p, g, m, v, n, step);
+
+void Blocks(const AdamW8& op, std::int64_t begin, std::int64_t end, const AdamStep& step) {
+  with_types(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
+    const std::int64_t block = begin / kQ8BlockElems;
+    BlockRange(AdamW8Range<P, G>{op.master.as<P>() + begin, op.grad.as<G>() + begin,
+                                 op.m_codes.as<std::uint8_t>() + begin, op.v_codes.as<std::uint8_t>() + begin,
+                                 op.m_absmax.as<float>() + block, op.v_absmax.as<float>() + block,
+                                 static_cast<std::uint64_t>(op.first_element + begin)},
+               end - begin, step);
+  });
 }
-void BlocksF32(const AdamW8Range<float>& x, std::int64_t n, const AdamStep& step) { BlockRange(x, n, step); }
-void BlocksBf16(const AdamW8Range<bf16>& x, std::int64_t n, const AdamStep& step) { BlockRange(x, n, step); }
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -260,16 +342,14 @@ HWY_AFTER_NAMESPACE();
 namespace qt::cpu {
 namespace {
 
-HWY_EXPORT(PlainF32);
-HWY_EXPORT(PlainBf16);
-HWY_EXPORT(BlocksF32);
-HWY_EXPORT(BlocksBf16);
+HWY_EXPORT(Plain);
+HWY_EXPORT(Blocks);
 
 constexpr std::int64_t kGrainElems = 64 * kQ8BlockElems;
 
 bool step_is_skipped(const TensorView& params) { return params.as<float>()[1] != 0; }
 
-AdamStep read_step(const TensorView& params, ParamGroup group) {
+AdamStep read_step(const TensorView& params, ParamGroup group, const RngStream& rng) {
   const float* const values = params.as<float>();
   const float* const h = values + 4 + 8 * static_cast<int>(group);
   return AdamStep{.grad_scale = values[0],
@@ -279,43 +359,25 @@ AdamStep read_step(const TensorView& params, ParamGroup group) {
                         .beta1 = h[3],
                         .one_minus_beta1 = h[4],
                         .beta2 = h[5],
-                        .one_minus_beta2 = h[6]}};
-}
-
-template <class G>
-AdamW8Range<G> range_from(const AdamW8& op, std::int64_t begin) {
-  const std::int64_t block = begin / kQ8BlockElems;
-  return {op.master.as<float>() + begin,         op.grad.as<G>() + begin,
-          op.m_codes.as<std::uint8_t>() + begin, op.v_codes.as<std::uint8_t>() + begin,
-          op.m_absmax.as<float>() + block,       op.v_absmax.as<float>() + block};
+                        .one_minus_beta2 = h[6]},
+                  .rng = rng};
 }
 
 }  // namespace
 
 void run(const AdamW& op, Context& ctx) {
   if (step_is_skipped(op.params)) return;
-  const AdamStep step = read_step(op.params, op.group);
+  const AdamStep step = read_step(op.params, op.group, op.rng);
   parallel_ranges(ctx, op.master.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
-    float* const p = op.master.as<float>() + begin;
-    float* const m = op.m.as<float>() + begin;
-    float* const v = op.v.as<float>() + begin;
-    if (op.grad.dtype == DType::bf16) {
-      HWY_DYNAMIC_DISPATCH(PlainBf16)(p, op.grad.as<bf16>() + begin, m, v, end - begin, step);
-    } else {
-      HWY_DYNAMIC_DISPATCH(PlainF32)(p, op.grad.as<float>() + begin, m, v, end - begin, step);
-    }
+    HWY_DYNAMIC_DISPATCH(Plain)(op, begin, end, step);
   });
 }
 
 void run(const AdamW8& op, Context& ctx) {
   if (step_is_skipped(op.params)) return;
-  const AdamStep step = read_step(op.params, op.group);
+  const AdamStep step = read_step(op.params, op.group, op.rng);
   parallel_ranges(ctx, op.master.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
-    if (op.grad.dtype == DType::bf16) {
-      HWY_DYNAMIC_DISPATCH(BlocksBf16)(range_from<bf16>(op, begin), end - begin, step);
-    } else {
-      HWY_DYNAMIC_DISPATCH(BlocksF32)(range_from<float>(op, begin), end - begin, step);
-    }
+    HWY_DYNAMIC_DISPATCH(Blocks)(op, begin, end, step);
   });
 }
 

@@ -1,5 +1,5 @@
 // AdamW with f32 and with 8-bit moments: the arithmetic of quant/adam_math.h and the codes of quant/q8.h, bit
-// for bit. Both are one pass over memory.
+// for bit. Both are one pass over memory. A bf16 master is rounded stochastically.
 #include <algorithm>
 
 #include "kernels/cuda/context.h"
@@ -28,9 +28,34 @@ __device__ AdamStep read_step(const float* params, int group) {
   return {params[0], {h[0], h[1], h[2], h[3], h[4], h[5], h[6]}};
 }
 
-template <class G>
-__global__ __launch_bounds__(kThreads) void adamw_kernel(float* master, const G* grad, float* m, float* v,
-                                                         std::int64_t n, const float* params, int group) {
+// Draws of four elements from `element` on.
+__device__ void quad_draws(const RngStream& rng, std::uint64_t element, unsigned (&draws)[4]) {
+  const auto words = rng_block(rng, element / 4);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) draws[i] = words[i];
+  const int lead = static_cast<int>(element % 4);
+  if (lead == 0) return;  // so it is for slabs that begin at blocks of moments
+  const auto next = rng_block(rng, element / 4 + 1);
+  const unsigned all[6] = {words[1], words[2], words[3], next[0], next[1], next[2]};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) draws[i] = lead == 1 ? all[i] : lead == 2 ? all[i + 1] : all[i + 2];
+}
+
+// What four masters from `element` on are stored as: themselves, or rounded to bf16, each by its draw.
+template <class P>
+__device__ void round_masters(float* x, const RngStream& rng, std::uint64_t element) {
+  if constexpr (sizeof(P) == 2) {
+    unsigned draws[4];
+    quad_draws(rng, element, draws);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = widen(to_bf16_stochastic(x[i], draws[i]));
+  }
+}
+
+template <class P, class G>
+__global__ __launch_bounds__(kThreads) void adamw_kernel(P* master, const G* grad, float* m, float* v,
+                                                         std::int64_t n, const float* params, int group,
+                                                         RngStream rng, std::int64_t first_element) {
   if (step_is_skipped(params)) return;
   const AdamStep step = read_step(params, group);
   for_each_vector(n, [&](std::int64_t first, int count) {
@@ -40,6 +65,10 @@ __global__ __launch_bounds__(kThreads) void adamw_kernel(float* master, const G*
 #pragma unroll
     for (int i = 0; i < kVectorElems; ++i) {
       adam_update(p.x[i], g.x[i] * step.grad_scale, mi.x[i], vi.x[i], step.h);
+    }
+#pragma unroll
+    for (int i = 0; i < kVectorElems; i += 4) {
+      round_masters<P>(p.x + i, rng, static_cast<std::uint64_t>(first_element + first + i));
     }
     store_floats(master + first, count, p);
     store_floats(m + first, count, mi);
@@ -51,7 +80,7 @@ __global__ __launch_bounds__(kThreads) void adamw_kernel(float* master, const G*
 
 // A warp has one block of 256 elements. Its lane l holds elements 4 l .. 4 l + 3 of both halves, so that each
 // access of the warp is one dense piece of memory. Slot 4 q + i of a lane is element 128 q + 4 l + i.
-constexpr int kBlocksPerMultiprocessor = 4;  // all at once: each fills tables before it starts
+constexpr int kBlocksPerMultiprocessor = 3;  // all at once: each fills tables before it starts
 constexpr int kQuads = 2;
 constexpr int kHalfElems = kQ8BlockElems / kQuads;
 static_assert(kHalfElems == 4 * kWarpThreads && kVectorElems == 4 * kQuads);
@@ -104,14 +133,21 @@ __device__ Floats load_block(const T* block, int count) {
   return f;
 }
 
-__device__ void store_block(float* block, int count, const Floats& f) {
+// One rounding each, which masters of bf16 have had already.
+template <class T>
+__device__ void store_block(T* block, int count, const Floats& f) {
   for_each_quad(
       count, quads_aligned(block),
       [&](int q, int element) {
         const float* const x = f.x + 4 * q;
-        *reinterpret_cast<float4*>(block + element) = make_float4(x[0], x[1], x[2], x[3]);
+        if constexpr (sizeof(T) == 4) {
+          *reinterpret_cast<float4*>(block + element) = make_float4(x[0], x[1], x[2], x[3]);
+        } else {
+          *reinterpret_cast<uint2*>(block + element) =
+              make_uint2(cvt_pair<T>(x[0], x[1]), cvt_pair<T>(x[2], x[3]));
+        }
       },
-      [&](int slot, int element) { block[element] = f.x[slot]; });
+      [&](int slot, int element) { block[element] = narrow<T>(f.x[slot]); });
 }
 
 // Codes of a lane, one byte each: slot 4 q + i is byte i of quad[q].
@@ -203,9 +239,9 @@ struct MomentTables {
   }
 };
 
-template <class G>
+template <class P, class G>
 struct AdamW8Memory {
-  float* master;
+  P* master;
   const G* grad;
   std::uint8_t* m_codes;
   std::uint8_t* v_codes;
@@ -226,9 +262,10 @@ __device__ unsigned top_of_block(const Floats& f) {
 
 // A warp takes one block of 256 elements after the other and meets no other warp. Elements that the last
 // block lacks have moments that are and stay 0, which leaves both maxima alone.
-template <class G>
+template <class P, class G>
 __global__ __launch_bounds__(kThreads, kBlocksPerMultiprocessor) void adamw8_kernel(
-    AdamW8Memory<G> at, const float* params, int group, const __grid_constant__ Q8Maps maps) {
+    AdamW8Memory<P, G> at, const float* params, int group, RngStream rng, std::int64_t first_element,
+    const __grid_constant__ Q8Maps maps) {
   if (step_is_skipped(params)) return;
   SharedMemory shared;
   const MomentTables first(shared), second(shared);
@@ -251,6 +288,10 @@ __global__ __launch_bounds__(kThreads, kBlocksPerMultiprocessor) void adamw8_ker
     for (int slot = 0; slot < kVectorElems; ++slot) {
       adam_update(p.x[slot], g.x[slot] * step.grad_scale, m.x[slot], v.x[slot], step.h);
     }
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+      round_masters<P>(p.x + 4 * q, rng, static_cast<std::uint64_t>(first_element + begin + quad_element(q)));
+    }
     store_block(at.master + begin, count, p);
     // Every lane has read the old scales when the maxima are there.
     const unsigned m_top = top_of_block(m), v_top = top_of_block(v);
@@ -263,21 +304,25 @@ __global__ __launch_bounds__(kThreads, kBlocksPerMultiprocessor) void adamw8_ker
   }
 }
 
-// Calls fn.operator()<G>() with the type of gradients.
+// Calls fn.operator()<P, G>() with the types of master and gradient.
 template <class Fn>
-void with_gradient(DType dtype, Fn&& fn) {
-  if (dtype == DType::bf16) return fn.template operator()<bf16>();
-  fn.template operator()<float>();
+void with_types(DType master, DType grad, Fn&& fn) {
+  const auto with_master = [&]<class P>() {
+    if (grad == DType::bf16) return fn.template operator()<P, bf16>();
+    fn.template operator()<P, float>();
+  };
+  if (master == DType::bf16) return with_master.template operator()<bf16>();
+  with_master.template operator()<float>();
 }
 
 }  // namespace
 
 void run(const AdamW& op, const Context& context) {
   const std::int64_t n = op.master.elems();
-  with_gradient(op.grad.dtype, [&]<class G>() {
-    launch(elementwise_shape("adamw_kernel", n, context), adamw_kernel<G>, op.master.as<float>(),
+  with_types(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
+    launch(elementwise_shape("adamw_kernel", n, context), adamw_kernel<P, G>, op.master.as<P>(),
            op.grad.as<G>(), op.m.as<float>(), op.v.as<float>(), n, op.params.as<float>(),
-           static_cast<int>(op.group));
+           static_cast<int>(op.group), op.rng, op.first_element);
   });
 }
 
@@ -285,21 +330,21 @@ void run(const AdamW8& op, const Context& context) {
   const std::int64_t n = op.master.elems();
   const std::int64_t needed = blocks_for(q8_scale_count(n), kWarps);
   const std::int64_t most = std::int64_t{context.multiprocessors} * kBlocksPerMultiprocessor;
-  with_gradient(op.grad.dtype, [&]<class G>() {
+  with_types(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
     launch({.name = "adamw8_kernel",
             .blocks = needed < most ? needed : most,
             .threads = kThreads,
             .shared_bytes = 2 * MomentTables::bytes(),
             .stream = context.stream},
-           adamw8_kernel<G>,
-           AdamW8Memory<G>{.master = op.master.as<float>(),
-                           .grad = op.grad.as<G>(),
-                           .m_codes = op.m_codes.as<std::uint8_t>(),
-                           .v_codes = op.v_codes.as<std::uint8_t>(),
-                           .m_absmax = op.m_absmax.as<float>(),
-                           .v_absmax = op.v_absmax.as<float>(),
-                           .n = n},
-           op.params.as<float>(), static_cast<int>(op.group), q8_maps());
+           adamw8_kernel<P, G>,
+           AdamW8Memory<P, G>{.master = op.master.as<P>(),
+                              .grad = op.grad.as<G>(),
+                              .m_codes = op.m_codes.as<std::uint8_t>(),
+                              .v_codes = op.v_codes.as<std::uint8_t>(),
+                              .m_absmax = op.m_absmax.as<float>(),
+                              .v_absmax = op.v_absmax.as<float>(),
+                              .n = n},
+           op.params.as<float>(), static_cast<int>(op.group), op.rng, op.first_element, q8_maps());
   });
 }
 

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "src/core/device.h"
+
 namespace qt {
 
 struct bf16 {
@@ -24,6 +26,17 @@ inline bf16 to_bf16(float x) {
   const std::uint32_t u = std::bit_cast<std::uint32_t>(x);
   if ((u & 0x7FFFFFFFu) > 0x7F800000u) return bf16{static_cast<std::uint16_t>((u >> 16) | 0x40u)};
   return bf16{static_cast<std::uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
+}
+
+// Stochastic rounding: to one of the two neighbours, to the one further from zero as often as what is cut off
+// is large, so that the mean is x. The upper 16 bits of draw decide. A NaN stays one, an infinity itself;
+// beyond the largest bf16 the neighbour is infinity, as in rounding to nearest.
+QT_HOST_DEVICE inline bf16 to_bf16_stochastic(float x, std::uint32_t draw) {
+  const std::uint32_t u = std::bit_cast<std::uint32_t>(x), magnitude = u & 0x7FFFFFFFu;
+  if (magnitude >= 0x7F800000u) {
+    return bf16{static_cast<std::uint16_t>((u >> 16) | (magnitude > 0x7F800000u ? 0x40u : 0u))};
+  }
+  return bf16{static_cast<std::uint16_t>((u + (draw >> 16)) >> 16)};
 }
 
 float to_float(f16 x);
