@@ -64,6 +64,21 @@ function(qtrain_cuda_library)
   target_compile_options(qtrain_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:${QTRAIN_CUDA_FLAGS}>"
     "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${QTRAIN_WERROR}>>:SHELL:-Werror all-warnings>")
+  # What ptxas says of each kernel is kept for the compile gate (tests/cuda_gate).
+  target_compile_options(qtrain_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>)
+  set_target_properties(qtrain_cuda PROPERTIES
+    CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/cmake/log_ptxas.sh;${CMAKE_CUDA_COMPILER_LAUNCHER}")
   target_link_libraries(qtrain_cuda PUBLIC qtrain_kernels CUDA::cudart_static CUDA::cublasLt ${CMAKE_DL_LIBS})
   add_library(qtrain::cuda ALIAS qtrain_cuda)
+endfunction()
+
+# qtrain_cuda_ptx(<target> <file of kernels/cuda>...): objects that are the PTX of these sources, for the oldest
+# architecture that a kernel may be written for.
+function(qtrain_cuda_ptx target)
+  list(TRANSFORM ARGN PREPEND ${PROJECT_SOURCE_DIR}/kernels/cuda/)
+  add_library(${target} OBJECT ${ARGN})
+  qtrain_compile_options(${target})
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${QTRAIN_CUDA_FLAGS}>")
+  set_target_properties(${target} PROPERTIES CUDA_PTX_COMPILATION ON CUDA_ARCHITECTURES 80-virtual)
+  target_link_libraries(${target} PRIVATE qtrain_kernels)
 endfunction()

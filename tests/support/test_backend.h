@@ -17,6 +17,7 @@
 namespace qt {
 // Of the library that the test is linked with: the simulator's, or the card's.
 std::unique_ptr<Backend> make_cuda_backend(const Target& target);
+DeviceFacts probe_cuda_device();
 }  // namespace qt
 
 namespace qt::test {
