@@ -1,5 +1,11 @@
-// What every backend does around an op, whoever computes it: the observer that profiles are made with.
+// What every backend does around an op, whoever computes it: memory, copies, the order of streams, numbers
+// read back, the names it is made by, and the observer that profiles are made with. The cuda backend runs on
+// the simulator.
+#include <algorithm>
+#include <cstdint>
 #include <memory>
+#include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -7,8 +13,132 @@
 
 #include "kernels/backend.h"
 
+namespace qt {
+std::unique_ptr<Backend> make_cuda_backend(const Target& target);
+}  // namespace qt
+
 namespace qt::test {
 namespace {
+
+std::unique_ptr<Backend> backend_named(const std::string& name) {
+  return name == "cuda" ? make_cuda_backend(cuda_target(86)) : make_backend(name, cpu_target(1));
+}
+
+// Of the backends that hold memory.
+class Contract : public ::testing::TestWithParam<const char*> {
+ protected:
+  static constexpr std::int64_t kElems = 1024;
+  std::unique_ptr<Backend> backend = backend_named(GetParam());
+  std::unique_ptr<MemoryRegion> device = backend->allocate(Space::device, 8 * kElems);
+  std::unique_ptr<MemoryRegion> host = backend->allocate(Space::host, 8 * kElems);
+  TensorView x{device->base(), DType::f32, {kElems}};
+  TensorView y{device->base() + 4 * kElems, DType::f32, {kElems}};
+  TensorView there{host->base(), DType::f32, {kElems}, Space::host};
+  TensorView back{host->base() + 4 * kElems, DType::f32, {kElems}, Space::host};
+
+  std::vector<float> download(const TensorView& view) {
+    std::vector<float> values(static_cast<std::size_t>(view.elems()), -1.0f);
+    backend->download(view, std::as_writable_bytes(std::span(values)));
+    return values;
+  }
+  static std::vector<float> counted(float first) {
+    std::vector<float> values(kElems);
+    std::iota(values.begin(), values.end(), first);
+    return values;
+  }
+};
+
+TEST_P(Contract, MemoryIsZeroAlignedAndOfTheSizeAndSpaceAskedFor) {
+  for (const Space space : {Space::device, Space::host}) {
+    for (const std::int64_t bytes : {0, 4, 4096, 3 << 20}) {
+      const auto region = backend->allocate(space, bytes);
+      EXPECT_EQ(region->bytes(), bytes);
+      EXPECT_EQ(region->space(), space);
+      EXPECT_NE(region->base(), nullptr);
+      EXPECT_EQ(reinterpret_cast<std::uintptr_t>(region->base()) % 4096, 0u);
+      if (bytes == 0) continue;
+      const auto values = download(TensorView(region->base(), DType::f32, {bytes / 4}, space));
+      EXPECT_TRUE(std::all_of(values.begin(), values.end(), [](float v) { return v == 0; }));
+    }
+  }
+}
+
+TEST_P(Contract, BytesCrossBetweenAndWithinSpacesUnchangedAndAreCounted) {
+  const std::vector<float> values = counted(1);
+  backend->upload(std::as_bytes(std::span(values)), there);
+  backend->reset_totals();
+  backend->copy(there, x);
+  backend->copy(x, y);
+  backend->copy(y, back);
+  EXPECT_EQ(download(back), values);
+  EXPECT_EQ(download(y), values);
+  EXPECT_EQ(backend->totals().host_to_device_bytes, 4 * kElems);
+  EXPECT_EQ(backend->totals().device_to_host_bytes, 2 * 4 * kElems);  // the copy and the last download
+}
+
+TEST_P(Contract, EventsOrderStreamsThereAndBack) {
+  const std::vector<float> values = counted(1);
+  backend->upload(std::as_bytes(std::span(values)), there);
+  backend->run(Fill{.x = x, .value = -1});
+  backend->wait(Stream::copy_in, backend->record(Stream::compute));
+  backend->copy(there, x, Stream::copy_in);
+  backend->wait(Stream::compute, backend->record(Stream::copy_in));
+  backend->run(Add{.a = x, .b = x, .y = y});
+  backend->wait(Stream::copy_out, backend->record(Stream::compute));
+  backend->copy(y, back, Stream::copy_out);
+  backend->wait(Stream::compute, Event{});  // of nothing: no wait
+  backend->synchronize();
+  const auto doubled = download(back);
+  for (std::size_t i = 0; i < values.size(); ++i) EXPECT_EQ(doubled[i], 2 * values[i]);
+}
+
+// More records than a backend keeps events for: the first still means what it meant.
+TEST_P(Contract, AnEventOutlivesThousandsOfLaterOnes) {
+  const std::vector<float> values = counted(5);
+  backend->upload(std::as_bytes(std::span(values)), there);
+  backend->copy(there, x, Stream::copy_in);
+  const Event copied = backend->record(Stream::copy_in);
+  for (int i = 0; i < 3000; ++i) backend->record(Stream::copy_out);
+  backend->wait(Stream::compute, copied);
+  backend->run(Add{.a = x, .b = x, .y = y});
+  EXPECT_EQ(download(y)[0], 10);
+}
+
+TEST_P(Contract, NumbersReadBackAreThoseOfAllEarlierWork) {
+  const TensorView sums(device->base(), DType::f64, {3});
+  backend->run(Fill{.x = sums, .value = 1});
+  backend->run(Fill{.x = sums, .value = 2.5});
+  EXPECT_EQ(backend->read_scalars(sums), (std::vector<double>{2.5, 2.5, 2.5}));
+  EXPECT_THROW(backend->read_scalars(x), DTypeError);
+}
+
+TEST_P(Contract, CopiesOfOtherSizesAndOntoThemselvesAreRefused) {
+  EXPECT_THROW(backend->copy(x, TensorView(device->base() + 4 * kElems, DType::f32, {kElems - 1})),
+               ShapeError);
+  EXPECT_THROW(backend->copy(x, TensorView(device->base() + 4, DType::f32, {kElems})), ShapeError);
+  EXPECT_THROW(backend->upload({}, x), ShapeError);
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, Contract, ::testing::Values("cpu", "cuda"),
+                         [](const auto& b) { return std::string(b.param); });
+
+TEST(Names, AreThoseThatWereAdded) {
+  const auto message = [](std::string_view name) {
+    try {
+      make_backend(name, cpu_target(1));
+    } catch (const ConfigError& e) {
+      return std::string(e.what()) + " / " + e.hint();
+    }
+    return std::string();
+  };
+  EXPECT_NE(message("tpu").find("unknown backend 'tpu' / use one of: cpu, null"), std::string::npos);
+  EXPECT_NE(message("cuda").find("has no CUDA backend / use --device cpu"), std::string::npos);
+  EXPECT_THROW(probe_device("cuda"), ConfigError);
+  add_backend("cuda", make_cuda_backend, [] { return DeviceFacts{.name = "a card", .sm = 86}; });
+  EXPECT_EQ(make_backend("cuda", cuda_target(86))->name(), "cuda");
+  EXPECT_EQ(probe_device("cuda").name, "a card");
+  EXPECT_EQ(probe_device("cpu").name, "");
+}
 
 struct Seen {
   std::string op;
@@ -17,7 +147,7 @@ struct Seen {
 
 class Observer : public ::testing::TestWithParam<const char*> {
  protected:
-  std::unique_ptr<Backend> backend = make_backend(GetParam(), cpu_target(1));
+  std::unique_ptr<Backend> backend = backend_named(GetParam());
   std::unique_ptr<MemoryRegion> device = backend->allocate(Space::device, 4096);
   std::unique_ptr<MemoryRegion> host = backend->allocate(Space::host, 4096);
   TensorView x{device->base(), DType::f32, {256}};
@@ -77,7 +207,7 @@ TEST(ObserverOnTheCpu, TimesTheWorkItself) {
   EXPECT_GT(seconds, 1e-3);  // eight million draws: no processor does them in a millisecond
 }
 
-INSTANTIATE_TEST_SUITE_P(Every, Observer, ::testing::Values("cpu", "null"),
+INSTANTIATE_TEST_SUITE_P(Every, Observer, ::testing::Values("cpu", "null", "cuda"),
                          [](const auto& b) { return std::string(b.param); });
 
 }  // namespace
