@@ -16,6 +16,7 @@
 #include "kernels/scratch.h"
 #include "kernels/sim/sim.h"
 #include "quant/nf4.h"
+#include "quant/tiles.h"
 #include "tests/support/sim_rig.h"
 #include "tests/support/test_backend.h"
 
@@ -85,6 +86,7 @@ std::vector<T> random(size_t n, unsigned seed) {
 
 struct PackedWeight {
   std::int64_t N, K;
+  PackedLayout layout = PackedLayout::flat;
   std::vector<std::uint8_t> codes;
   std::vector<float> absmax;
 
@@ -94,6 +96,13 @@ struct PackedWeight {
     for (auto& byte : codes) byte = static_cast<std::uint8_t>(bits());
     absmax.resize(static_cast<size_t>(N * K + 63) / 64);
     for (auto& scale : absmax) scale = 0.01f + static_cast<float>(bits() % 1000) * 1.2345e-4f;
+  }
+  // The same weights with codes and scales in tiles.
+  PackedWeight tiled() const {
+    PackedWeight t = *this;
+    t.layout = PackedLayout::tiles;
+    flat_to_tiles(N, K, codes, absmax, t.codes, t.absmax);
+    return t;
   }
   template <class T>
   std::vector<T> canonical() const {
@@ -116,6 +125,7 @@ std::vector<T> packed_product(Way way, GemmLayout layout, const PackedWeight& w,
   op.w.format = FormatId::nf4;
   op.w.N = w.N;
   op.w.K = w.K;
+  op.w.layout = w.layout;
   op.w.codes = codes.view({static_cast<std::int64_t>(w.codes.size())});
   op.w.absmax = absmax.view({static_cast<std::int64_t>(w.absmax.size())});
   if (!bias.empty()) op.bias = bias_on.view({cols});
@@ -165,6 +175,37 @@ TEST(PackedGemm, SeesTheCanonicalWeightBitForBitInBothDirectionsByEveryWayInBf16
 }
 TEST(PackedGemm, SeesTheCanonicalWeightBitForBitInBothDirectionsByEveryWayInF32) {
   expect_canonical_weights<float>();
+}
+
+template <class T>
+void expect_canonical_weights_from_tiles() {
+  for (const auto& [N, K] : {std::pair{64, 64}, {128, 192}, {192, 64}}) {
+    const PackedWeight w(N, K), tiled = w.tiled();
+    ASSERT_NE(w.codes, tiled.codes);
+    const std::vector<T> want = w.canonical<T>();
+    for (const Way way : kWays) {
+      EXPECT_TRUE(same_bits(packed_product(way, GemmLayout::nt, tiled, identity<T>(K)), transposed(want, N)))
+          << "nt " << N << " x " << K << ", way " << static_cast<int>(way);
+      EXPECT_TRUE(same_bits(packed_product(way, GemmLayout::nn, tiled, identity<T>(N)), want))
+          << "nn " << N << " x " << K << ", way " << static_cast<int>(way);
+    }
+  }
+}
+
+TEST(PackedGemm, SeesTheCanonicalWeightInTilesToo) {
+  expect_canonical_weights_from_tiles<bf16>();
+  expect_canonical_weights_from_tiles<float>();
+}
+
+TEST(PackedGemm, GivesTheSameBitsFromTilesAsFromTheFlatLayout) {
+  const PackedWeight w(192, 128), tiled = w.tiled();
+  const auto x = random<bf16>(70 * 128, 1), dy = random<bf16>(70 * 192, 2);
+  for (const Way way : kWays) {
+    EXPECT_TRUE(
+        same_bits(packed_product(way, GemmLayout::nt, w, x), packed_product(way, GemmLayout::nt, tiled, x)));
+    EXPECT_TRUE(same_bits(packed_product(way, GemmLayout::nn, w, dy),
+                          packed_product(way, GemmLayout::nn, tiled, dy)));
+  }
 }
 
 TEST(PackedGemm, OfAnUnroundedOrOtherwisePackedWeightWouldBeTold) {
@@ -234,7 +275,7 @@ void expect_no_conflicts(const std::string& what, size_t sites_at_least, const s
 
 // Copies and look-ups among them: sixteen code points in sixteen banks, where equal ones are one word.
 TEST(GemmTile, HasNoBankConflictsInEitherDirection) {
-  const PackedWeight blocks(136, 192), any(70, 100);
+  const PackedWeight blocks(136, 192), any(70, 100), tiles = PackedWeight(192, 128).tiled();
   for (const GemmLayout layout : {GemmLayout::nt, GemmLayout::nn}) {
     const bool nt = layout == GemmLayout::nt;
     const auto x = random<bf16>(static_cast<size_t>(130 * (nt ? 192 : 136)), 1);
@@ -243,6 +284,9 @@ TEST(GemmTile, HasNoBankConflictsInEitherDirection) {
     expect_no_conflicts("small tiles", 5, [&] { packed_product(Way::small_tiles, layout, blocks, x); });
     expect_no_conflicts("large tiles", 5, [&] { packed_product(Way::large_tiles, layout, blocks, x); });
     expect_no_conflicts("any K", 5, [&] { packed_product(Way::small_tiles, layout, any, short_x); });
+    const auto tiles_x = random<bf16>(static_cast<size_t>(130 * (nt ? 128 : 192)), 1);
+    for (const Way way : kWays)
+      expect_no_conflicts("tiles", 4, [&] { packed_product(way, layout, tiles, tiles_x); });
     expect_no_conflicts("expansion", 4, [&] { packed_product(Way::scratch, layout, blocks, x); });
   }
   expect_no_conflicts("biased", 4, [] { biased_product<bf16>(Way::small_tiles, 130, 200, 136); });

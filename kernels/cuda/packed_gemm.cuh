@@ -8,22 +8,25 @@
 #include <cstdint>
 
 #include "kernels/cuda/gemm_tile.cuh"
+#include "quant/tiles.h"
 
 namespace qt::cuda {
 
 inline constexpr int kCodePoints = 16;
 inline constexpr int kScaleBlock = 64;  // elements that share a scale
+static_assert(kTileSide == kSquare && kTileSlots == kSquareThreads);
 
 struct CodePoints {
   float value[kCodePoints];
 };
 
 // A matrix [N, K] of 4-bit codes, two a byte with the first in the high half, and a scale for each 64
-// elements of the flat order.
+// elements of the flat order; or the same in the tiles of quant/tiles.h.
 struct PackedMatrix {
   const std::uint8_t* codes = nullptr;
   const float* absmax = nullptr;
   std::int64_t N = 0, K = 0;
+  bool in_tiles = false;
 };
 
 __device__ inline SharedArray<float> take_code_points(SharedMemory& shared, const CodePoints& points) {
@@ -136,6 +139,56 @@ class AnyLoader {
   const PackedMatrix& w_;
   SharedArray<float> table_;
   int row_, half_;
+};
+
+// Tiles of quant/tiles.h, which are the squares: thread `thread` takes slot `thread`, neighbouring columns of
+// eight rows. Codes and scales begin at multiples of 16 bytes.
+class TileLoader {
+ public:
+  struct Piece {
+    unsigned words[kParts];
+    float2 scales[kParts];  // of rows 16 i + 2 p and the next
+  };
+
+  __device__ TileLoader(const PackedMatrix& w, const SharedArray<float>& table, int thread)
+      : w_(w),
+        table_(table),
+        slot_(thread),
+        half_(thread / (kTileSlots / 2)),
+        p_(thread / 8 % 8),
+        q_(thread % 8 ^ tile_swizzle(p_)) {}
+
+  __device__ Piece load(std::int64_t row, std::int64_t col) const {
+    if (row * kSquare >= w_.N || col * kSquare >= w_.K) return {};
+    const std::int64_t tile = row * (w_.K / kSquare) + col;
+    const uint4 codes = reinterpret_cast<const uint4*>(w_.codes)[tile * kTileSlots + slot_];
+    Piece piece{{codes.x, codes.y, codes.z, codes.w}, {}};
+#pragma unroll
+    for (int i = 0; i < kParts; ++i)
+      piece.scales[i] = *reinterpret_cast<const float2*>(w_.absmax + tile * kSquare + 16 * i + 2 * p_);
+    return piece;
+  }
+
+  __device__ void put(const Piece& piece, int part, const SharedArray<bf16>& square) const {
+    const int unit = 2 * (2 * half_ + part / 2) + q_ / 4;  // of the columns 16 s + 2 q and the next
+#pragma unroll
+    for (int quad = 0; quad < 2; ++quad) {
+      const int i = part % 2 * 2 + quad;
+#pragma unroll
+      for (int dn = 0; dn < 2; ++dn) {
+        const unsigned byte = piece.words[part] >> (16 * quad + 8 * dn);
+        const float scale = dn == 0 ? piece.scales[i].x : piece.scales[i].y;
+        square.write_as<std::uint32_t>(swizzled(16 * i + 2 * p_ + dn, unit) + q_ % 4 * 2,
+                                       cvt_pair<bf16>(table_.read(static_cast<int>(byte >> 4 & 0xFu)) * scale,
+                                                      table_.read(static_cast<int>(byte & 0xFu)) * scale));
+      }
+    }
+  }
+
+ private:
+  const PackedMatrix& w_;
+  SharedArray<float> table_;
+  int slot_, half_, p_, q_;
 };
 
 }  // namespace qt::cuda

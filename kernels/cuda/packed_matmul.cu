@@ -19,18 +19,26 @@ namespace {
 struct Weight {
   PackedMatrix matrix;
   CodePoints points;
-  bool in_blocks = false;  // as BlockLoader wants it
+  bool in_blocks = false;  // flat, as BlockLoader wants it
 };
+
+bool begins_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 Weight weight_of(const PackedView& w) {
   Weight weight;
-  weight.matrix = {.codes = w.codes.as<std::uint8_t>(), .absmax = w.absmax.as<float>(), .N = w.N, .K = w.K};
+  weight.matrix = {.codes = w.codes.as<std::uint8_t>(),
+                   .absmax = w.absmax.as<float>(),
+                   .N = w.N,
+                   .K = w.K,
+                   .in_tiles = w.layout == PackedLayout::tiles};
   dispatch_format(w.format, [&]<class F>() {
     static_assert(F::kCodeBits == 4 && F::kCodebook.size() == kCodePoints && F::kBlockElems == kScaleBlock);
     std::copy(F::kCodebook.begin(), F::kCodebook.end(), weight.points.value);
   });
-  weight.in_blocks =
-      w.K % kScaleBlock == 0 && reinterpret_cast<std::uintptr_t>(weight.matrix.codes) % 16 == 0;
+  const bool aligned = begins_aligned(weight.matrix.codes);
+  QT_CHECK(!weight.matrix.in_tiles || (aligned && begins_aligned(weight.matrix.absmax)), ShapeError,
+           "{}: tiles of w begin at no multiple of 16 bytes", PackedMatmul::kName);
+  weight.in_blocks = !weight.matrix.in_tiles && w.K % kScaleBlock == 0 && aligned;
   return weight;
 }
 
@@ -57,14 +65,22 @@ void launch_fused(const GemmProblem<bf16>& p, const Weight& weight, const Contex
          packed_gemm_kernel<Loader, kTile, kSumOverRows, kAligned>, p, weight.matrix, weight.points);
 }
 
+template <class Loader, bool kSumOverRows>
+void fused_in_squares(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
+  if (large_tiles(p.M, p.N, context.multiprocessors))
+    return launch_fused<Loader, 128, kSumOverRows, true>(p, weight, context);
+  launch_fused<Loader, 64, kSumOverRows, true>(p, weight, context);
+}
+
 template <bool kSumOverRows>
 void fused(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
-  const bool aligned =
-      weight.in_blocks && p.R % kUnitElems == 0 && reinterpret_cast<std::uintptr_t>(p.a) % 16 == 0;
-  if (!aligned) return launch_fused<AnyLoader, 64, kSumOverRows, false>(p, weight, context);
-  if (large_tiles(p.M, p.N, context.multiprocessors))
-    return launch_fused<BlockLoader, 128, kSumOverRows, true>(p, weight, context);
-  launch_fused<BlockLoader, 64, kSumOverRows, true>(p, weight, context);
+  const bool aligned = p.R % kUnitElems == 0 && begins_aligned(p.a);
+  if (weight.matrix.in_tiles) {
+    if (aligned) return fused_in_squares<TileLoader, kSumOverRows>(p, weight, context);
+    return launch_fused<TileLoader, 64, kSumOverRows, false>(p, weight, context);
+  }
+  if (aligned && weight.in_blocks) return fused_in_squares<BlockLoader, kSumOverRows>(p, weight, context);
+  launch_fused<AnyLoader, 64, kSumOverRows, false>(p, weight, context);
 }
 
 // ---- fused, f32 ----
@@ -86,10 +102,12 @@ __global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProble
 
   const auto weight = [&](std::int64_t n, std::int64_t k) {
     if (n >= w.N || k >= w.K) return 0.0f;
-    const std::int64_t i = n * w.K + k;
-    const unsigned byte = w.codes[i / 2];
-    const int code = static_cast<int>(i % 2 == 0 ? byte >> 4 : byte & 0xFu);
-    return widen(narrow<bf16>(table.read(code) * w.absmax[i / kScaleBlock]));
+    const std::int64_t i = n * w.K + k, tile = n / kSquare * (w.K / kSquare) + k / kSquare;
+    const int row = static_cast<int>(n % kSquare), col = static_cast<int>(k % kSquare);
+    const unsigned byte = w.codes[w.in_tiles ? tile * kTileCodeBytes + tile_byte(row, col) : i / 2];
+    const int code = static_cast<int>((w.in_tiles ? k : i) % 2 == 0 ? byte >> 4 : byte & 0xFu);
+    const float scale = w.absmax[w.in_tiles ? tile * kSquare + row : i / kScaleBlock];
+    return widen(narrow<bf16>(table.read(code) * scale));
   };
   float sums[4][4] = {};
   for (std::int64_t r = 0; r < p.R; r += kF32Step) {
@@ -191,7 +209,9 @@ void expand(const Slice& slice, const Weight& weight, T* to, const Context& cont
       .threads = kSquareThreads,
       .shared_bytes = shared_array_bytes(kCodePoints, sizeof(float)) + shared_array_bytes(kSquareElems, 2),
       .stream = context.stream};
-  if (weight.in_blocks) {
+  if (weight.matrix.in_tiles) {
+    launch(shape, expand_slice_kernel<TileLoader, T>, slice, weight.matrix, weight.points, to);
+  } else if (weight.in_blocks) {
     launch(shape, expand_slice_kernel<BlockLoader, T>, slice, weight.matrix, weight.points, to);
   } else {
     launch(shape, expand_slice_kernel<AnyLoader, T>, slice, weight.matrix, weight.points, to);
