@@ -21,6 +21,9 @@ namespace qt::bench {
 
 inline constexpr double kGiga = 1e9;
 
+// To be called before the first open_backend().
+void add_backends();
+
 inline std::unique_ptr<Backend> open_backend(const Target& target) {
   return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
 }
@@ -136,6 +139,7 @@ inline std::vector<std::int64_t> counts_of(const std::string& list, const std::s
 template <class Run>
 int run_benchmark(const char* name, int argc, char** argv, Run&& run) {
   try {
+    add_backends();
     run(std::vector<std::string>(argv + 1, argv + argc));
     return 0;
   } catch (const Error& e) {
