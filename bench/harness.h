@@ -28,9 +28,9 @@ inline std::unique_ptr<Backend> open_backend(const Target& target) {
   return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
 }
 
-// What the figures belong to. A card's name is its target's: nvidia-smi tells more.
+// What the figures belong to.
 inline std::string device_name(const Target& target) {
-  if (target.kind == DeviceKind::cuda) return "card " + target.name;
+  if (target.kind == DeviceKind::cuda) return probe_device("cuda").name + ", " + target.name;
   const std::string threads = ", " + std::to_string(target.threads) + " threads";
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {
