@@ -99,8 +99,8 @@ void write_table(const std::string& path, int sm, const std::vector<MeasuredProd
   rows.insert(rows.end(), measured.begin(), measured.end());
   std::ofstream file(path);
   file << "// Written by bench_gemm --table on each card that has been measured; not by hand. "
-          "kernels/gemm_routes.h says "
-          "how it\n// is read.\n#include <vector>\n\n#include \"kernels/gemm_routes.h\"\n\nnamespace qt {\n\n"
+          "kernels/gemm_routes.h says\n"
+          "// how it is read.\n#include <vector>\n\n#include \"kernels/gemm_routes.h\"\n\nnamespace qt {\n\n"
           "std::span<const MeasuredProduct> measured_products() {\n  // clang-format off\n"
           "  static const std::vector<MeasuredProduct> table = {\n"
           "      // sm, layout, M, N, K, fused us, scratch us\n";
