@@ -14,6 +14,7 @@
 
 #include "bench/harness.h"
 #include "src/core/units.h"
+#include "src/train/machine.h"
 #include "src/train/option_table.h"
 
 namespace qt::bench {

@@ -20,6 +20,7 @@
 #include "bench/harness.h"
 #include "kernels/gemm_routes.h"
 #include "src/core/units.h"
+#include "src/train/machine.h"
 #include "src/train/option_table.h"
 
 namespace qt::bench {

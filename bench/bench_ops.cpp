@@ -24,8 +24,8 @@
 #include "kernels/backend.h"
 #include "kernels/scratch.h"
 #include "quant/q8.h"
+#include "src/train/machine.h"
 #include "src/train/option_table.h"
-#include "src/train/planner.h"
 
 namespace qt {
 namespace {

@@ -24,6 +24,7 @@
 #include "bench/harness.h"
 #include "src/core/units.h"
 #include "src/train/engine.h"
+#include "src/train/machine.h"
 #include "src/train/option_table.h"
 #include "src/train/planner.h"
 

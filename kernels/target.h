@@ -27,6 +27,7 @@ struct Target {
   int threads = 1;  // cpu: worker threads; sizes the workspace, never the results
   GemmRoute gemm = GemmRoute::automatic;
   std::int64_t context_bytes = 0;  // cuda: the driver's own share (assumed without a card, measured with one)
+  bool context_measured = false;
   std::int64_t workspace_bytes = 0;  // libraries' fixed workspaces; 0 means: use default_workspace_bytes()
   bool native_bf16 = true;           // multiplies bf16 at least as fast as f32; the default of --dtype asks
   std::string name;                  // "cpu", "sm_89"

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "src/core/units.h"
+#include "src/train/machine.h"
 #include "src/train/option_table.h"
 #include "src/train/planner.h"
 
@@ -31,6 +32,7 @@ PlannedRun plan(Options o, std::int64_t vram_bytes = 12 * kGiB) {
   o.vram_bytes = vram_bytes;
   Limits limits;
   limits.device_bytes = vram_bytes;
+  limits.reserve_bytes = kGiB;  // of a card that nobody has looked at
   return plan_run(o, card(), limits, 0);
 }
 

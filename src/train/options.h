@@ -32,7 +32,7 @@ struct Options {
   std::int64_t loss_chunk = 0;      // tokens; 0: 128 MiB of logits
   std::string paging = "auto";      // auto | on | off: master and moments in host memory
   std::string device = "auto";      // auto | cpu | cuda
-  std::string arch = "sm_89";       // cuda planning without a card
+  std::string arch = "auto";        // auto: the card's, or sm_89 where there is none
   std::string gemm = "auto";        // auto | fused | scratch: products with packed weights on a card
   std::int64_t vram_bytes = 0;      // 0: what the device has
   std::int64_t ram_bytes = 0;       // 0: what the machine has

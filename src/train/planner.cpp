@@ -1,14 +1,9 @@
 #include "src/train/planner.h"
 
-#include <sys/statvfs.h>
-
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <thread>
 
 #include "optim/schedule.h"
 #include "src/core/units.h"
@@ -20,8 +15,6 @@ namespace qt {
 
 namespace {
 
-constexpr std::int64_t kCudaReserveBytes = 1 * kGiB;   // a display, and the driver's growth
-constexpr std::int64_t kAssumedCardBytes = 12 * kGiB;  // --device cuda without a card and without --vram
 constexpr std::int64_t kCpuBatchTokens =
     8192;  // more tokens at once no longer make the GEMMs faster, only the arena larger
 constexpr std::int64_t kCudaBatchTokens = 32768;
@@ -42,40 +35,6 @@ constexpr std::int64_t kMostSteps = 1'000'000'000;
 constexpr std::int64_t kMostTokens = 1'000'000'000'000'000;
 constexpr std::int64_t kMostKept = 1'000'000;
 constexpr std::int64_t kMostLayers = 1024, kMostHeads = 1024, kMostWidth = std::int64_t{1} << 16;
-
-std::int64_t memory_available_bytes() {
-  std::ifstream info("/proc/meminfo");
-  std::string key;
-  std::int64_t kib = 0;
-  std::string unit;
-  while (info >> key >> kib >> unit) {
-    if (key == "MemAvailable:") return kib * kKiB;
-  }
-  return 0;
-}
-
-// Free bytes where `path` is or will be; none where the system does not tell.
-std::optional<std::int64_t> disk_free_bytes(std::filesystem::path path) {
-  path = std::filesystem::absolute(path);
-  while (!path.empty() && !std::filesystem::exists(path) && path.has_relative_path())
-    path = path.parent_path();
-  struct statvfs info {};
-  if (statvfs(path.c_str(), &info) != 0) return std::nullopt;
-  return static_cast<std::int64_t>(info.f_bavail) * static_cast<std::int64_t>(info.f_frsize);
-}
-
-// What the run's own checkpoints hold: later ones take their place.
-std::int64_t checkpoint_disk_bytes(const std::string& run_dir) {
-  std::int64_t bytes = 0;
-  std::error_code ignored;
-  for (const Checkpoint& checkpoint : find_checkpoints(run_dir)) {
-    for (const auto& file : std::filesystem::directory_iterator(checkpoint.path, ignored)) {
-      const std::uintmax_t size = file.file_size(ignored);
-      if (!ignored) bytes += static_cast<std::int64_t>(size);
-    }
-  }
-  return bytes;
-}
 
 double width_scale(const ModelConfig& model) {
   return 1.0 / std::sqrt(static_cast<double>(model.n_embd) / 768.0);
@@ -170,7 +129,9 @@ void describe_device(PlannedRun& run) {
       run.target.workspace_bytes > 0 ? run.target.workspace_bytes : default_workspace_bytes(run.target);
   if (workspace > 0) run.device_rows.push_back({"workspace", workspace, "libraries and per-thread tiles"});
   if (run.target.context_bytes > 0)
-    run.device_rows.push_back({"context", run.target.context_bytes, "driver; assumed, no card was measured"});
+    run.device_rows.push_back(
+        {"context", run.target.context_bytes,
+         run.target.context_measured ? "driver; measured" : "driver; assumed, no card was measured"});
   run.device_bytes = run.plan.device_bytes() + workspace + run.target.context_bytes;
   if (peak != nullptr)
     run.decisions.push_back(fmt::format("largest phase of the step arena: {}", peak->name));
@@ -219,7 +180,7 @@ void judge(PlannedRun& run, const Limits& limits) {
   const auto known = [](std::int64_t bytes) {
     return bytes > 0 ? std::optional<std::int64_t>(bytes) : std::nullopt;
   };
-  run.reserve_bytes = run.target.kind == DeviceKind::cuda ? kCudaReserveBytes : 0;
+  run.reserve_bytes = limits.reserve_bytes;
   verdict("device", run.device_bytes,
           known(limits.device_bytes > 0 ? std::max<std::int64_t>(limits.device_bytes - run.reserve_bytes, 1)
                                         : 0));
@@ -374,42 +335,6 @@ void check_options(const Options& o) {
         fmt::format("--warmup-steps {} is longer than the run of --steps {}", o.warmup_steps, o.steps),
         "warm up over a small part of the steps");
   }
-}
-
-Target target_from_options(const Options& o) {
-  if (o.device == "auto" || o.device == "cpu") {
-    const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-    QT_CHECK(o.threads >= 0 && o.threads <= 1024, ConfigError, "--threads must be 1 to 1024, got {}",
-             o.threads);
-    return cpu_target(o.threads > 0 ? static_cast<int>(o.threads) : cores);
-  }
-  if (o.device != "cuda")
-    throw ConfigError(fmt::format("unknown device '{}'", o.device), "use --device auto, cpu or cuda");
-  int sm = 0;
-  const std::string_view digits = std::string_view(o.arch).substr(o.arch.starts_with("sm_") ? 3 : 0);
-  const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), sm);
-  if (error != std::errc{} || stop != digits.data() + digits.size()) {
-    throw ConfigError(fmt::format("unknown architecture '{}'", o.arch),
-                      "use --arch sm_80, sm_86, sm_89, sm_90 or sm_120");
-  }
-  Target target = cuda_target(sm);
-  if (o.gemm == "fused") target.gemm = GemmRoute::fused;
-  if (o.gemm == "scratch") target.gemm = GemmRoute::scratch;
-  return target;
-}
-
-Limits limits_from_options(const Options& o, const Target& target) {
-  Limits limits;
-  limits.device_bytes = o.vram_bytes;
-  if (target.kind == DeviceKind::cuda && o.vram_bytes == 0) {
-    limits.device_bytes = kAssumedCardBytes;
-    limits.device_assumed = true;
-  }
-  limits.host_bytes = o.ram_bytes > 0 ? o.ram_bytes : memory_available_bytes();
-  limits.disk_bytes = disk_free_bytes(o.out);
-  if (limits.disk_bytes && std::filesystem::is_directory(o.out))
-    *limits.disk_bytes += checkpoint_disk_bytes(o.out);
-  return limits;
 }
 
 PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {

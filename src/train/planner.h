@@ -20,7 +20,10 @@ struct Limits {
   std::int64_t device_bytes = 0;           // --vram, or what the device has
   std::int64_t host_bytes = 0;             // --ram, or what the machine has free
   std::optional<std::int64_t> disk_bytes;  // free where the run folder lies: 0 is a full disk
-  bool device_assumed = false;             // no card was asked
+  std::int64_t reserve_bytes = 0;          // of device_bytes: left to a display or the driver
+  bool device_assumed = false;             // no card was asked, nobody named a size
+  bool device_capped = false;              // --vram names it
+  std::string device_name;                 // of a card that is there
 };
 
 struct PlanRow {
@@ -67,12 +70,6 @@ struct PlannedRun {
 
 // What to change when a run does not fit, for FitError.
 std::string fit_hint(const PlannedRun& run);
-
-// Which machine the plan is for. cpu: the threads of this machine; cuda: --arch, whether or not there is a
-// card.
-Target target_from_options(const Options& options);
-// --vram and --ram, else what this machine reports; disk from the run folder's file system.
-Limits limits_from_options(const Options& options, const Target& target);
 
 // The model that the options name. vocab_size: the tokenizer's, for options without one; 0: the model's own.
 ModelConfig model_from_options(const Options& options, std::int64_t vocab_size);

@@ -11,6 +11,7 @@
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
 #include "src/train/init_from.h"
+#include "src/train/machine.h"
 #include "src/train/planner.h"
 #include "src/train/resume.h"
 #include "src/train/run_data.h"
@@ -136,13 +137,14 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   install_stop_handlers();
   if (names_weights(o.init_from)) adopt_weights_shape(o);
   check_options(o);
-  const Target target = target_from_options(o);
+  Target target = target_from_options(o);
   std::unique_ptr<Backend> backend = open_backend(make_backend, target);
   check_data_options(o);
 
   // All that can be refused is refused now, before hours of tokenizing; and a run that cannot be leaves no
   // folder.
-  const Limits limits = limits_from_options(o, target);
+  Limits limits = limits_from_options(o, target);
+  adopt_facts(backend->device(), target, limits);
   const auto require_plan = [&] {
     const std::int64_t vocab_size = expected_vocab_size(o);
     const PlannedRun expected = plan_run(o, target, limits, vocab_size);

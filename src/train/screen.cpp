@@ -32,12 +32,13 @@ std::string verdict_text(const Verdict* v) {
              : fmt::format("DOES NOT FIT {}: {} too much", format_bytes(available), format_bytes(-margin));
 }
 
-std::string hardware_text(const PlannedRun& run) {
+// card: its name, empty where none was asked.
+std::string hardware_text(const PlannedRun& run, const std::string& card) {
   if (run.target.kind == DeviceKind::cpu) {
     return fmt::format("cpu, {} thread{}{}", run.target.threads, run.target.threads == 1 ? "" : "s",
                        run.target.native_bf16 ? ", bf16 instructions" : "");
   }
-  return fmt::format("cuda {}", run.target.name);
+  return fmt::format("cuda {}{}", run.target.name, card.empty() ? "" : ", " + card);
 }
 
 std::string weights_text(const PlannedRun& run) {
@@ -73,14 +74,16 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
                       weights_text(run), batch_text(run));
   for (const std::string& line : run.decisions) text += fmt::format("  chosen     {}\n", line);
 
-  text += fmt::format("\n  device: {}\n", hardware_text(run));
+  text += fmt::format("\n  device: {}\n", hardware_text(run, limits.device_name));
   append_rows(text, run.device_rows);
   text += fmt::format("    {:<12} {:>10}   {}\n", "total", format_bytes(run.device_bytes),
                       verdict_text(find_verdict(run, "device")));
   if (run.reserve_bytes > 0 && limits.device_bytes > 0) {
+    const char* source = limits.device_assumed  ? "assumed"
+                         : limits.device_capped ? "given"
+                                                : "of memory there";
     text += fmt::format("    ({} {}, of which {} stay free for display and driver)\n",
-                        format_bytes(limits.device_bytes), limits.device_assumed ? "assumed" : "given",
-                        format_bytes(run.reserve_bytes));
+                        format_bytes(limits.device_bytes), source, format_bytes(run.reserve_bytes));
   }
   text += fmt::format("\n  host: {}\n",
                       run.engine.optim.paged ? "paged through the device once per step" : "nothing is paged");
