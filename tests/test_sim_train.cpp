@@ -10,12 +10,15 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "src/io/checkpoint.h"
 #include "src/io/json.h"
 #include "tests/support/run_folder.h"
 #include "tests/support/tiny_run.h"
@@ -25,7 +28,7 @@ namespace {
 
 constexpr std::int64_t kSteps = 4, kDiesAfter = 3, kSaveEvery = 2;
 
-struct Setup {
+struct TrainedModel {
   const char* name;
   EngineOptions options;
 };
@@ -75,15 +78,15 @@ class SimTrain : public ::testing::Test {
  protected:
   TempDir dir;
 
-  // Trains in a child until the end, or until it kills itself after step `dies_after`. Returns its status.
-  int train(const EngineOptions& options, const std::string& backend, const std::string& run,
-            std::int64_t dies_after, std::int64_t save_every = kSaveEvery) {
+  // Calls body in a child, on the backend. Returns the child's status.
+  static int in_child(const std::string& backend, const std::function<void()>& body) {
+    std::fflush(nullptr);  // what is buffered would be printed by the child once more
     const pid_t pid = fork();
     if (pid == 0) {
       int code = 1;
       try {
         setenv("QTRAIN_TEST_BACKEND", backend.c_str(), 1);
-        train_here(options, run, dies_after, save_every);
+        body();
         code = 0;
       } catch (const std::exception& e) {
         std::fprintf(stderr, "%s\n", e.what());
@@ -94,6 +97,12 @@ class SimTrain : public ::testing::Test {
     int status = 0;
     waitpid(pid, &status, 0);
     return status;
+  }
+
+  // Trains until the end, or until the process kills itself after step `dies_after`.
+  int train(const EngineOptions& options, const std::string& backend, const std::string& run,
+            std::int64_t dies_after, std::int64_t save_every = kSaveEvery) {
+    return in_child(backend, [&] { train_here(options, run, dies_after, save_every); });
   }
 
   void train_here(const EngineOptions& options, const std::string& run, std::int64_t dies_after,
@@ -120,6 +129,68 @@ class SimTrain : public ::testing::Test {
       if (now.step == dies_after) raise(SIGKILL);
     };
     trainer.run();
+  }
+
+  // The loss of the window that each checkpoint of the run stands before, or of the one `ahead` of it, as the
+  // backend computes it from the same weights; by the step that the window leads to.
+  std::map<std::int64_t, double> replay(const EngineOptions& options, const std::string& backend,
+                                        const std::string& run, std::int64_t ahead = 0) {
+    const std::string file = dir / "replayed";
+    expect_ended(in_child(backend, [&] {
+      std::ofstream out(file);
+      const Target target = test_target(1);
+      Engine engine(make_test_backend(target), options, Engine::rehearse(options, target));
+      const TinyData data(dir.path());
+      const TokenBatches batches = data.batches(options.model.seq_len);
+      const CheckpointStore store(run, 2 * kSteps);
+      for (const Checkpoint& checkpoint : find_checkpoints(run)) {
+        const RunState state = store.load(checkpoint.path.string(), engine);
+        if (state.step == kSteps) continue;
+        std::vector<std::int32_t> ids(static_cast<std::size_t>(options.micro_batch_tokens())),
+            targets(ids.size());
+        const double scale = options.memory.compute == DType::f16 ? state.loss_scale.scale : 1;
+        engine.accumulate(
+            [&](std::int64_t micro) {
+              const std::int64_t rows = options.memory.micro_batch_rows;
+              const std::int64_t first = ((state.window + ahead) * options.accumulation + micro) * rows;
+              batches.fill(first, rows, ids, targets);
+              return HostBatch{.ids = ids, .targets = targets, .first_row = first};
+            },
+            {}, scale);
+        out << fmt::format("{} {}\n", state.step + 1, engine.measure(1, state.applied + 1, scale).loss);
+      }
+    }));
+    std::map<std::int64_t, double> losses;
+    std::ifstream in(file);
+    for (std::int64_t step = 0; in >> step;) in >> losses[step];
+    return losses;
+  }
+
+  // How far two implementations may lie apart, relative to the loss. Their products are exact and their f32
+  // sums of K terms differ in order, which is a random walk of sqrt(K) roundings of 2^-24. Such a difference
+  // d lets a stored value round the other way once in ulp / d times, so in the mean square it costs sqrt(d
+  // ulp). Some thirteen tensors a block, LayerNorm's input counting twice, and four more stand on the way to
+  // the loss (tests/test_gpt2_golden.cpp); the errors add as independent ones do, those of the tokens of a
+  // window average out, and the worst of a few lies three standard deviations out.
+  static double share(const EngineOptions& options) {
+    const double ulp = options.memory.compute == DType::bf16 ? 0x1p-7 : 0x1p-10;
+    const double widest_sum = 4.0 * static_cast<double>(options.model.n_embd);
+    const double one = std::sqrt(std::sqrt(widest_sum) * 0x1p-24 * ulp);
+    const double tensors = 4.0 + 26.0 * static_cast<double>(options.model.n_layer);
+    return 3 * one * std::sqrt(tensors / static_cast<double>(options.step_tokens()));
+  }
+  // The largest difference relative to the bound, over the steps that both have.
+  static double worst(const std::map<std::int64_t, double>& a, const std::map<std::int64_t, double>& b,
+                      double bound) {
+    double most = 0;
+    int both = 0;
+    for (const auto& [step, loss] : a) {
+      if (!b.contains(step)) continue;
+      ++both;
+      most = std::max(most, std::abs(loss - b.at(step)) / (bound * loss));
+    }
+    EXPECT_EQ(both, kSteps - 1);
+    return most;
   }
 
   static void expect_ended(int status) {
@@ -162,6 +233,28 @@ class SimTrain : public ::testing::Test {
     EXPECT_LT(losses.at(kSteps), losses.at(1)) << "something must have been learned";
   }
 };
+
+// Trajectories of Adam part, whatever computes them; the same weights must give the same loss.
+TEST_F(SimTrain, LossesAgreeWithTheCpuBackendAndBetweenTheRoutes) {
+  const TrainedModel models[] = {{"nanochat, heads of 64", nanochat(64)},
+                                 {"nanochat, heads of 128", nanochat(128)},
+                                 {"gpt2 in fp16, heads of 48", gpt2()}};
+  for (const TrainedModel& model : models) {
+    SCOPED_TRACE(model.name);
+    const std::string run = dir / model.name;
+    const double bound = share(model.options);
+    expect_ended(train(model.options, "sim-fused", run, -1, 1));
+    const auto fused = numbers(run, "step", "loss");
+    const double cpu = worst(fused, replay(model.options, "cpu", run), bound);
+    const double scratch = worst(fused, replay(model.options, "sim-scratch", run), bound);
+    std::printf("%s: share of the bound %.3g, cpu %.3g of it, the other route %.3g\n", model.name, bound, cpu,
+                scratch);
+    EXPECT_LE(cpu, 1);
+    EXPECT_LE(scratch, 1);
+    // Other tokens under the same weights are far outside: the bound says something.
+    EXPECT_GT(worst(fused, replay(model.options, "cpu", run, 5), bound), 1);
+  }
+}
 
 TEST_F(SimTrain, ANanochatWithHeadsOf64GivesTheSameBitsAfterAKillByBothRoutes) {
   for (const char* backend : {"sim-fused", "sim-scratch"}) {
