@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -18,6 +19,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/sim/sim.h"
 #include "src/io/checkpoint.h"
 #include "src/io/json.h"
 #include "tests/support/run_folder.h"
@@ -274,6 +276,40 @@ TEST_F(SimTrain, AGpt2InFp16WithHeadsOf48GivesTheSameBitsAfterAKill) {
   for (const char* backend : {"sim-fused", "sim-scratch"}) {
     SCOPED_TRACE(backend);
     expect_the_same_bits_after_a_kill(gpt2(), backend);
+  }
+}
+
+// A plan that is kept: the card gives what was planned, before the first step, and nothing after it.
+TEST(SimMemory, IsTakenBeforeTheFirstStepAsPlannedAndNeverAgain) {
+  for (const EngineOptions& options : {nanochat(64), gpt2()}) {
+    sim::begin_process();
+    for (const GemmRoute route : {GemmRoute::fused, GemmRoute::scratch}) {
+      Target target = cuda_target(86);
+      target.gemm = route;
+      const RunPlan plan = Engine::rehearse(options, target);
+      const std::int64_t before_bytes = sim::allocated_bytes();
+      Engine engine(make_test_backend(target), options, plan);
+      const std::int64_t taken_bytes = sim::allocated_bytes();
+      EXPECT_EQ(taken_bytes - before_bytes,
+                plan.device_bytes() + plan.host.bytes + default_workspace_bytes(target));
+      engine.init_weights(7);
+      const std::vector<std::int32_t> ids(static_cast<std::size_t>(options.micro_batch_tokens()), 5);
+      const auto step = [&](std::int64_t t) {
+        engine.train_step([&](std::int64_t) { return HostBatch{ids, ids}; }, {}, 1, t);
+      };
+      step(1);
+      sim::reset_runtime_calls();
+      step(2);
+      engine.evaluate(HostBatch{ids, ids});
+      engine.sample(std::vector<std::int32_t>{1, 2}, SampleOptions{.new_tokens = 3});
+      const std::vector<std::string>& calls = sim::runtime_call_names();
+      EXPECT_GT(calls.size(), 100u);
+      for (const char* allocation : {"cudaMalloc", "cudaHostAlloc", "cudaFree", "cudaFreeHost"})
+        EXPECT_EQ(std::count(calls.begin(), calls.end(), allocation), 0) << allocation;
+      EXPECT_EQ(sim::allocated_bytes(), taken_bytes);
+      EXPECT_EQ(engine.used_device_bytes(), plan.device_bytes());
+      EXPECT_EQ(engine.used_host_bytes(), plan.host.bytes);
+    }
   }
 }
 

@@ -23,7 +23,8 @@ class ReversedOrder {
 };
 bool reversed_order();
 
-// Launches by name of kernel, since the program began.
+// Launches by name of kernel, since the program began. At its end the names go to the file that
+// QTRAIN_SIM_LAUNCHES names, one a line.
 const std::map<std::string, std::int64_t>& launch_counts();
 void count_launch(const std::string& kernel);
 
