@@ -19,6 +19,9 @@
 namespace qt {
 namespace {
 
+using test::make_test_backend;
+using test::test_target;
+
 // --- a small optimizer with everything around it ----------------------------------------------------------
 
 struct RigOptions {

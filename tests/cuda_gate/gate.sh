@@ -23,6 +23,8 @@ find "$logs" -name '*.ptxas' -print0 | sort -z | xargs -0 -r cat | awk '
     if (ours) { ++kernels; archs[arch] = 1 }
     next
   }
+  # The sine and cosine of large angles reduce them through a small array, in the library. It runs once in a run.
+  ours && /bytes stack frame/ && mangled ~ /rope_table_kernel/ && $5 + $9 == 0 { next }
   ours && /bytes stack frame/ && ($1 > 0 || $5 > 0 || $9 > 0) { print at ": " $0; bad = 1 }
   ours && /: Used [0-9]+ registers/ {
     match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5) + 0
