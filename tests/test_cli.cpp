@@ -284,9 +284,17 @@ TEST_F(Cli, RefusesSizesThatDoNotFitTogether) {
   }
 }
 
-TEST_F(Cli, RefusesACardWhereTheBuildHasNoCuda) {
+TEST_F(Cli, RefusesACardThatIsNotThereOrThatTheBuildCannotUse) {
+#ifdef QTRAIN_HAVE_CUDA
+  if (std::filesystem::exists("/proc/driver/nvidia")) GTEST_SKIP() << "there is a card";
+  const int code = 6;
+  const char* reason = "no NVIDIA driver";
+#else
+  const int code = 2;
+  const char* reason = "no CUDA backend";
+#endif
   for (const Words& verb : {train(dir / "run"), Words{"sample"}, Words{"eval"}}) {
-    expect_refusal(run(verb + Words{"--device", "cuda"}), 2, {"no CUDA backend", "--device cpu"});
+    expect_refusal(run(verb + Words{"--device", "cuda"}), code, {reason, "--device cpu"});
   }
   EXPECT_FALSE(std::filesystem::exists(dir / "tokens")) << "refused before the text is tokenized";
   expect_success(run(Words{"plan", "--device", "cuda"} + shape()));

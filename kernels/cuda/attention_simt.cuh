@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(SimtTiles::kThreads)
 
 // Rows of the tiles are keys, columns are queries.
 template <class T>
-__global__ void __launch_bounds__(SimtTiles::kThreads)
+__global__ void __launch_bounds__(SimtTiles::kThreads, 1)
     attention_bwd_key_simt_kernel(const T* q, const T* k, const T* v, const T* dy, const float* lse,
                                   const float* delta, T* dk, T* dv, AttentionArgs args) {
   using Tiles = SimtTiles;
