@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "quant/adam_math.h"
 #include "src/core/device.h"
 
 namespace qt {
@@ -43,6 +44,49 @@ QT_HOST_DEVICE inline StepScalars step_scalars(const StepSums& sums, double max_
   s.factor = s.finite ? static_cast<float>(factor) : 0.0f;
   s.skip = !s.finite || !any;
   return s;
+}
+
+// ---- PrepareStep::params and stats, as those who fill and read them see them: kernels/ops.h tells the
+// layout ----
+
+inline constexpr int kHyperFloats = 8;  // of one parameter group; the last is not used
+
+QT_HOST_DEVICE inline void write_scalars(const StepScalars& step, double targets, float* params,
+                                         double* stats) {
+  params[0] = step.factor;
+  params[1] = step.skip ? 1.0f : 0.0f;
+  params[2] = static_cast<float>(step.norm);
+  params[3] = 0.0f;
+  stats[0] = step.loss;
+  stats[1] = step.norm;
+  stats[2] = step.finite ? 0.0 : 1.0;
+  stats[3] = targets;
+}
+QT_HOST_DEVICE inline void write_hyper(const AdamHyper& h, int group, float* params) {
+  float* const out = params + 4 + kHyperFloats * group;
+  out[0] = h.s;
+  out[1] = h.ceps;
+  out[2] = h.decay;
+  out[3] = h.beta1;
+  out[4] = h.one_minus_beta1;
+  out[5] = h.beta2;
+  out[6] = h.one_minus_beta2;
+  out[7] = 0.0f;
+}
+
+QT_HOST_DEVICE inline float gradient_factor(const float* params) { return params[0]; }
+QT_HOST_DEVICE inline bool step_is_skipped(const float* params) { return params[1] != 0; }
+QT_HOST_DEVICE inline AdamHyper read_hyper(const float* params, int group) {
+  const float* const h = params + 4 + kHyperFloats * group;
+  AdamHyper hyper;
+  hyper.s = h[0];
+  hyper.ceps = h[1];
+  hyper.decay = h[2];
+  hyper.beta1 = h[3];
+  hyper.one_minus_beta1 = h[4];
+  hyper.beta2 = h[5];
+  hyper.one_minus_beta2 = h[6];
+  return hyper;
 }
 
 }  // namespace qt

@@ -12,10 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/backend.h"
-
-namespace qt {
-std::unique_ptr<Backend> make_cuda_backend(const Target& target);
-}  // namespace qt
+#include "kernels/cuda_entry.h"
 
 namespace qt::test {
 namespace {

@@ -10,16 +10,12 @@
 #include <gtest/gtest.h>
 
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda_entry.h"
 #include "kernels/sim/sim.h"
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/units.h"
 #include "tests/support/tiny_run.h"
-
-namespace qt {
-std::unique_ptr<Backend> make_cuda_backend(const Target& target);
-DeviceFacts probe_cuda_device();
-}  // namespace qt
 
 namespace qt::test {
 namespace {

@@ -12,6 +12,7 @@
 #include "kernels/backend.h"
 #include "quant/nf4.h"
 #include "quant/q8.h"
+#include "tests/support/adamw8_slabs.h"
 #include "tests/support/edge_values.h"
 #include "tests/support/golden.h"
 #include "tests/support/packed_tensor.h"
@@ -85,20 +86,16 @@ State8 op_step(Backend& backend, const State8& before, const std::vector<G>& g, 
                    vc = memory.put(before.v_codes), ma = memory.put(before.m_absmax),
                    va = memory.put(before.v_absmax);
   const TensorView params = prepared(backend, memory, h, in);
-  if (slab_ends.empty()) slab_ends = {p.elems()};
-  std::int64_t begin = 0;
-  for (const std::int64_t end : slab_ends) {
-    const std::int64_t n = end - begin, block = begin / kQ8BlockElems, blocks = q8_scale_count(n);
-    backend.run(AdamW8{.master = p.flat(begin, n),
-                       .grad = grad.flat(begin, n),
-                       .m_codes = mc.flat(begin, n),
-                       .v_codes = vc.flat(begin, n),
-                       .m_absmax = ma.flat(block, blocks),
-                       .v_absmax = va.flat(block, blocks),
-                       .params = params,
-                       .group = ParamGroup::head});
-    begin = end;
-  }
+  run_in_slabs(backend,
+               {.master = p,
+                .grad = grad,
+                .m_codes = mc,
+                .v_codes = vc,
+                .m_absmax = ma,
+                .v_absmax = va,
+                .params = params,
+                .group = ParamGroup::head},
+               slab_ends);
   State8 after(memory.get<float>(p));
   after.m_codes = memory.get<std::uint8_t>(mc);
   after.v_codes = memory.get<std::uint8_t>(vc);

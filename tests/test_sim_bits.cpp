@@ -10,17 +10,15 @@
 #include <gtest/gtest.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda_entry.h"
 #include "kernels/scratch.h"
 #include "kernels/sim/sim.h"
 #include "quant/nf4.h"
 #include "quant/q8.h"
 #include "quant/tiles.h"
+#include "tests/support/adamw8_slabs.h"
 #include "tests/support/edge_values.h"
 #include "tests/support/setups.h"
-
-namespace qt {
-std::unique_ptr<Backend> make_cuda_backend(const Target& target);  // the simulator's
-}
 
 namespace qt::test {
 namespace {
@@ -352,23 +350,19 @@ Bytes steps8(Backend& backend, Memory& memory, const std::vector<std::vector<G>>
                    mc = memory.put(std::vector<std::uint8_t>(n, FirstMoment::kZeroCode)),
                    vc = memory.put(std::vector<std::uint8_t>(n, SecondMoment::kZeroCode)),
                    ma = memory.put(std::vector<float>(blocks)), va = memory.put(std::vector<float>(blocks));
-  if (slab_ends.empty()) slab_ends = {static_cast<std::int64_t>(n)};
   Bytes out;
   for (size_t t = 0; t < gradients.size(); ++t) {
     const TensorView g = memory.put(gradients[t]), step = memory.put(params[t]);
-    std::int64_t begin = 0;
-    for (const std::int64_t end : slab_ends) {
-      const std::int64_t count = end - begin, block = begin / kQ8BlockElems, scales = q8_scale_count(count);
-      backend.run(AdamW8{.master = p.flat(begin, count),
-                         .grad = g.flat(begin, count),
-                         .m_codes = mc.flat(begin, count),
-                         .v_codes = vc.flat(begin, count),
-                         .m_absmax = ma.flat(block, scales),
-                         .v_absmax = va.flat(block, scales),
-                         .params = step,
-                         .group = ParamGroup::head});
-      begin = end;
-    }
+    run_in_slabs(backend,
+                 {.master = p,
+                  .grad = g,
+                  .m_codes = mc,
+                  .v_codes = vc,
+                  .m_absmax = ma,
+                  .v_absmax = va,
+                  .params = step,
+                  .group = ParamGroup::head},
+                 slab_ends);
     for (const TensorView& view : {p, ma, va}) out.add(memory.get<float>(view));
     for (const TensorView& view : {mc, vc}) out.add(memory.get<std::uint8_t>(view));
   }

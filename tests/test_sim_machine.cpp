@@ -7,11 +7,8 @@
 #include <gtest/gtest.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda_entry.h"
 #include "tests/support/sim_rig.h"
-
-namespace qt {
-std::unique_ptr<Backend> make_cuda_backend(const Target& target);
-}  // namespace qt
 
 namespace qt::test {
 namespace {

@@ -10,13 +10,11 @@
 #include <gtest/gtest.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda_entry.h"
 #include "quant/adam_math.h"
 #include "quant/q8.h"
+#include "tests/support/adamw8_slabs.h"
 #include "tests/support/setups.h"
-
-namespace qt {
-std::unique_ptr<Backend> make_cuda_backend(const Target& target);  // the simulator's
-}
 
 namespace qt::test {
 namespace {
@@ -149,20 +147,18 @@ State op_step(Backend& backend, const State& before, const std::vector<float>& g
   if (before.m.empty()) {
     const TensorView mc = memory.put(before.m_codes), vc = memory.put(before.v_codes),
                      ma = memory.put(before.m_absmax), va = memory.put(before.v_absmax);
-    for (const std::int64_t end : slab_ends) {
-      const std::int64_t n = end - begin, block = begin / kQ8BlockElems, blocks = q8_scale_count(n);
-      backend.run(AdamW8{.master = p.flat(begin, n),
-                         .grad = grad.flat(begin, n),
-                         .m_codes = mc.flat(begin, n),
-                         .v_codes = vc.flat(begin, n),
-                         .m_absmax = ma.flat(block, blocks),
-                         .v_absmax = va.flat(block, blocks),
-                         .params = params,
-                         .group = ParamGroup::head,
-                         .rng = kRng,
-                         .first_element = first_element + begin});
-      begin = end;
-    }
+    run_in_slabs(backend,
+                 {.master = p,
+                  .grad = grad,
+                  .m_codes = mc,
+                  .v_codes = vc,
+                  .m_absmax = ma,
+                  .v_absmax = va,
+                  .params = params,
+                  .group = ParamGroup::head,
+                  .rng = kRng,
+                  .first_element = first_element},
+                 slab_ends);
     after.m_codes = memory.get<std::uint8_t>(mc), after.v_codes = memory.get<std::uint8_t>(vc);
     after.m_absmax = memory.get<float>(ma), after.v_absmax = memory.get<float>(va);
   } else {

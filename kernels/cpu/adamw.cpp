@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "kernels/cpu/cpu_common.h"
+#include "kernels/step_scalars.h"
 #include "quant/adam_math.h"
 #include "quant/q8.h"
 
@@ -45,17 +46,6 @@ struct AdamW8Range {
   float* v_absmax;
   std::uint64_t draw;  // of the first element, where P is bf16
 };
-
-// Calls fn.operator()<P, G>() with the types of master and gradient.
-template <class Fn>
-void with_types(DType master, DType grad, Fn&& fn) {
-  const auto with_master = [&]<class P>() {
-    if (grad == DType::bf16) return fn.template operator()<P, bf16>();
-    fn.template operator()<P, float>();
-  };
-  if (master == DType::bf16) return with_master.template operator()<bf16>();
-  with_master.template operator()<float>();
-}
 
 // The cells of quant/q8.h, with room behind them: vectors gather four bytes at each cell and keep the first.
 struct PaddedCells {
@@ -315,7 +305,7 @@ void BlockRange(const AdamW8Range<P, G>& x, std::int64_t n, const AdamStep& step
 }
 
 void Plain(const AdamW& op, std::int64_t begin, std::int64_t end, const AdamStep& step) {
-  with_types(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
+  with_master_and_gradient(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
     PlainRange(op.master.as<P>() + begin, op.grad.as<G>() + begin, op.m.as<float>() + begin,
                op.v.as<float>() + begin, end - begin, step,
                static_cast<std::uint64_t>(op.first_element + begin));
@@ -323,7 +313,7 @@ void Plain(const AdamW& op, std::int64_t begin, std::int64_t end, const AdamStep
 }
 
 void Blocks(const AdamW8& op, std::int64_t begin, std::int64_t end, const AdamStep& step) {
-  with_types(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
+  with_master_and_gradient(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
     const std::int64_t block = begin / kQ8BlockElems;
     BlockRange(AdamW8Range<P, G>{op.master.as<P>() + begin, op.grad.as<G>() + begin,
                                  op.m_codes.as<std::uint8_t>() + begin, op.v_codes.as<std::uint8_t>() + begin,
@@ -347,26 +337,16 @@ HWY_EXPORT(Blocks);
 
 constexpr std::int64_t kGrainElems = 64 * kQ8BlockElems;
 
-bool step_is_skipped(const TensorView& params) { return params.as<float>()[1] != 0; }
-
-AdamStep read_step(const TensorView& params, ParamGroup group, const RngStream& rng) {
-  const float* const values = params.as<float>();
-  const float* const h = values + 4 + 8 * static_cast<int>(group);
-  return AdamStep{.grad_scale = values[0],
-                  .h = {.s = h[0],
-                        .ceps = h[1],
-                        .decay = h[2],
-                        .beta1 = h[3],
-                        .one_minus_beta1 = h[4],
-                        .beta2 = h[5],
-                        .one_minus_beta2 = h[6]},
-                  .rng = rng};
+AdamStep read_step(const TensorView& view, ParamGroup group, const RngStream& rng) {
+  const float* const params = view.as<float>();
+  return AdamStep{
+      .grad_scale = gradient_factor(params), .h = read_hyper(params, static_cast<int>(group)), .rng = rng};
 }
 
 }  // namespace
 
 void run(const AdamW& op, Context& ctx) {
-  if (step_is_skipped(op.params)) return;
+  if (step_is_skipped(op.params.as<float>())) return;
   const AdamStep step = read_step(op.params, op.group, op.rng);
   parallel_ranges(ctx, op.master.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(Plain)(op, begin, end, step);
@@ -374,7 +354,7 @@ void run(const AdamW& op, Context& ctx) {
 }
 
 void run(const AdamW8& op, Context& ctx) {
-  if (step_is_skipped(op.params)) return;
+  if (step_is_skipped(op.params.as<float>())) return;
   const AdamStep step = read_step(op.params, op.group, op.rng);
   parallel_ranges(ctx, op.master.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(Blocks)(op, begin, end, step);

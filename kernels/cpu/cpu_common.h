@@ -12,6 +12,7 @@
 
 #include "kernels/ops.h"
 #include "kernels/target.h"
+#include "kernels/with_dtype.h"
 
 namespace qt::cpu {
 
@@ -65,15 +66,6 @@ struct Context {
 // alone.
 void parallel_ranges(Context& ctx, std::int64_t n, std::int64_t grain,
                      const std::function<void(std::int64_t begin, std::int64_t end, int worker)>& fn);
-
-// Calls fn.operator()<T>() with the type behind a compute dtype; check() has let no other through.
-template <class Fn>
-decltype(auto) with_float(DType dtype, Fn&& fn) {
-  if (dtype == DType::bf16) return fn.template operator()<bf16>();
-  if (dtype == DType::f16) return fn.template operator()<f16>();
-  QT_CHECK(dtype == DType::f32, DTypeError, "no arithmetic on {}", dtype_name(dtype));
-  return fn.template operator()<float>();
-}
 
 // Packed operands are read in the order that files have.
 inline void require_flat(const PackedView& w, const char* op) {

@@ -156,26 +156,8 @@ void run(const PrepareStep& op, Context&) {
                                         op.max_norm, op.gradient_tokens);
 
   float* const params = op.params.as<float>();
-  std::fill_n(params, kStepParamFloats, 0.0f);
-  params[0] = step.factor;
-  params[1] = step.skip ? 1.0f : 0.0f;
-  params[2] = static_cast<float>(step.norm);
-  for (int g = 0; g < kParamGroups; ++g) {
-    const AdamHyper& h = op.hyper[static_cast<std::size_t>(g)];
-    float* const out = params + 4 + 8 * g;
-    out[0] = h.s;
-    out[1] = h.ceps;
-    out[2] = h.decay;
-    out[3] = h.beta1;
-    out[4] = h.one_minus_beta1;
-    out[5] = h.beta2;
-    out[6] = h.one_minus_beta2;
-  }
-  double* const stats = op.stats.as<double>();
-  stats[0] = step.loss;
-  stats[1] = step.norm;
-  stats[2] = step.finite ? 0.0 : 1.0;
-  stats[3] = totals[1];
+  write_scalars(step, totals[1], params, op.stats.as<double>());
+  for (int g = 0; g < kParamGroups; ++g) write_hyper(op.hyper[static_cast<std::size_t>(g)], g, params);
 }
 
 }  // namespace qt::cpu

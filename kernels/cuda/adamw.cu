@@ -6,6 +6,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vector.cuh"
+#include "kernels/step_scalars.h"
 #include "quant/q8.h"
 
 namespace qt::cuda {
@@ -21,11 +22,8 @@ struct AdamStep {
   AdamHyper h;
 };
 
-__device__ bool step_is_skipped(const float* params) { return params[1] != 0; }
-
 __device__ AdamStep read_step(const float* params, int group) {
-  const float* const h = params + 4 + 8 * group;
-  return {params[0], {h[0], h[1], h[2], h[3], h[4], h[5], h[6]}};
+  return {gradient_factor(params), read_hyper(params, group)};
 }
 
 // Draws of four elements from `element` on.
@@ -304,22 +302,11 @@ __global__ __launch_bounds__(kThreads, kBlocksPerMultiprocessor) void adamw8_ker
   }
 }
 
-// Calls fn.operator()<P, G>() with the types of master and gradient.
-template <class Fn>
-void with_types(DType master, DType grad, Fn&& fn) {
-  const auto with_master = [&]<class P>() {
-    if (grad == DType::bf16) return fn.template operator()<P, bf16>();
-    fn.template operator()<P, float>();
-  };
-  if (master == DType::bf16) return with_master.template operator()<bf16>();
-  with_master.template operator()<float>();
-}
-
 }  // namespace
 
 void run(const AdamW& op, const Context& context) {
   const std::int64_t n = op.master.elems();
-  with_types(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
+  with_master_and_gradient(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
     launch(elementwise_shape("adamw_kernel", n, context), adamw_kernel<P, G>, op.master.as<P>(),
            op.grad.as<G>(), op.m.as<float>(), op.v.as<float>(), n, op.params.as<float>(),
            static_cast<int>(op.group), op.rng, op.first_element);
@@ -330,7 +317,7 @@ void run(const AdamW8& op, const Context& context) {
   const std::int64_t n = op.master.elems();
   const std::int64_t needed = blocks_for(q8_scale_count(n), kWarps);
   const std::int64_t most = std::int64_t{context.multiprocessors} * kBlocksPerMultiprocessor;
-  with_types(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
+  with_master_and_gradient(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
     launch({.name = "adamw8_kernel",
             .blocks = needed < most ? needed : most,
             .threads = kThreads,

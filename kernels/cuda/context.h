@@ -7,6 +7,7 @@
 
 #include "kernels/ops.h"
 #include "kernels/target.h"
+#include "kernels/with_dtype.h"
 
 namespace qt::cuda {
 
@@ -24,14 +25,5 @@ struct Context {
 #define QT_DECLARE_CUDA_OP(Op) void run(const Op& op, const Context& context);
 QT_FOR_EACH_OP(QT_DECLARE_CUDA_OP)
 #undef QT_DECLARE_CUDA_OP
-
-// Calls fn.operator()<T>() with the type behind a compute dtype; check() has let no other through.
-template <class Fn>
-decltype(auto) with_float(DType dtype, Fn&& fn) {
-  if (dtype == DType::bf16) return fn.template operator()<bf16>();
-  if (dtype == DType::f16) return fn.template operator()<f16>();
-  QT_CHECK(dtype == DType::f32, DTypeError, "no arithmetic on {}", dtype_name(dtype));
-  return fn.template operator()<float>();
-}
 
 }  // namespace qt::cuda

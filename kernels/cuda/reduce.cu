@@ -121,29 +121,10 @@ __global__ void prepare_step_kernel(StepInputs in, float* params, double* stats)
   const StepScalars step = step_scalars({.grad_sumsq = sumsq, .loss = in.totals[0], .targets = targets},
                                         in.max_norm, in.gradient_tokens);
   const int lane = lane_id();
-  if (lane == 0) {
-    params[0] = step.factor;
-    params[1] = step.skip ? 1.0f : 0.0f;
-    params[2] = static_cast<float>(step.norm);
-    params[3] = 0.0f;
-    stats[0] = step.loss;
-    stats[1] = step.norm;
-    stats[2] = step.finite ? 0.0 : 1.0;
-    stats[3] = targets;
-  }
+  if (lane == 0) write_scalars(step, targets, params, stats);
 #pragma unroll
   for (int g = 0; g < kParamGroups; ++g) {
-    if (lane != g) continue;
-    const AdamHyper& h = in.hyper[g];
-    float* const out = params + 4 + 8 * g;
-    out[0] = h.s;
-    out[1] = h.ceps;
-    out[2] = h.decay;
-    out[3] = h.beta1;
-    out[4] = h.one_minus_beta1;
-    out[5] = h.beta2;
-    out[6] = h.one_minus_beta2;
-    out[7] = 0.0f;
+    if (lane == g) write_hyper(in.hyper[g], g, params);
   }
 }
 static_assert(kParamGroups <= kWarpThreads);

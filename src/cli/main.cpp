@@ -6,19 +6,12 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cuda_entry.h"
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/suggest.h"
 #include "src/train/option_table.h"
 #include "src/train/run.h"
-
-#ifdef QTRAIN_HAVE_CUDA
-namespace qt {
-// Of kernels/cuda, which this build has.
-std::unique_ptr<Backend> make_cuda_backend(const Target& target);
-DeviceFacts probe_cuda_device();
-}  // namespace qt
-#endif
 
 namespace {
 

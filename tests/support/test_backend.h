@@ -13,12 +13,7 @@
 #include <string>
 
 #include "kernels/backend.h"
-
-namespace qt {
-// Of the library that the test is linked with: the simulator's, or the card's.
-std::unique_ptr<Backend> make_cuda_backend(const Target& target);
-DeviceFacts probe_cuda_device();
-}  // namespace qt
+#include "kernels/cuda_entry.h"
 
 namespace qt::test {
 
