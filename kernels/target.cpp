@@ -55,7 +55,7 @@ Target cuda_target(int sm) {
 }
 
 std::int64_t default_workspace_bytes(const Target& target) {
-  if (target.kind == DeviceKind::cpu) return target.threads * (kWorkerScratchBytes + kLibraryPackingBytes);
+  if (target.kind == DeviceKind::cpu) return target.threads * kWorkerScratchBytes;
   return target.sm >= kHopperSm ? kHopperWorkspaceBytes : kAmpereWorkspaceBytes;
 }
 

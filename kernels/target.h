@@ -13,13 +13,14 @@ enum class DeviceKind : std::uint8_t { cpu, cuda };
 // time into scratch and then by the dense library.
 enum class GemmRoute : std::uint8_t { automatic, fused, scratch };
 
-// Bytes of tile buffers that each cpu worker owns for its lifetime (packed-weight tiles, attention tiles,
-// library scratchpads). Part of default_workspace_bytes() of a cpu target.
-inline constexpr std::int64_t kWorkerScratchBytes = 4 << 20;
+// The part of a cpu worker's scratch in which oneDNN packs the operands of a product: 541 KB is the most it
+// asks for, for the tiles of kernels/gemm_grid.h. Where it takes no scratch (before AVX-512) this part lies
+// untouched, and stands for what the library then allocates and frees inside a call: 706 KB at most.
+inline constexpr std::int64_t kLibraryScratchBytes = 1 << 20;
 
-// What oneDNN's matrix product allocates and frees inside a call, per cpu worker, to pack its operands: 706
-// KB was the most seen for the tiles of kernels/gemm_grid.h. Not ours to place, so it is planned for.
-inline constexpr std::int64_t kLibraryPackingBytes = 1 << 20;
+// Bytes of tile buffers that each cpu worker owns for its lifetime (packed-weight tiles, attention tiles, the
+// library's share). default_workspace_bytes() of a cpu target is this per thread.
+inline constexpr std::int64_t kWorkerScratchBytes = (4 << 20) + kLibraryScratchBytes;
 
 struct Target {
   DeviceKind kind = DeviceKind::cpu;

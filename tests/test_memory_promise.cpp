@@ -2,14 +2,17 @@
 // after step 0.
 //
 // malloc and its kin are replaced here for the whole program, so that libraries are watched too. Not under
-// sanitizers, which bring their own. oneDNN packs operands in buffers that it takes from posix_memalign and
-// gives back inside each call: those are held against what the plan counts for them, kLibraryPackingBytes;
-// everything else must stay below 64 KiB.
+// sanitizers, which bring their own. Where oneDNN cannot be given scratch (before AVX-512) it packs operands
+// in buffers that it takes from posix_memalign and gives back inside each call: those are held against what
+// the plan counts for them, kLibraryScratchBytes; everything else must stay below 64 KiB.
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 
 #include <gtest/gtest.h>
 
+#include "kernels/cpu/gemm_tile.h"
 #include "src/train/trainer.h"
 #include "tests/support/tiny_run.h"
 
@@ -27,6 +30,7 @@ constexpr std::size_t kLargeBytes = 64 * 1024;
 std::atomic<bool> g_watching{false};
 std::atomic<std::size_t> g_large{0};
 std::atomic<std::size_t> g_largest{0};
+std::atomic<std::size_t> g_aligned_allowance{0};  // what posix_memalign() may give unseen
 
 void note_allocation(std::size_t bytes) {
   if (!g_watching.load(std::memory_order_relaxed) || bytes <= kLargeBytes) return;
@@ -64,7 +68,7 @@ void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
   return __libc_memalign(alignment, bytes);
 }
 int posix_memalign(void** out, std::size_t alignment, std::size_t bytes) {
-  if (bytes > static_cast<std::size_t>(qt::kLibraryPackingBytes)) note_allocation(bytes);
+  if (bytes > g_aligned_allowance.load(std::memory_order_relaxed)) note_allocation(bytes);
   *out = __libc_memalign(alignment, bytes);
   return *out == nullptr ? 12 : 0;  // ENOMEM
 }
@@ -142,9 +146,15 @@ TEST(MemoryPromise, NothingLargeIsAllocatedAfterStepZero) {
   g_watching = true;
   std::vector<char> seen(kLargeBytes + 1);
   EXPECT_EQ(g_large.load(), 1u);
+  void* aligned = nullptr;
+  ASSERT_EQ(posix_memalign(&aligned, 64, kLargeBytes + 1), 0);
+  std::free(aligned);
+  EXPECT_EQ(g_large.load(), 2u);
   g_watching = false;
   g_large = 0;
+  g_largest = 0;
 
+  if (!cpu::multiplies_dense()) g_aligned_allowance = kLibraryScratchBytes;
   const TempDir dir;
   const TinyData data(dir.path());
   for (const Configuration& c : kConfigurations) {
@@ -167,6 +177,87 @@ TEST(MemoryPromise, NothingLargeIsAllocatedAfterStepZero) {
     trainer.run();
     g_watching = false;
     EXPECT_EQ(g_large.exchange(0), 0u) << c.name << ": largest " << g_largest.exchange(0) << " bytes";
+  }
+#endif
+}
+
+// Every kind of tile that a matrix product or attention may ask for: whole and ragged, cut out of wider
+// matrices or dense, in either order.
+TEST(MemoryPromise, TileProductsAllocateNothingLargeAndTheirBitsDoNotDependOnPitches) {
+#ifdef QTRAIN_TEST_SANITIZED
+  GTEST_SKIP() << "the sanitizer brings its own allocator";
+#else
+  constexpr std::int64_t kGap = 24;  // elements between the rows of what is cut out of wider matrices
+  g_aligned_allowance = cpu::multiplies_dense() ? 0 : kLibraryScratchBytes;
+  const auto values = [](DType dtype, std::int64_t n, std::uint32_t seed) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(n * dtype_bytes(dtype)));
+    for (std::int64_t i = 0; i < n; ++i) {
+      seed = seed * 1664525u + 1013904223u;
+      const float x = static_cast<float>(seed >> 8) / static_cast<float>(1 << 24) - 0.5f;
+      if (dtype == DType::f32) reinterpret_cast<float*>(bytes.data())[i] = x;
+      if (dtype == DType::bf16) reinterpret_cast<bf16*>(bytes.data())[i] = to_bf16(x);
+      if (dtype == DType::f16) reinterpret_cast<f16*>(bytes.data())[i] = from_float<f16>(x);
+    }
+    return bytes;
+  };
+  // The same elements with a gap behind each row.
+  const auto spread = [](const std::vector<std::byte>& from, std::int64_t rows, std::size_t row_bytes,
+                         std::size_t gap_bytes) {
+    std::vector<std::byte> to(static_cast<std::size_t>(rows) * (row_bytes + gap_bytes), std::byte{0xFF});
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const auto row = static_cast<std::size_t>(i);
+      std::memcpy(to.data() + row * (row_bytes + gap_bytes), from.data() + row * row_bytes, row_bytes);
+    }
+    return to;
+  };
+  const std::int64_t sizes[][3] = {{1, 256, 512},  {2, 3, 5},      {17, 1, 64},    {64, 33, 1},
+                                   {128, 128, 64}, {128, 64, 113}, {512, 256, 512}};
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (const auto& [M, N, K] : sizes) {
+      for (const int orders : {0, 1, 2, 3}) {
+        const bool ta = (orders & 1) != 0, tb = (orders & 2) != 0;
+        const std::int64_t a_rows = ta ? K : M, a_cols = ta ? M : K, b_rows = tb ? N : K, b_cols = tb ? K : N;
+        const auto element = static_cast<std::size_t>(dtype_bytes(dtype));
+        const std::vector<std::byte> a = values(dtype, M * K, 1), b = values(dtype, K * N, 2);
+        std::vector<std::vector<float>> results;
+        for (const std::int64_t gap : {std::int64_t{0}, kGap}) {
+          const auto gap_bytes = static_cast<std::size_t>(gap) * element;
+          const std::vector<std::byte> a_used =
+              spread(a, a_rows, static_cast<std::size_t>(a_cols) * element, gap_bytes);
+          const std::vector<std::byte> b_used =
+              spread(b, b_rows, static_cast<std::size_t>(b_cols) * element, gap_bytes);
+          cpu::Operand left = cpu::Operand::rows(a_used.data(), dtype, a_cols + gap);
+          cpu::Operand right = cpu::Operand::rows(b_used.data(), dtype, b_cols + gap);
+          if (ta) left = left.transposed();
+          if (tb) right = right.transposed();
+          const std::int64_t ldc = N + gap;
+          std::vector<float> c(static_cast<std::size_t>(M * ldc), std::nanf(""));
+          std::vector<std::byte> scratch(
+              static_cast<std::size_t>(cpu::tile_gemm_scratch_bytes(dtype, M, N, K)) + 64);
+          auto* const aligned =
+              reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(scratch.data()) + 63) / 64 * 64);
+          for (const bool watch : {false, true}) {  // the first call generates code
+            g_watching = watch;
+            cpu::tile_gemm(M, N, K, left, right, c.data(), ldc, false, aligned);
+            cpu::tile_gemm(M, N, K, left, right, c.data(), ldc, true, aligned);
+            g_watching = false;
+          }
+          EXPECT_EQ(g_large.exchange(0), 0u) << M << " " << N << " " << K << " " << dtype_name(dtype) << " "
+                                             << orders << ": " << g_largest.exchange(0) << " bytes";
+          std::vector<float> dense;
+          for (std::int64_t i = 0; i < M; ++i) {
+            dense.insert(dense.end(), c.begin() + i * ldc, c.begin() + i * ldc + N);
+            for (std::int64_t j = N; j < ldc; ++j) {
+              ASSERT_TRUE(std::isnan(c[static_cast<std::size_t>(i * ldc + j)])) << "the gap was written";
+            }
+          }
+          results.push_back(std::move(dense));
+        }
+        if (cpu::wants_dense(M)) {
+          EXPECT_EQ(results[0], results[1]) << M << " " << N << " " << K << " " << dtype_name(dtype);
+        }
+      }
+    }
   }
 #endif
 }

@@ -32,8 +32,8 @@ std::int64_t aligned(std::int64_t bytes) { return (bytes + kAlign - 1) / kAlign 
 class TileBuffers {
  public:
   TileBuffers(std::int64_t tile, std::int64_t D, DType dtype)
-      : pitch_(padded_pitch(tile)),
-        out_pitch_(padded_pitch(D)),
+      : pitch_(tile_pitch(tile)),
+        out_pitch_(tile_pitch(D)),
         square_bytes_(aligned(tile * pitch_ * 4)),
         out_bytes_(aligned(tile * out_pitch_ * 4)),
         row_bytes_(aligned(tile * 4)),

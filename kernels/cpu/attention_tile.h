@@ -22,8 +22,8 @@ struct TileDropout {
 };
 
 // A tile of raw scores q k^T and the probabilities that come of it. Rows of all tile buffers lie `pitch`
-// elements apart, at least 15 more than there are keys: the last vector of a row may reach into that gap. Row
-// i sees the first `first_visible + i` keys of the tile (none when that is negative).
+// elements apart, a multiple of 16: the last vector of a row may reach beyond its last key. Row i sees the
+// first `first_visible + i` keys of the tile (none when that is negative).
 struct ScoreTile {
   float* scores = nullptr;  // in, destroyed
   void* probs = nullptr;    // out, dtype; 0 for hidden keys and dropped ones, the factor of dropout left out

@@ -23,8 +23,8 @@ constexpr std::int64_t kMaxTileM = 512, kMaxTileN = 256;
 constexpr std::int64_t kTileBytes = kMaxTileM * padded_pitch(kMaxTileN) * 4;
 // A bf16 chunk has twice the columns of an f32 one, so that it never needs more.
 constexpr std::int64_t kStageBytes = widened_bytes(kMaxTileN, kChunkBytes / 4);
-constexpr std::int64_t kWidenedBytes = widened_bytes(kMaxTileM, kChunkBytes / 4);
-static_assert(kTileBytes + kStageBytes + kWidenedBytes <= kWorkerScratchBytes);
+constexpr std::int64_t kLeftBytes = widened_bytes(kMaxTileM, kChunkBytes / 4);
+static_assert(kTileBytes + kStageBytes + kLibraryScratchBytes + kLeftBytes <= kWorkerScratchBytes);
 
 // The right operand, as it is stored: a matrix [rows, cols] that is used as it is (nn, tn) or transposed
 // (nt).
@@ -42,7 +42,24 @@ struct Product {
   TensorView c;
   bool accumulate = false;
   const float* bias = nullptr;  // [N]
-  std::byte* pieces = nullptr;  // f32 [pieces, M, N]
+  std::byte* pieces = nullptr;  // f32 [pieces, M, N], tile by tile
+
+  std::int64_t rows_at(std::int64_t m) const { return std::min(grid.tile_m, shape.M - m); }
+  std::int64_t cols_at(std::int64_t n) const { return std::min(grid.tile_n, shape.N - n); }
+  // A piece's tiles lie one after the other, each of them densely.
+  float* tile_of_piece(std::int64_t piece, std::int64_t m, std::int64_t n) const {
+    return reinterpret_cast<float*>(pieces) + (piece * shape.M + m) * shape.N + n * rows_at(m);
+  }
+};
+
+// A worker's buffers for one tile.
+struct Buffers {
+  std::byte* sums = nullptr;     // the tile, where it cannot be computed in place
+  std::byte* staged = nullptr;   // a chunk of the right operand
+  std::byte* product = nullptr;  // of tile_gemm(): the library's scratch and a chunk of the left operand
+
+  explicit Buffers(std::byte* base)
+      : sums(base), staged(base + kTileBytes), product(base + kTileBytes + kStageBytes) {}
 };
 
 // Copies, widens or expands the rectangle at (row, col) of the stored operand; rows `pitch` apart.
@@ -69,35 +86,37 @@ void stage(const Stored& b, std::int64_t row, std::int64_t col, std::int64_t row
 
 // c[rows m.., cols n..] (pitch ldc) = sum over [r_begin, r_end).
 void compute_tile(const Product& p, std::int64_t m, std::int64_t n, std::int64_t r_begin, std::int64_t r_end,
-                  float* c, std::int64_t ldc, std::byte* staged, std::byte* widened) {
-  const std::int64_t M = std::min(p.grid.tile_m, p.shape.M - m), N = std::min(p.grid.tile_n, p.shape.N - n);
+                  float* c, std::int64_t ldc, const Buffers& buffers) {
+  const std::int64_t M = p.rows_at(m), N = p.cols_at(n);
   const bool use_bf16 = p.a.dtype == DType::bf16 && multiplies_bf16();
   const DType dtype = use_bf16 ? DType::bf16 : DType::f32;
+  const bool dense = wants_dense(M);
   const std::int64_t chunk = kChunkBytes / dtype_bytes(dtype);
   for (std::int64_t r = r_begin; r < r_end; r += chunk) {
     const std::int64_t R = std::min(chunk, r_end - r);
-    // f32 products choose their code by the distance between rows, so that a dense operand is staged as a
-    // packed one is: only then do both give the same bits. bf16 products do not, but for single rows and
-    // columns.
-    const bool in_place = p.b.packed == nullptr && use_bf16 && N > 1 && R > 1;
+    // Where tiles need not be dense, f32 products choose their code by the distance between rows, so that an
+    // operand that is not packed is staged as a packed one is: only then do both give the same bits. bf16
+    // products do not, but for single rows and columns.
     const std::int64_t row = p.b.transposed ? n : r, col = p.b.transposed ? r : n;
     const std::int64_t rows = p.b.transposed ? N : R, cols = p.b.transposed ? R : N;
+    const bool in_place = p.b.packed == nullptr && p.b.dense->dtype == dtype &&
+                          (dense ? rows == 1 || p.b.dense->pitch == cols : use_bf16 && N > 1 && R > 1);
     Operand b;
     if (in_place) {
       b = Operand::rows(p.b.dense->data, dtype, p.b.dense->pitch).at(row, col);
     } else {
-      const std::int64_t pitch = padded_pitch(cols);
-      use_bf16 ? stage(p.b, row, col, rows, cols, reinterpret_cast<bf16*>(staged), pitch)
-               : stage(p.b, row, col, rows, cols, reinterpret_cast<float*>(staged), pitch);
-      b = Operand::rows(staged, dtype, pitch);
+      const std::int64_t pitch = dense ? cols : padded_pitch(cols);
+      use_bf16 ? stage(p.b, row, col, rows, cols, reinterpret_cast<bf16*>(buffers.staged), pitch)
+               : stage(p.b, row, col, rows, cols, reinterpret_cast<float*>(buffers.staged), pitch);
+      b = Operand::rows(buffers.staged, dtype, pitch);
     }
     if (p.b.transposed) b = b.transposed();
 
     Operand a = p.a.at(m, r);
     if (a.dtype != dtype) {  // b has been widened already
-      a = widen_operand(a, M, R, reinterpret_cast<float*>(widened));
+      a = widen_operand(a, M, R, dense, reinterpret_cast<float*>(buffers.product + kLibraryScratchBytes));
     }
-    tile_gemm(M, N, R, a, b, c, ldc, r > r_begin, nullptr);
+    tile_gemm(M, N, R, a, b, c, ldc, r > r_begin, buffers.product);
   }
 }
 
@@ -114,43 +133,47 @@ void run_product(const Product& p, Context& ctx) {
     const std::int64_t piece = task / tiles, tile = task % tiles;
     const std::int64_t m = tile % tiles_m * grid.tile_m, n = tile / tiles_m * grid.tile_n;
     const std::int64_t r = piece * grid.piece_r, r_end = std::min(s.R, r + grid.piece_r);
-    std::byte* const sums = ctx.worker_scratch(worker);
-    std::byte* const staged = sums + kTileBytes;
-    std::byte* const widened = staged + kStageBytes;
+    const Buffers buffers(ctx.worker_scratch(worker));
+    const std::int64_t rows = p.rows_at(m), cols = p.cols_at(n);
+    const bool is_sum = p.c.dtype == DType::f32 && !p.accumulate && p.bias == nullptr;
 
     if (grid.pieces > 1) {
-      float* const c = reinterpret_cast<float*>(p.pieces) + (piece * s.M + m) * s.N + n;
-      compute_tile(p, m, n, r, r_end, c, s.N, staged, widened);
-    } else if (p.c.dtype == DType::f32 && !p.accumulate && p.bias == nullptr) {
-      compute_tile(p, m, n, r, r_end, reinterpret_cast<float*>(at(m, n)), p.c.pitch, staged, widened);
+      compute_tile(p, m, n, r, r_end, p.tile_of_piece(piece, m, n), cols, buffers);
+    } else if (is_sum && (p.c.pitch == cols || !wants_dense(rows))) {
+      compute_tile(p, m, n, r, r_end, reinterpret_cast<float*>(at(m, n)), p.c.pitch, buffers);
     } else {
-      const std::int64_t pitch = padded_pitch(grid.tile_n);
-      compute_tile(p, m, n, r, r_end, reinterpret_cast<float*>(sums), pitch, staged, widened);
-      store_sum({.pieces = reinterpret_cast<const float*>(sums),
+      const std::int64_t pitch = wants_dense(rows) ? cols : padded_pitch(grid.tile_n);
+      auto* const sums = reinterpret_cast<float*>(buffers.sums);
+      compute_tile(p, m, n, r, r_end, sums, pitch, buffers);
+      store_sum({.pieces = sums,
                  .pitch = pitch,
                  .to = at(m, n),
                  .to_dtype = p.c.dtype,
                  .to_pitch = p.c.pitch,
-                 .rows = std::min(grid.tile_m, s.M - m),
-                 .cols = std::min(grid.tile_n, s.N - n),
+                 .rows = rows,
+                 .cols = cols,
                  .accumulate = p.accumulate,
                  .bias = p.bias == nullptr ? nullptr : p.bias + n});
     }
   });
   if (grid.pieces == 1) return;  // only sums over tokens have more, and those have no bias
 
-  constexpr std::int64_t kRowsPerTask = 16;
+  constexpr std::int64_t kRowsPerTask = 16;  // rows of one tile: more than one tile are multiples of this
   parallel_ranges(ctx, s.M, kRowsPerTask, [&](std::int64_t begin, std::int64_t end, int) {
-    store_sum({.pieces = reinterpret_cast<const float*>(p.pieces) + begin * s.N,
-               .piece_count = grid.pieces,
-               .piece_stride = s.M * s.N,
-               .pitch = s.N,
-               .to = at(begin, 0),
-               .to_dtype = p.c.dtype,
-               .to_pitch = p.c.pitch,
-               .rows = end - begin,
-               .cols = s.N,
-               .accumulate = p.accumulate});
+    const std::int64_t m = begin / grid.tile_m * grid.tile_m;
+    for (std::int64_t n = 0; n < s.N; n += grid.tile_n) {
+      const std::int64_t cols = p.cols_at(n);
+      store_sum({.pieces = p.tile_of_piece(0, m, n) + (begin - m) * cols,
+                 .piece_count = grid.pieces,
+                 .piece_stride = s.M * s.N,
+                 .pitch = cols,
+                 .to = at(begin, n),
+                 .to_dtype = p.c.dtype,
+                 .to_pitch = p.c.pitch,
+                 .rows = end - begin,
+                 .cols = cols,
+                 .accumulate = p.accumulate});
+    }
   });
 }
 

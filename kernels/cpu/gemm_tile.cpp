@@ -5,6 +5,8 @@
 #include "kernels/cpu/gemm_tile.h"
 
 #include <array>
+#include <cstring>
+#include <string_view>
 #include <unordered_map>
 
 #include <dnnl.hpp>
@@ -12,6 +14,7 @@
 
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/row_ops.h"
+#include "kernels/target.h"
 #include "src/core/error.h"
 
 namespace qt::cpu {
@@ -37,10 +40,28 @@ struct KeyHash {
   }
 };
 
+dnnl::matmul::primitive_desc describe(const dnnl::engine& engine, const dnnl::memory::desc& a,
+                                      const dnnl::memory::desc& b, const dnnl::memory::desc& c,
+                                      const dnnl::primitive_attr& attr) {
+#if DNNL_VERSION_MAJOR >= 3  // operation descriptors are gone: Debian 13, Ubuntu 24.04
+  return {engine, a, b, c, attr};
+#else
+  return {dnnl::matmul::desc(a, b, c), attr, engine};
+#endif
+}
+
+bool is_brgemm(const dnnl::matmul::primitive_desc& desc) {
+  return std::string_view(desc.impl_info_str()).starts_with("brg");
+}
+
+std::int64_t scratch_bytes(const dnnl::matmul::primitive_desc& desc) {
+  return static_cast<std::int64_t>(desc.scratchpad_desc().get_size());
+}
+
 // A primitive with memory objects whose pointers are set before each execution.
 struct Product {
   dnnl::matmul primitive;
-  dnnl::memory a, b, c;
+  dnnl::memory a, b, c, scratch;
   std::unordered_map<int, dnnl::memory> args;
 };
 
@@ -59,11 +80,12 @@ class Products {
     return products_.emplace(key, create(key)).first->second;
   }
 
-  void execute(Product& product, const void* a, const void* b, float* c) {
+  void execute(Product& product, const void* a, const void* b, float* c, std::byte* scratch) {
     // The library's handles are not const; it only reads the operands.
     product.a.set_data_handle(const_cast<void*>(a));
     product.b.set_data_handle(const_cast<void*>(b));
     product.c.set_data_handle(c);
+    if (product.scratch) product.scratch.set_data_handle(scratch);
     product.primitive.execute(stream_, product.args);
   }
 
@@ -83,17 +105,24 @@ class Products {
       add.append_sum(1.0f);
       attr.set_post_ops(add);
     }
-#if DNNL_VERSION_MAJOR >= 3  // operation descriptors are gone: Debian 13, Ubuntu 24.04
-    const dnnl::matmul::primitive_desc desc(engine_, a, b, c, attr);
-#else
-    const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(a, b, c), attr, engine_);
-#endif
+    const bool dense = wants_dense(M);
+    if (dense) attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    auto desc = describe(engine_, a, b, c, attr);
+    // Matrix-vector products are not for brgemm, which would pack a matrix to use it once.
+    while ((M == 1 && is_brgemm(desc)) || (dense && scratch_bytes(desc) > kLibraryScratchBytes)) {
+      QT_CHECK(desc.next_impl(), DeviceError, "oneDNN has no product of [{}, {}] by [{}, {}]", M, K, K, N);
+    }
     Product product{.primitive = dnnl::matmul(desc),
                     .a = memory(a, engine_, nullptr),
                     .b = memory(b, engine_, nullptr),
                     .c = memory(c, engine_, nullptr),
+                    .scratch = {},
                     .args = {}};
     product.args = {{DNNL_ARG_SRC, product.a}, {DNNL_ARG_WEIGHTS, product.b}, {DNNL_ARG_DST, product.c}};
+    if (dense) {
+      product.scratch = memory(desc.scratchpad_desc(), engine_, nullptr);
+      product.args.emplace(DNNL_ARG_SCRATCHPAD, product.scratch);
+    }
     return product;
   }
 
@@ -119,19 +148,33 @@ bool multiplies_bf16() {
   return answer;
 }
 
+bool multiplies_dense() {
+  static const bool answer = [] {
+    using dnnl::memory;
+    const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+    const memory::desc square({64, 64}, memory::data_type::f32, memory::format_tag::ab);
+    return is_brgemm(describe(engine, square, square, square, dnnl::primitive_attr()));
+  }();
+  return answer;
+}
+
 // Must tiles of the dtype become f32 before they are multiplied?
 static bool is_widened(DType dtype) {
   return dtype == DType::f16 || (dtype == DType::bf16 && !multiplies_bf16());
 }
 
 std::int64_t tile_gemm_scratch_bytes(DType dtype, std::int64_t M, std::int64_t N, std::int64_t K) {
-  if (!is_widened(dtype)) return 0;
-  return widened_bytes(M, K) + widened_bytes(K, N);
+  std::int64_t bytes = kLibraryScratchBytes;
+  if (multiplies_dense() || is_widened(dtype)) bytes += widened_bytes(M, K) + widened_bytes(K, N);
+  if (multiplies_dense()) bytes += widened_bytes(M, N);
+  return bytes;
 }
 
-Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols, float* to) {
-  if (from.col_stride != 1 && cols > 1) return widen_operand(from.transposed(), cols, rows, to).transposed();
-  const std::int64_t pitch = padded_pitch(cols);
+Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols, bool dense, float* to) {
+  if (from.col_stride != 1 && cols > 1) {
+    return widen_operand(from.transposed(), cols, rows, dense, to).transposed();
+  }
+  const std::int64_t pitch = dense ? cols : padded_pitch(cols);
   if (from.dtype == DType::f16) {
     widen_rows(static_cast<const f16*>(from.data), from.row_stride, rows, cols, to, pitch);
   } else {
@@ -140,25 +183,62 @@ Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols,
   return Operand::rows(to, DType::f32, pitch);
 }
 
+// Copies `rows` rows of `row_bytes`.
+static void copy_rows(const void* from, std::int64_t from_pitch_bytes, std::int64_t rows,
+                      std::int64_t row_bytes, void* to, std::int64_t to_pitch_bytes) {
+  const auto* source = static_cast<const std::byte*>(from);
+  auto* target = static_cast<std::byte*>(to);
+  for (std::int64_t i = 0; i < rows; ++i, source += from_pitch_bytes, target += to_pitch_bytes) {
+    std::memcpy(target, source, static_cast<std::size_t>(row_bytes));
+  }
+}
+
+// The [rows, cols] operand with nothing between its rows (its columns, where those are stored), and strides
+// that say so even where there is but one: in place, or copied to `to`, which then moves on.
+static Operand dense_operand(const Operand& from, std::int64_t rows, std::int64_t cols, std::byte*& to) {
+  if (from.col_stride != 1) return dense_operand(from.transposed(), cols, rows, to).transposed();
+  if (from.row_stride == cols || rows == 1) return Operand::rows(from.data, from.dtype, cols);
+  const std::int64_t element = dtype_bytes(from.dtype);
+  const Operand dense = Operand::rows(to, from.dtype, cols);
+  copy_rows(from.data, from.row_stride * element, rows, cols * element, to, cols * element);
+  to += widened_bytes(rows, cols);
+  return dense;
+}
+
 void tile_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Operand& a, const Operand& b, float* c,
                std::int64_t ldc, bool accumulate, std::byte* scratch) {
+  const bool dense = wants_dense(M);
   Operand a_used = a, b_used = b;
+  std::byte* buffers = scratch + kLibraryScratchBytes;
   if (is_widened(a.dtype)) {
-    auto* const widened = reinterpret_cast<float*>(scratch);
-    a_used = widen_operand(a, M, K, widened);
-    b_used = widen_operand(b, K, N, widened + widened_bytes(M, K) / 4);
+    a_used = widen_operand(a, M, K, dense, reinterpret_cast<float*>(buffers));
+    buffers += widened_bytes(M, K);
+    b_used = widen_operand(b, K, N, dense, reinterpret_cast<float*>(buffers));
+    buffers += widened_bytes(K, N);
+  }
+  float* c_used = c;
+  std::int64_t c_pitch = ldc;
+  if (dense) {
+    a_used = dense_operand(a_used, M, K, buffers);
+    b_used = dense_operand(b_used, K, N, buffers);
+    if (ldc != N) {
+      c_used = reinterpret_cast<float*>(buffers);
+      c_pitch = N;
+      if (accumulate) copy_rows(c, ldc * 4, M, N * 4, c_used, N * 4);
+    }
   }
   Products& products = products_of_this_thread();
   const Key key{
-      .sizes = {M, N, K, a_used.row_stride, a_used.col_stride, b_used.row_stride, b_used.col_stride, ldc},
+      .sizes = {M, N, K, a_used.row_stride, a_used.col_stride, b_used.row_stride, b_used.col_stride, c_pitch},
       .bf16 = a_used.dtype == DType::bf16,
       .accumulate = accumulate};
   try {
-    products.execute(products.get(key), a_used.data, b_used.data, c);
+    products.execute(products.get(key), a_used.data, b_used.data, c_used, scratch);
   } catch (const dnnl::error& e) {
     throw DeviceError(fmt::format("oneDNN could not multiply [{}, {}] by [{}, {}] {}: {}", M, K, K, N,
                                   dtype_name(a_used.dtype), e.what()));
   }
+  if (c_used != c) copy_rows(c_used, N * 4, M, N * 4, c, ldc * 4);
 }
 
 }  // namespace qt::cpu

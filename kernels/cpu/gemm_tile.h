@@ -30,26 +30,41 @@ struct Operand {
 // multiple of a large power of two, where the rows of a tile would compete for the same cache sets.
 constexpr std::int64_t padded_pitch(std::int64_t cols) { return (cols + 15) / 16 * 16 + 16; }
 
+// True where the library multiplies dense tiles in scratch that we give it: its brgemm code, in oneDNN 2 for
+// AVX-512, unless ONEDNN_MAX_CPU_ISA forbids it. Then tile_gemm() allocates nothing large, and tiles that are
+// not dense are copied first: callers lay theirs out densely. Products of a single row are left to the
+// library's own matrix-vector code, which is faster, takes any pitch and needs no scratch.
+bool multiplies_dense();
+inline bool wants_dense(std::int64_t M) { return M > 1 && multiplies_dense(); }
+
+// A distance between rows for buffers of tiles of up to `cols` columns, read a vector at a time: a multiple
+// of 16.
+inline std::int64_t tile_pitch(std::int64_t cols) {
+  return multiplies_dense() ? (cols + 15) / 16 * 16 : padded_pitch(cols);
+}
+
 // True where the machine multiplies bf16 itself (and ONEDNN_MAX_CPU_ISA does not forbid it). Elsewhere bf16
 // tiles are widened to f32 first, as f16 tiles are everywhere: oneDNN 2 has no f16 product.
 bool multiplies_bf16();
 
 // c[M, N] = a[M, K] b[K, N], or c += with accumulate. a and b have the same dtype, sums run in f32.
 // M, N, K >= 1; rows of c lie ldc floats apart. scratch: tile_gemm_scratch_bytes(), 64-byte aligned.
-// The bits depend on shape, strides and values alone. For bf16 operands they do not depend on the strides
-// beyond whether an operand is transposed, as long as N and K exceed 1. The library allocates its own packing
-// buffers for the duration of the call (below 1 MiB for the tiles used here).
+// The bits depend on shape, strides and values alone. Where wants_dense(M), and for bf16 operands as long as
+// M, N and K exceed 1, they do not depend on the strides beyond whether an operand is transposed. Where not
+// multiplies_dense(), the library allocates packing buffers for the duration of the call (below
+// kLibraryScratchBytes for the tiles used here).
 void tile_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Operand& a, const Operand& b, float* c,
                std::int64_t ldc, bool accumulate, std::byte* scratch);
 
-// The [rows, cols] bf16 or f16 operand in f32, stored in the order it already has. to: widened_bytes(rows,
-// cols).
-Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols, float* to);
+// The [rows, cols] bf16 or f16 operand in f32, stored in the order it already has, densely or with a padded
+// pitch. to: widened_bytes(rows, cols).
+Operand widen_operand(const Operand& from, std::int64_t rows, std::int64_t cols, bool dense, float* to);
 constexpr std::int64_t widened_bytes(std::int64_t rows, std::int64_t cols) {
   return std::max(rows * padded_pitch(cols), cols * padded_pitch(rows)) * 4;
 }
 
-// Largest need of a product of these sizes: both operands widened. 0 where nothing is widened.
+// Largest need of a product of these sizes: kLibraryScratchBytes, both operands widened or made dense, and a
+// dense result; in this order, and what needs no copy takes no room.
 std::int64_t tile_gemm_scratch_bytes(DType dtype, std::int64_t M, std::int64_t N, std::int64_t K);
 
 }  // namespace qt::cpu
