@@ -37,10 +37,11 @@ class TileBuffers {
         square_bytes_(aligned(tile * pitch_ * 4)),
         out_bytes_(aligned(tile * out_pitch_ * 4)),
         row_bytes_(aligned(tile * 4)),
+        operand_bytes_(multiplies_dense() ? aligned(tile * D * dtype_bytes(dtype)) : 0),
         product_bytes_(std::max({tile_gemm_scratch_bytes(dtype, tile, tile, D),
                                  tile_gemm_scratch_bytes(dtype, tile, D, tile)})) {}
 
-  std::int64_t bytes() const { return 4 * square_bytes_ + 2 * out_bytes_ + 2 * row_bytes_ + product_bytes_; }
+  std::int64_t bytes() const { return operands_at() + kOperands * operand_bytes_ + product_bytes_; }
 
   void place(std::byte* base) { base_ = base; }
   std::int64_t pitch() const { return pitch_; }          // of the square buffers
@@ -51,13 +52,22 @@ class TileBuffers {
   void* dscores() const { return square(3); }
   float* out(int i) const { return at(4 * square_bytes_ + i * out_bytes_); }
   float* row(int i) const { return at(4 * square_bytes_ + 2 * out_bytes_ + i * row_bytes_); }
-  std::byte* product() const { return base_ + 4 * square_bytes_ + 2 * out_bytes_ + 2 * row_bytes_; }
+  std::byte* product() const { return base_ + operands_at() + kOperands * operand_bytes_; }
+
+  // Rows of a head that meet several products: made dense once, where those would each do it.
+  enum Slot { q_slot, k_slot, v_slot, dy_slot };
+  Operand dense(Slot slot, const Operand& from, std::int64_t rows, std::int64_t D) const {
+    if (!wants_dense(rows)) return from;
+    return dense_operand(from, rows, D, base_ + operands_at() + slot * operand_bytes_);
+  }
 
  private:
+  static constexpr std::int64_t kOperands = 4;  // slots
+  std::int64_t operands_at() const { return 4 * square_bytes_ + 2 * out_bytes_ + 2 * row_bytes_; }
   float* at(std::int64_t offset) const { return reinterpret_cast<float*>(base_ + offset); }
   float* square(int i) const { return at(i * square_bytes_); }
 
-  std::int64_t pitch_, out_pitch_, square_bytes_, out_bytes_, row_bytes_, product_bytes_;
+  std::int64_t pitch_, out_pitch_, square_bytes_, out_bytes_, row_bytes_, operand_bytes_, product_bytes_;
   std::byte* base_ = nullptr;
 };
 
@@ -134,9 +144,10 @@ void forward_tile(const AttentionFwd& op, const Shape& s, const TileBuffers& buf
   float* const sum = buffers.row(1);
   std::fill_n(max, queries, -std::numeric_limits<float>::infinity());
   std::fill_n(sum, queries, 0.0f);
+  const Operand queries_used = buffers.dense(TileBuffers::q_slot, q.from(q0), queries, s.D);
   for (std::int64_t k0 = 0; k0 < key_end; k0 += tile) {
     const std::int64_t keys = std::min(tile, key_end - k0);
-    tile_gemm(queries, keys, s.D, q.from(q0), k.from(k0).transposed(), buffers.scores(), buffers.pitch(),
+    tile_gemm(queries, keys, s.D, queries_used, k.from(k0).transposed(), buffers.scores(), buffers.pitch(),
               false, buffers.product());
     softmax_tile(score_tile(buffers, dtype, queries, keys, q0 + offset + 1 - k0, op.scale,
                             tile_dropout(op, s, b, h, q0, k0)),
@@ -161,15 +172,19 @@ void forward_tile(const AttentionFwd& op, const Shape& s, const TileBuffers& buf
   for (std::int64_t i = 0; i < queries; ++i) lse[i] = max[i] + std::log(sum[i]);
 }
 
+// The rows of a head that meet in one tile.
+struct TileRows {
+  Operand q, dy, k, v;
+};
+
 // Probabilities and score gradients of one tile, from the saved lse; both passes of the gradient begin so.
-void recompute_tile(const AttentionBwd& op, const Shape& s, const TileBuffers& buffers, std::int64_t b,
-                    std::int64_t h, std::int64_t q0, std::int64_t queries, std::int64_t k0,
+void recompute_tile(const AttentionBwd& op, const Shape& s, const TileBuffers& buffers, const TileRows& in,
+                    std::int64_t b, std::int64_t h, std::int64_t q0, std::int64_t queries, std::int64_t k0,
                     std::int64_t keys) {
-  const Head q(op.q, b, h), dy(op.dy, b, h), k(op.k, b, h / s.group()), v(op.v, b, h / s.group());
-  tile_gemm(queries, keys, s.D, q.from(q0), k.from(k0).transposed(), buffers.scores(), buffers.pitch(), false,
+  tile_gemm(queries, keys, s.D, in.q, in.k.transposed(), buffers.scores(), buffers.pitch(), false,
             buffers.product());
-  tile_gemm(queries, keys, s.D, dy.from(q0), v.from(k0).transposed(), buffers.dprobs(), buffers.pitch(),
-            false, buffers.product());
+  tile_gemm(queries, keys, s.D, in.dy, in.v.transposed(), buffers.dprobs(), buffers.pitch(), false,
+            buffers.product());
   const std::int64_t row = (b * s.H + h) * s.Tq + q0;
   grad_tile(score_tile(buffers, op.q.dtype, queries, keys, q0 + 1 - k0, op.scale,
                        tile_dropout(op, s, b, h, q0, k0)),
@@ -193,13 +208,19 @@ void store_gradient(const TileBuffers& buffers, int accumulator, const Head& to,
 
 void query_gradient_tile(const AttentionBwd& op, const Shape& s, const TileBuffers& buffers,
                          std::int64_t tile, std::int64_t b, std::int64_t h, std::int64_t q0) {
-  const Head k(op.k, b, h / s.group());
+  const Head q(op.q, b, h), dy(op.dy, b, h), k(op.k, b, h / s.group()), v(op.v, b, h / s.group());
   const std::int64_t queries = std::min(tile, s.Tq - q0), key_end = q0 + queries;
+  TileRows in{.q = buffers.dense(TileBuffers::q_slot, q.from(q0), queries, s.D),
+              .dy = buffers.dense(TileBuffers::dy_slot, dy.from(q0), queries, s.D),
+              .k = {},
+              .v = {}};
   const Operand dscores = Operand::rows(buffers.dscores(), op.q.dtype, buffers.pitch());
   for (std::int64_t k0 = 0; k0 < key_end; k0 += tile) {
     const std::int64_t keys = std::min(tile, key_end - k0);
-    recompute_tile(op, s, buffers, b, h, q0, queries, k0, keys);
-    tile_gemm(queries, s.D, keys, dscores, k.from(k0), buffers.out(0), buffers.out_pitch(), k0 > 0,
+    in.k = buffers.dense(TileBuffers::k_slot, k.from(k0), keys, s.D);
+    in.v = v.from(k0);
+    recompute_tile(op, s, buffers, in, b, h, q0, queries, k0, keys);
+    tile_gemm(queries, s.D, keys, dscores, in.k, buffers.out(0), buffers.out_pitch(), k0 > 0,
               buffers.product());
   }
   store_gradient(buffers, 0, Head(op.dq, b, h), q0, queries, s.D, op.scale);
@@ -210,17 +231,24 @@ void key_gradient_tile(const AttentionBwd& op, const Shape& s, const TileBuffers
   const std::int64_t keys = std::min(tile, s.Tk - k0);
   const Operand probs = Operand::rows(buffers.probs(), op.q.dtype, buffers.pitch());
   const Operand dscores = Operand::rows(buffers.dscores(), op.q.dtype, buffers.pitch());
+  const Head k(op.k, b, g), v(op.v, b, g);
+  TileRows in{.q = {},
+              .dy = {},
+              .k = buffers.dense(TileBuffers::k_slot, k.from(k0), keys, s.D),
+              .v = buffers.dense(TileBuffers::v_slot, v.from(k0), keys, s.D)};
   bool first = true;
   for (std::int64_t h = g * s.group(); h < (g + 1) * s.group(); ++h) {
     const Head q(op.q, b, h), dy(op.dy, b, h);
     for (std::int64_t q0 = k0; q0 < s.Tq;
          q0 += tile) {  // k0 is a multiple of the tile: earlier queries see none of it
       const std::int64_t queries = std::min(tile, s.Tq - q0);
-      recompute_tile(op, s, buffers, b, h, q0, queries, k0, keys);
-      tile_gemm(keys, s.D, queries, probs.transposed(), dy.from(q0), buffers.out(0), buffers.out_pitch(),
-                !first, buffers.product());
-      tile_gemm(keys, s.D, queries, dscores.transposed(), q.from(q0), buffers.out(1), buffers.out_pitch(),
-                !first, buffers.product());
+      in.q = buffers.dense(TileBuffers::q_slot, q.from(q0), queries, s.D);
+      in.dy = buffers.dense(TileBuffers::dy_slot, dy.from(q0), queries, s.D);
+      recompute_tile(op, s, buffers, in, b, h, q0, queries, k0, keys);
+      tile_gemm(keys, s.D, queries, probs.transposed(), in.dy, buffers.out(0), buffers.out_pitch(), !first,
+                buffers.product());
+      tile_gemm(keys, s.D, queries, dscores.transposed(), in.q, buffers.out(1), buffers.out_pitch(), !first,
+                buffers.product());
       first = false;
     }
   }

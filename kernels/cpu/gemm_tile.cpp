@@ -193,16 +193,12 @@ static void copy_rows(const void* from, std::int64_t from_pitch_bytes, std::int6
   }
 }
 
-// The [rows, cols] operand with nothing between its rows (its columns, where those are stored), and strides
-// that say so even where there is but one: in place, or copied to `to`, which then moves on.
-static Operand dense_operand(const Operand& from, std::int64_t rows, std::int64_t cols, std::byte*& to) {
+Operand dense_operand(const Operand& from, std::int64_t rows, std::int64_t cols, std::byte* to) {
   if (from.col_stride != 1) return dense_operand(from.transposed(), cols, rows, to).transposed();
   if (from.row_stride == cols || rows == 1) return Operand::rows(from.data, from.dtype, cols);
   const std::int64_t element = dtype_bytes(from.dtype);
-  const Operand dense = Operand::rows(to, from.dtype, cols);
   copy_rows(from.data, from.row_stride * element, rows, cols * element, to, cols * element);
-  to += widened_bytes(rows, cols);
-  return dense;
+  return Operand::rows(to, from.dtype, cols);
 }
 
 void tile_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Operand& a, const Operand& b, float* c,
@@ -220,7 +216,9 @@ void tile_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Operand& a,
   std::int64_t c_pitch = ldc;
   if (dense) {
     a_used = dense_operand(a_used, M, K, buffers);
+    if (a_used.data == buffers) buffers += widened_bytes(M, K);
     b_used = dense_operand(b_used, K, N, buffers);
+    if (b_used.data == buffers) buffers += widened_bytes(K, N);
     if (ldc != N) {
       c_used = reinterpret_cast<float*>(buffers);
       c_pitch = N;

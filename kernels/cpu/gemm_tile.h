@@ -63,6 +63,10 @@ constexpr std::int64_t widened_bytes(std::int64_t rows, std::int64_t cols) {
   return std::max(rows * padded_pitch(cols), cols * padded_pitch(rows)) * 4;
 }
 
+// The [rows, cols] operand with nothing between its rows (its columns, where those are stored), and strides
+// that say so even where there is but one: in place, or copied to `to`, rows * cols elements.
+Operand dense_operand(const Operand& from, std::int64_t rows, std::int64_t cols, std::byte* to);
+
 // Largest need of a product of these sizes: kLibraryScratchBytes, both operands widened or made dense, and a
 // dense result; in this order, and what needs no copy takes no room.
 std::int64_t tile_gemm_scratch_bytes(DType dtype, std::int64_t M, std::int64_t N, std::int64_t K);
