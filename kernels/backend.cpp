@@ -90,6 +90,11 @@ std::vector<double> Backend::read_scalars(const TensorView& view) {
   return do_read_scalars(view);
 }
 
+std::vector<std::string> Backend::use_algorithms(std::string_view text) {
+  if (text.empty()) return {};
+  return {fmt::format("they were chosen on another device, and this is the {} backend", name())};
+}
+
 void add_backend(std::string name, BackendMaker maker, DeviceProbe probe) {
   backends().insert_or_assign(std::move(name), Entry{std::move(maker), std::move(probe)});
 }

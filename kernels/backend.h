@@ -78,13 +78,33 @@ class Backend {
   virtual std::string_view name() const = 0;
   virtual DeviceFacts device() const { return {}; }
 
+  // How a library behind the backend does its matrix products, as text for checkpoints: its choice decides
+  // the order of sums, and with it bits. Empty where nothing is chosen at run time.
+  virtual std::string algorithms() const { return {}; }
+  // Takes over what algorithms() gave. Returns why a part was left out, a line each: those products are
+  // chosen anew. Never throws for what the text says: it may come from another device.
+  virtual std::vector<std::string> use_algorithms(std::string_view text);
+
+  // A stretch of host time that a profiler shows under a name: the phases of a step, and in them the ops.
+  // Ranges nest. `name` must outlive the range.
+  class Range {
+   public:
+    Range(Backend& backend, const char* name) : backend_(backend) { backend_.begin_range(name); }
+    ~Range() { backend_.end_range(); }
+    Range(const Range&) = delete;
+    Range& operator=(const Range&) = delete;
+
+   private:
+    Backend& backend_;
+  };
+
   // Runs op after everything earlier on the same stream; may return before the work is done.
   template <class Op>
   void run(const Op& op, Stream stream = Stream::compute) {
     op.check();
     const Cost cost = op.cost();
     count(cost);
-    note(Op::kName);
+    const Range range(*this, Op::kName);
     observed(Op::kName, cost, [&] { do_run(op, stream); });
   }
 
@@ -113,8 +133,8 @@ class Backend {
   void set_observer(Observer observer) { observer_ = std::move(observer); }
 
  protected:
-  // Called before each op with its name: tracing and tests.
-  virtual void note(const char* op_name) { (void)op_name; }
+  virtual void begin_range(const char* name) { (void)name; }
+  virtual void end_range() {}
 
  private:
   friend class RecomputeScope;

@@ -3,6 +3,7 @@
 // last checkpoint as it was.
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <numeric>
 #include <set>
 
@@ -141,10 +142,9 @@ TEST_F(BadGround, WithAnAllocationRefusedAllTheSameSaysTheSame) {
   EXPECT_EQ(outcome_of([&] { backend->allocate(Space::device, kMiB); }).code, ExitCode::ok);
 }
 
-// Writes a host region of 40 MB through the card into another and compares; returns what was logged.
-std::string copy_through_the_card() {
+// Writes a host region of 40 MB through the card into another and compares.
+void copy_through_the_card() {
   constexpr std::int64_t kElems = 10'000'001;  // not a whole number of pieces
-  ::testing::internal::CaptureStderr();
   const auto backend = make_cuda_backend(cuda_target(86));
   const auto host = backend->allocate(Space::host, 4 * kElems),
              back = backend->allocate(Space::host, 4 * kElems);
@@ -167,19 +167,24 @@ std::string copy_through_the_card() {
   std::int64_t wrong = 0;
   for (std::int64_t i = 0; i < kElems; ++i) wrong += again.as<float>()[i] != 2 * there.as<float>()[i] ? 1 : 0;
   EXPECT_EQ(wrong, 0);
+}
+
+std::string said_while_copying() {
+  ::testing::internal::CaptureStderr();
+  copy_through_the_card();
   return ::testing::internal::GetCapturedStderr();
 }
 
 TEST_F(BadGround, WithoutPinnedMemoryCopiesThroughTwoPiecesOrTheDriverAndSaysWhich) {
-  EXPECT_EQ(copy_through_the_card(), "");
+  EXPECT_EQ(said_while_copying(), "");
   reset();
   sim::card().pinned_limit_bytes = 33 * kMiB;
-  EXPECT_THAT(copy_through_the_card(),
+  EXPECT_THAT(said_while_copying(),
               AllOf(HasSubstr("no 38.1 MiB of pinned host memory"),
                     HasSubstr("go through 32.0 MiB of pinned memory, which is slower")));
   reset();
   sim::card().pinned_limit_bytes = 0;
-  EXPECT_THAT(copy_through_the_card(), HasSubstr("go through buffers of the driver, which is slower"));
+  EXPECT_THAT(said_while_copying(), HasSubstr("go through buffers of the driver, which is slower"));
 }
 
 // ---- any call ----------------------------------------------------------------------------------------
@@ -199,59 +204,55 @@ std::unique_ptr<Engine> engine_on(std::unique_ptr<Backend> backend) {
 // A run folder with one checkpoint, and the engine on the cpu that made it.
 class SmallRun {
  public:
-  SmallRun() : engine_(engine_on(make_backend("cpu", cpu_target(1)))), store_(dir_.path().string(), 2) {
+  SmallRun() : engine_(engine_on(make_backend("cpu", cpu_target(1)))), store_(run_dir(), 2) {
     engine_->init_weights(1);
-    state_.step = 1;
-    store_.save(*engine_, state_);
+    RunState state;
+    state.step = state.applied = state.window = kFirstStep;
+    store_.save(*engine_, state);
     first_hash_ = state_hash(*engine_);
   }
   const std::string& first_hash() const { return first_hash_; }
 
-  // What a process does on the card: takes the newest checkpoint, works, saves the next.
+  // What a process does on the card: takes the newest checkpoint, trains a step (paged, checkpointed,
+  // packed), evaluates, samples and saves.
   void process() {
     const std::unique_ptr<Engine> engine = engine_on(make_cuda_backend(cuda_target(86)));
+    const std::int64_t row_tokens = engine->options().model.seq_len;
+    const TokenBatches batches = data_.batches(row_tokens);
+    const EvalBatches validation = data_.validation(row_tokens, row_tokens);
     std::string explanation;
     RunState state = store_.load(store_.newest(explanation), *engine);
-    work(*engine);
-    state.step = 2;
-    store_.save(*engine, state);
+    TrainerOptions options = tiny_trainer_options(run_dir(), kFirstStep + 1, 1);
+    options.eval_every = 1;
+    Trainer trainer(*engine, batches, &validation, data_.tokenizer(), options, state);
+    trainer.run();
   }
 
-  // The hash of the newest checkpoint, read by somebody else; and the folder as it was in the beginning.
-  std::string newest_hash_then_rewind() {
+  struct Newest {
+    std::int64_t step = 0;
+    std::string hash;
+  };
+  // The newest checkpoint as somebody else reads it; then the folder is as it was in the beginning.
+  Newest newest_then_rewind() {
     store_.remove_leftovers();
     std::string explanation;
     const std::string newest = store_.newest(explanation);
     EXPECT_EQ(explanation, "");
     const RunState state = store_.load(newest, *engine_);
-    const std::string hash = state_hash(*engine_);
-    if (state.step == 2) fs::remove_all(newest);
-    return hash;
+    if (state.step != kFirstStep) fs::remove_all(newest);
+    fs::remove(run_dir() + "/log.jsonl");  // it says what has been evaluated
+    return {.step = state.step, .hash = state_hash(*engine_)};
   }
+
+  static constexpr std::int64_t kFirstStep = 1;
 
  private:
-  // Ops on one stream, copies on the others, a number read back; leaves weights and moments alone.
-  static void work(Engine& engine) {
-    Backend& backend = engine.backend();
-    const auto device = backend.allocate(Space::device, 4096), host = backend.allocate(Space::host, 4096);
-    const TensorView x(device->base(), DType::f32, {64}), y(device->base() + 1024, DType::bf16, {64});
-    const TensorView sum(device->base() + 2048, DType::f64, {2});
-    const TensorView there(host->base(), DType::f32, {64}, Space::host);
-    backend.copy(there, x, Stream::copy_in);
-    backend.wait(Stream::compute, backend.record(Stream::copy_in));
-    backend.run(Fill{.x = sum, .value = 3});
-    backend.run(Add{.a = x, .b = x, .y = x});
-    backend.run(Cast{.x = x, .y = y});
-    backend.wait(Stream::copy_out, backend.record(Stream::compute));
-    backend.copy(x, there, Stream::copy_out);
-    EXPECT_EQ(backend.read_scalars(sum), (std::vector<double>{3, 3}));
-    backend.synchronize();
-  }
+  std::string run_dir() const { return dir_ / "run"; }
 
   TempDir dir_;
+  TinyData data_{dir_.path()};
   std::unique_ptr<Engine> engine_;
   CheckpointStore store_;
-  RunState state_;
   std::string first_hash_;
 };
 
@@ -261,9 +262,9 @@ struct Calls {
   std::size_t last = 0;
 };
 
-Calls calls_of(SmallRun& run) {
+Calls calls_of(const std::function<void()>& process) {
   sim::begin_process();
-  run.process();
+  process();
   Calls calls{.names = sim::runtime_call_names()};
   const std::set<std::string> returns{"cudaDeviceSynchronize", "cudaFree", "cudaFreeHost",
                                       "cudaStreamDestroy", "cudaEventDestroy"};
@@ -272,62 +273,96 @@ Calls calls_of(SmallRun& run) {
   return calls;
 }
 
-// All calls where that is quick; else the first of each name, and of the others every one that the stride
-// meets.
-std::vector<std::size_t> chosen(const Calls& calls) {
-  constexpr std::size_t kMost = 1000;
-  const std::size_t stride = calls.names.size() / kMost + 1;
-  std::set<std::string> seen;
-  std::vector<std::size_t> chosen;
+// The first and the last of each name, kernels among them, and of the others `more`, evenly spread.
+std::vector<std::size_t> chosen(const Calls& calls, std::size_t more) {
+  const std::size_t stride = calls.names.size() / (more + 1) + 1;
+  std::set<std::size_t> chosen;
+  std::set<std::string> seen, seen_behind;
   for (std::size_t i = 0; i < calls.names.size(); ++i) {
-    if (seen.insert(calls.names[i]).second || i % stride == 0) chosen.push_back(i);
+    const std::size_t behind = calls.names.size() - 1 - i;
+    if (seen.insert(calls.names[i]).second || i % stride == 0) chosen.insert(i);
+    if (seen_behind.insert(calls.names[behind]).second) chosen.insert(behind);
   }
-  return chosen;
+  return {chosen.begin(), chosen.end()};
+}
+
+// Nothing is lost: the newest checkpoint is the one before, or the whole one that was just being saved.
+void expect_one_of_the_two(SmallRun& run, const std::string& saved_hash) {
+  const SmallRun::Newest newest = run.newest_then_rewind();
+  EXPECT_EQ(newest.hash, newest.step == SmallRun::kFirstStep ? run.first_hash() : saved_hash);
+}
+
+// What the libraries' twins are called where a person reads it.
+std::string said_as(const std::string& call) {
+  if (call == "multiply") return "matrix product";
+  return call == "sort_pairs" ? "a sort" : call;
 }
 
 bool given_back_midway(const std::string& name) { return name == "cudaFree" || name == "cudaFreeHost"; }
 
+// Sticky errors that a card reports; each call gets another.
+cudaError_t error_of(std::size_t call) {
+  constexpr cudaError_t kErrors[] = {cudaErrorIllegalAddress, cudaErrorLaunchFailure,
+                                     cudaErrorECCUncorrectable, cudaErrorLaunchTimeout, cudaErrorUnknown};
+  return kErrors[call % std::size(kErrors)];
+}
+
+void expect_named(const Outcome& got, const Calls& calls, std::size_t call) {
+  if (call >= calls.last) {
+    EXPECT_EQ(got.code, ExitCode::ok);  // all work was done
+    return;
+  }
+  EXPECT_EQ(got.code, ExitCode::device);
+  // A failure to give something back is found by the next call.
+  if (!given_back_midway(calls.names[call])) {
+    EXPECT_THAT(got.what, HasSubstr("failed at " + said_as(calls.names[call])));
+  }
+  EXPECT_THAT(got.what, HasSubstr(cudaGetErrorName(error_of(call))));
+  EXPECT_NE(got.hint, "");
+}
+
 TEST_F(BadGround, AnyCallThatFailsForGoodEndsTheRunWithItsNameAndLeavesTheLastCheckpoint) {
   set_log_level(LogLevel::error);
   SmallRun run;
-  const Calls calls = calls_of(run);
-  EXPECT_EQ(run.newest_hash_then_rewind(), run.first_hash());
-  const std::vector<std::size_t> sites = chosen(calls);
-  const int errors[] = {cudaErrorIllegalAddress, cudaErrorLaunchFailure, cudaErrorECCUncorrectable,
-                        cudaErrorLaunchTimeout, cudaErrorUnknown};
-  int next_error = 0, thrown = 0;
+  const Calls calls = calls_of([&] { run.process(); });
+  const std::string hash = run.newest_then_rewind().hash;
+  ASSERT_NE(hash, run.first_hash());
+  const std::vector<std::size_t> sites = chosen(calls, 40);
   for (const std::size_t call : sites) {
-    const int error = errors[next_error++ % 5];
     SCOPED_TRACE(fmt::format("call {} of {}: {}", call, calls.names.size(), calls.names[call]));
     sim::begin_process();
-    sim::fail_runtime_call(static_cast<std::int64_t>(call), error);
-    const Outcome got = outcome_of([&] { run.process(); });
-    if (call < calls.last) {
-      ++thrown;
-      ASSERT_EQ(got.code, ExitCode::device);
-      // A failure to give something back is found by the next call.
-      if (!given_back_midway(calls.names[call])) {
-        EXPECT_THAT(got.what, HasSubstr("failed at " + calls.names[call]));
-      }
-      EXPECT_THAT(got.what, HasSubstr(cudaGetErrorName(static_cast<cudaError_t>(error))));
-      EXPECT_NE(got.hint, "");
-    } else {
-      EXPECT_EQ(got.code, ExitCode::ok);  // all work was done
-    }
-    EXPECT_EQ(run.newest_hash_then_rewind(), run.first_hash());
+    sim::fail_runtime_call(static_cast<std::int64_t>(call), error_of(call));
+    expect_named(outcome_of([&] { run.process(); }), calls, call);
+    expect_one_of_the_two(run, hash);
   }
-  fmt::print("{} calls in a run, {} of them failed in turn, {} ended it\n", calls.names.size(), sites.size(),
-             thrown);
-  EXPECT_GT(thrown, 50);
+  const std::set<std::string> names(calls.names.begin(), calls.names.end());
+  fmt::print("{} calls in a run, of {} names; {} of them failed in turn\n", calls.names.size(), names.size(),
+             sites.size());
+  // Every kernel that a training of this kind launches is among them.
+  EXPECT_GT(names.size(), 40u);
+  EXPECT_GT(sites.size(), 100u);
+}
+
+TEST_F(BadGround, AnyCallThatFailsForGoodWhileCopiesAreStagedEndsTheRunWithItsName) {
+  set_log_level(LogLevel::error);
+  sim::card().pinned_limit_bytes = 33 * kMiB;
+  const Calls calls = calls_of(copy_through_the_card);
+  EXPECT_EQ(std::count(calls.names.begin(), calls.names.end(), "cudaEventSynchronize") > 0, true);
+  for (std::size_t call = 0; call < calls.names.size(); ++call) {
+    SCOPED_TRACE(fmt::format("call {} of {}: {}", call, calls.names.size(), calls.names[call]));
+    sim::begin_process();
+    sim::fail_runtime_call(static_cast<std::int64_t>(call), error_of(call));
+    expect_named(outcome_of(copy_through_the_card), calls, call);
+  }
 }
 
 TEST_F(BadGround, AnyCallThatIsRefusedMemoryOnceEndsInExitThreeOrIsSurvivedAndLeaksNothing) {
   set_log_level(LogLevel::error);
   SmallRun run;
-  const Calls calls = calls_of(run);
-  run.newest_hash_then_rewind();
+  const Calls calls = calls_of([&] { run.process(); });
+  const std::string hash = run.newest_then_rewind().hash;
   std::set<std::string> survived;
-  for (const std::size_t call : chosen(calls)) {
+  for (const std::size_t call : chosen(calls, 0)) {
     SCOPED_TRACE(fmt::format("call {} of {}: {}", call, calls.names.size(), calls.names[call]));
     sim::begin_process();
     sim::fail_runtime_call(static_cast<std::int64_t>(call), cudaErrorMemoryAllocation, false);
@@ -341,13 +376,13 @@ TEST_F(BadGround, AnyCallThatIsRefusedMemoryOnceEndsInExitThreeOrIsSurvivedAndLe
     if (call < calls.last && !given_back_midway(calls.names[call])) {
       EXPECT_EQ(sim::allocated_bytes(), 0);
     }
-    EXPECT_EQ(run.newest_hash_then_rewind(), run.first_hash());
+    expect_one_of_the_two(run, hash);
   }
   // What has a way round it, and what gives back.
   EXPECT_TRUE(survived.contains("cudaHostAlloc"));
   EXPECT_FALSE(survived.contains("cudaMalloc"));
   EXPECT_FALSE(survived.contains("cudaMemcpyAsync"));
-  EXPECT_FALSE(survived.contains("add_kernel"));
+  EXPECT_FALSE(survived.contains("embedding_fwd_kernel"));
 }
 
 }  // namespace

@@ -204,6 +204,7 @@ TEST_F(Resume, RunStateSurvivesItsFileAndRefusesDamage) {
   s.vocab_hash = "v";
   s.data_hash = "d";
   s.options = {{"model", "d4"}};
+  s.algorithms = "a library\n1 2 3: 00ff\n";
   const RunState t = parse_run_state(run_state_json(s), "run.json");
   EXPECT_EQ(run_state_json(t), run_state_json(s));
 
@@ -230,6 +231,9 @@ TEST_F(Resume, RunStateSurvivesItsFileAndRefusesDamage) {
   refused(with("\"format_version\": 1", "\"format_version\": 2"), "format_version");
   refused(with("\"seconds\": 1.5", "\"seconds\": -1.5"), "seconds");
   refused(with("\"model\": \"d4\"", "\"model\": 4"), "options.");
+  refused(with("\"algorithms\": \"", "\"algorithms\": 1, \"x\": \""), "algorithms");
+  // Checkpoints written before there was a choice.
+  EXPECT_EQ(parse_run_state(with("\"algorithms\"", "\"unknown\""), "run.json").algorithms, "");
 }
 
 TEST_F(Resume, ANaNIsNeitherSavedNorLoaded) {
@@ -312,6 +316,7 @@ TEST_F(Resume, ChangesAreListedWithWhatTheyMean) {
   };
   EXPECT_NE(listed("micro-batch", "3").find("bits may differ"), std::string::npos);
   EXPECT_NE(listed("threads", "3").find("threads: 0 -> 3; no result depends on it"), std::string::npos);
+  EXPECT_NE(listed("device", "cuda").find("device: auto -> cuda; bits may differ"), std::string::npos);
   EXPECT_NE(listed("vram", "8GiB").find("vram: "), std::string::npos);
   EXPECT_EQ(listed("matrix-lr", "0.5").find(";"), std::string::npos);
   EXPECT_NE(listed("matrix-lr", "0.5").find("matrix-lr: "), std::string::npos);

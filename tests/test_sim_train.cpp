@@ -22,6 +22,7 @@
 #include "kernels/sim/sim.h"
 #include "src/io/checkpoint.h"
 #include "src/io/json.h"
+#include "tests/support/reseal.h"
 #include "tests/support/run_folder.h"
 #include "tests/support/tiny_run.h"
 
@@ -270,6 +271,39 @@ TEST_F(SimTrain, ANanochatWithHeadsOf128GivesTheSameBitsAfterAKillByBothRoutes) 
     SCOPED_TRACE(backend);
     expect_the_same_bits_after_a_kill(nanochat(128), backend);
   }
+}
+
+// Another algorithm sums in another order: what continues a run continues with those it had.
+TEST_F(SimTrain, ACheckpointHoldsTheLibrarysAlgorithmsAndARunThatLosesThemSaysSo) {
+  const EngineOptions options = nanochat(64);
+  const std::string run = dir / "run", here = "simulated library 1", there = "another card";
+  expect_ended(train(options, "sim-scratch", run, -1));
+  std::string ignored;
+  const std::string newest = CheckpointStore(run, 2).newest(ignored);
+  const std::string saved = CheckpointStore::read_state(newest).algorithms;
+  EXPECT_EQ(saved.find(here), 0u) << saved;
+  EXPECT_GE(std::count(saved.begin(), saved.end(), '\n'), 8) << saved;  // a linear's three products, and more
+
+  const std::string heard = dir / "heard";
+  const auto load = [&](const std::string& backend) {
+    expect_ended(in_child(backend, [&] {
+      const Target target = test_target(1);
+      Engine engine(make_test_backend(target), options, Engine::rehearse(options, target));
+      ::testing::internal::CaptureStderr();
+      CheckpointStore(run, 2).load(newest, engine);
+      std::ofstream(heard) << engine.backend().algorithms()
+                           << "heard: " << ::testing::internal::GetCapturedStderr();
+    }));
+    return read_text(heard);
+  };
+  EXPECT_EQ(load("sim-scratch"), saved + "heard: ");
+  EXPECT_NE(load("cpu").find("bits may differ"), std::string::npos);
+  reseal(run, kSteps, "run.json",
+         [&](std::string& text) { text.replace(text.find(here), here.size(), there); });
+  const std::string other = load("sim-scratch");
+  EXPECT_EQ(other.find(saved), std::string::npos);
+  for (const std::string& word : {there, std::string("bits may differ"), newest})
+    EXPECT_NE(other.find(word), std::string::npos) << other;
 }
 
 TEST_F(SimTrain, AGpt2InFp16WithHeadsOf48GivesTheSameBitsAfterAKill) {

@@ -11,6 +11,7 @@
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/range.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/staging.h"
 #include "kernels/scratch.h"
@@ -73,6 +74,10 @@ class CudaBackend final : public Backend {
 
   std::string_view name() const override { return "cuda"; }
   DeviceFacts device() const override { return card_.facts; }
+  std::string algorithms() const override { return blas_->algorithms(); }
+  std::vector<std::string> use_algorithms(std::string_view text) override {
+    return blas_->use_algorithms(text);
+  }
 
   std::unique_ptr<MemoryRegion> allocate(Space space, std::int64_t bytes) override {
     // A zero-byte arena still wants an address of its own.
@@ -160,8 +165,9 @@ class CudaBackend final : public Backend {
   }
   bool is_pageable(const TensorView& view) const {
     return view.space == Space::host &&
-           std::any_of(pageable_.begin(), pageable_.end(),
-                       [&](const Range& range) { return view.data >= range.begin && view.data < range.end; });
+           std::any_of(pageable_.begin(), pageable_.end(), [&](const PageableRange& range) {
+             return view.data >= range.begin && view.data < range.end;
+           });
   }
 
   void do_copy(const TensorView& from, const TensorView& to, Stream stream) override {
@@ -189,6 +195,9 @@ class CudaBackend final : public Backend {
     return values;
   }
 
+  void begin_range(const char* name) override { cuda::begin_range(name); }
+  void end_range() override { cuda::end_range(); }
+
   template <class Op>
   void run_op(const Op& op, Stream stream) {
     if constexpr (TakesScratch<Op>) {
@@ -208,7 +217,7 @@ class CudaBackend final : public Backend {
   QT_FOR_EACH_OP(QT_RUN_ON_CUDA)
 #undef QT_RUN_ON_CUDA
 
-  struct Range {
+  struct PageableRange {
     const std::byte *begin, *end;
   };
 
@@ -217,7 +226,7 @@ class CudaBackend final : public Backend {
   std::array<cuda::OwnedStream, 3> streams_;
   std::vector<cuda::OwnedEvent> events_;
   std::uint64_t next_event_ = 0;
-  std::vector<Range> pageable_;  // regions of ordinary memory; they live as long as the run
+  std::vector<PageableRange> pageable_;  // regions of ordinary memory; they live as long as the run
   std::unique_ptr<cuda::Staging> staging_;
   std::unique_ptr<MemoryRegion> workspace_;
   std::unique_ptr<cuda::Blas> blas_;

@@ -53,6 +53,14 @@ std::int32_t pick_token(std::span<const float> logits, const SampleOptions& how,
   return order[kept - 1];
 }
 
+// A phase of the step arena that profilers show as well.
+struct StepPhase {
+  StepPhase(Arena& step, Backend& backend, const char* name) : range(backend, name), phase(step, name) {}
+
+  Backend::Range range;
+  PhaseScope phase;
+};
+
 }  // namespace
 
 BackendTotals RunPlan::train_step(std::int64_t accumulation) const {
@@ -146,12 +154,12 @@ void Engine::rehearse_training(RunPlan& plan, const HostBatch& batch) {
 }
 
 void Engine::init_weights(std::uint64_t seed) {
-  const PhaseScope phase(*step_, "init");
+  const StepPhase phase(*step_, *backend_, "init");
   optimizer_->init_weights(*step_, seed);
 }
 
 void Engine::encode_weights() {
-  const PhaseScope phase(*step_, "init");
+  const StepPhase phase(*step_, *backend_, "init");
   optimizer_->encode_weights(*step_);
 }
 
@@ -159,7 +167,7 @@ double Engine::time_paging() {
   if (optimizer_->paged_bytes() == 0) return 0;
   double seconds = 0;
   for (int pass = 0; pass < 2; ++pass) {  // the first touch of fresh memory costs more than any later one
-    const PhaseScope phase(*step_, "init");
+    const StepPhase phase(*step_, *backend_, "init");
     backend_->synchronize();
     const auto start = std::chrono::steady_clock::now();
     optimizer_->page_through(*step_);
@@ -177,7 +185,7 @@ void Engine::accumulate(const FetchBatch& fetch, const BetweenBatches& between, 
   const float grad_scale = static_cast<float>(loss_scale / static_cast<double>(options_.step_tokens()));
   for (std::int64_t micro = 0; micro < options_.accumulation; ++micro) {
     {
-      const PhaseScope phase(*step_, "micro_step");
+      const StepPhase phase(*step_, *backend_, "micro_step");
       model_->forward_backward(fetch(micro), grad_scale, totals_);
     }
     if (between) between(micro + 1);
@@ -185,13 +193,13 @@ void Engine::accumulate(const FetchBatch& fetch, const BetweenBatches& between, 
 }
 
 StepStats Engine::measure(double lr_multiplier, std::int64_t t, double loss_scale) {
-  const PhaseScope phase(*step_, "norm");
+  const StepPhase phase(*step_, *backend_, "norm");
   return optimizer_->measure(*step_, totals_, lr_multiplier, t,
                              static_cast<double>(options_.step_tokens()) / loss_scale);
 }
 
 void Engine::update() {
-  const PhaseScope phase(*step_, "optimizer_step");
+  const StepPhase phase(*step_, *backend_, "optimizer_step");
   optimizer_->update(*step_);
 }
 
@@ -204,7 +212,7 @@ StepStats Engine::train_step(const FetchBatch& fetch, const BetweenBatches& betw
 }
 
 Engine::EvalSums Engine::evaluate(const HostBatch& batch) {
-  const PhaseScope phase(*step_, "eval_step");
+  const StepPhase phase(*step_, *backend_, "eval_step");
   backend_->run(Fill{.x = totals_, .value = 0});
   model_->evaluate(batch, totals_);
   const std::vector<double> sums = backend_->read_scalars(totals_);
@@ -213,7 +221,7 @@ Engine::EvalSums Engine::evaluate(const HostBatch& batch) {
 
 std::vector<std::int32_t> Engine::sample(std::span<const std::int32_t> prompt, const SampleOptions& how,
                                          const BetweenBatches& between) {
-  const PhaseScope phase(*step_, "sample");
+  const StepPhase phase(*step_, *backend_, "sample");
   Decoder decoder(*model_, options_.sample_tokens);
   const std::span<float> logits(sample_logits_);
   std::vector<std::int32_t> text;
@@ -233,7 +241,7 @@ std::vector<std::int32_t> Engine::sample(std::span<const std::int32_t> prompt, c
 }
 
 void Engine::logits(std::span<const std::int32_t> ids, std::span<float> out) {
-  const PhaseScope phase(*step_, "logits");
+  const StepPhase phase(*step_, *backend_, "logits");
   model_->logits(ids, out);
 }
 

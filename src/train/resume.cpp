@@ -14,10 +14,9 @@ constexpr std::string_view kFixed[] = {"model",     "vocab-size", "seq-len", "n-
 // Decide which run it is: another value is another experiment.
 constexpr std::string_view kIdentity[] = {"batch-tokens", "seed", "data-order"};
 // Change rounding, not meaning.
-constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk", "gemm"};
+constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk", "gemm", "device", "arch"};
 // What the run is executed on: no result depends on it, but whoever continues should see it.
-constexpr std::string_view kShown[] = {"threads",         "vram", "ram", "paging", "device", "arch",
-                                       "ckpt-activations"};
+constexpr std::string_view kShown[] = {"threads", "vram", "ram", "paging", "ckpt-activations"};
 // How long, how often, where: no result depends on them.
 constexpr std::string_view kFree[] = {"stop-after",    "batch-size",    "gradient-accumulation-steps",
                                       "init-from",     "eval-iters",    "fresh",
@@ -62,6 +61,9 @@ std::map<std::string, std::string> effective_options(const Options& options, con
   effective.vocab_size = run.engine.model.vocab_size;
   effective.seq_len = run.engine.model.seq_len;
   effective.n_kv_head = run.engine.model.n_kv_head;
+  const bool on_card = run.target.kind == DeviceKind::cuda;
+  effective.device = on_card ? "cuda" : "cpu";
+  if (on_card) effective.arch = run.target.name;
   // Naming the shape that the model has anyway is no change.
   if (is_gpt_name(options.model)) {
     effective.n_layer = run.engine.model.n_layer;

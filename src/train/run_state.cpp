@@ -118,6 +118,7 @@ std::string run_state_json(const RunState& s) {
   json["vocab_hash"] = s.vocab_hash;
   json["data_hash"] = s.data_hash;
   json["options"] = s.options;
+  json["algorithms"] = s.algorithms;
   return json.dump(1) + "\n";
 }
 
@@ -152,6 +153,8 @@ RunState parse_run_state(const std::string& text, const std::string& origin) {
     QT_CHECK(value.is_string(), DataError, "{}: field 'options.{}' must be text", origin, in_quotes(name));
     s.options[name] = value.get<std::string>();
   }
+  // Not in checkpoints from before there was a device that chooses.
+  if (json_has(json, "algorithms")) s.algorithms = json_string(json, "algorithms", origin);
   return s;
 }
 
@@ -193,7 +196,9 @@ void CheckpointStore::save(Engine& engine, const RunState& state) {
                           {"packed", std::string(format_info(engine.options().memory.weights).name)}};
   write_tensors(writer.add_file(kWeightsFile), engine.backend(), weights, metadata, staging_);
   write_tensors(writer.add_file(kStateFile), engine.backend(), optimizer, metadata, staging_);
-  writer.add_file(kRunFile).write(run_state_json(state));
+  RunState complete = state;
+  complete.algorithms = engine.backend().algorithms();
+  writer.add_file(kRunFile).write(run_state_json(complete));
   writer.finish();
   // A state under suspicion pushes nothing out: what a restore goes back to must stay.
   if (state.bad_in_a_row > 0) return;
@@ -239,6 +244,17 @@ RunState CheckpointStore::load(const std::string& checkpoint, Engine& engine) co
   RunState state = read_state(checkpoint);
   read_tensors(std::filesystem::path(checkpoint) / kWeightsFile, engine.backend(), engine.weights());
   read_tensors(std::filesystem::path(checkpoint) / kStateFile, engine.backend(), engine.state());
+  // Inference meets other shapes anyway, and continues nobody's bits.
+  if (engine.options().inference) return state;
+  const std::vector<std::string> reasons = engine.backend().use_algorithms(state.algorithms);
+  if (!reasons.empty()) {
+    log_warning(
+        "some matrix products are not computed as they were when '{}' was saved: the run goes on, and its "
+        "bits "
+        "may differ from those of a run that stayed where it was ({}{})",
+        checkpoint, reasons.front(),
+        reasons.size() == 1 ? "" : fmt::format("; and {} more", reasons.size() - 1));
+  }
   return state;
 }
 

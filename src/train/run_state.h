@@ -30,6 +30,8 @@ struct RunState {
   std::string vocab_hash;
   std::string data_hash;                       // of the training shards
   std::map<std::string, std::string> options;  // effective values as typed, auto resolved
+  // Backend::algorithms() when it was saved; save() fills it, load() hands it back to the backend.
+  std::string algorithms;
 };
 
 inline constexpr int kRunFormatVersion = 1;
@@ -61,8 +63,9 @@ class CheckpointStore {
   // The same among those saved while the loss was finite: what a diverged run goes back to.
   std::string newest_trusted() const;
 
-  // Fills engine and returns the state. Shapes and dtypes must match the engine: DataError naming the tensor
-  // otherwise.
+  // Fills engine and returns the state; the backend goes on with the algorithms that were saved, and where it
+  // cannot, a warning says that bits may differ. Shapes and dtypes must match the engine: DataError naming
+  // the tensor otherwise.
   RunState load(const std::string& checkpoint, Engine& engine) const;
   static RunState read_state(const std::string& checkpoint);
 

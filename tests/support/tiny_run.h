@@ -125,9 +125,9 @@ class TinyData {
   TokenBatches batches(std::int64_t row_tokens, std::uint64_t seed = 1) const {
     return TokenBatches(TokenStream(open_shards(data_->train_shards, tokenizer())), row_tokens, seed);
   }
-  EvalBatches validation(std::int64_t row_tokens) const {
+  EvalBatches validation(std::int64_t row_tokens, std::int64_t tokens = 512) const {
     return EvalBatches(TokenStream(open_shards(data_->val_shards, tokenizer())), row_tokens,
-                       tokenizer().token_bytes_table(), 512);
+                       tokenizer().token_bytes_table(), tokens);
   }
 
  private:
