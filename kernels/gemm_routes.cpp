@@ -2,6 +2,7 @@
 #include "kernels/gemm_routes.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace qt {
 
@@ -32,6 +33,21 @@ std::optional<GemmRoute> measured_route(std::span<const MeasuredProduct> table, 
   }
   if (nearest == nullptr) return std::nullopt;
   return nearest->fused_us <= kFusedWorthFactor * nearest->scratch_us ? GemmRoute::fused : GemmRoute::scratch;
+}
+
+std::uint64_t routes_fingerprint(std::span<const MeasuredProduct> table, int sm) {
+  std::uint64_t hash = 0;
+  const auto take = [&](std::uint64_t value) {  // FNV-1a, a word at a time
+    if (hash == 0) hash = 0xCBF29CE484222325u;
+    hash = (hash ^ value) * 0x100000001B3u;
+  };
+  for (const MeasuredProduct& p : table) {
+    if (p.sm != sm) continue;
+    take(static_cast<std::uint64_t>(p.layout));
+    for (const std::int64_t size : {p.M, p.N, p.K}) take(static_cast<std::uint64_t>(size));
+    for (const double us : {p.fused_us, p.scratch_us}) take(std::bit_cast<std::uint64_t>(us));
+  }
+  return hash;
 }
 
 std::optional<GemmRoute> measured_route(int sm, GemmLayout layout, std::int64_t M, std::int64_t N,

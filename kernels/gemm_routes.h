@@ -28,6 +28,11 @@ std::span<const MeasuredProduct> measured_products();
 // first counts. Fused, which needs no scratch, is taken up to 5 % slower.
 std::optional<GemmRoute> measured_route(std::span<const MeasuredProduct> table, int sm, GemmLayout layout,
                                         std::int64_t M, std::int64_t N, std::int64_t K);
+
+// Tells one table from another, for cards of one sm: 0 where nothing is measured. Another route is another
+// order of sums.
+std::uint64_t routes_fingerprint(std::span<const MeasuredProduct> table, int sm);
+
 std::optional<GemmRoute> measured_route(int sm, GemmLayout layout, std::int64_t M, std::int64_t N,
                                         std::int64_t K);
 

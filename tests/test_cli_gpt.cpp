@@ -169,6 +169,12 @@ TEST_F(CliGpt, StartsFromTheWeightsOfAnother) {
   convert("", 1);
   expect_refusal(start("fourth"), 4, {"ln_1.weight", "[19]", "[20]", "--n-embd"});
   fs::remove_all(folder);
+  // A run that has begun needs them no more.
+  const Ended continued =
+      run(with(words(dir / "shaped", "2"), {"--n_head", "4", "--n_layer", "3", "--learning_rate", "1e-30"}) +
+          text() + Words{"--init_from", folder});
+  expect_success(continued);
+  expect_words(continued.out, {"step-000000001", "2 layers, width 20, 2 heads"});
   expect_refusal(start("fifth"), 2, {folder, "convert_nanogpt.py"});
   expect_refusal(run(words(dir / "sixth") + text() + Words{"--init_from", "resume"}), 2,
                  {"resume", "no checkpoint"});

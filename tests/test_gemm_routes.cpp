@@ -110,5 +110,17 @@ TEST(GemmRoutes, AWrittenRouteIsTakenWhateverWasMeasured) {
   }
 }
 
+TEST(GemmRoutes, TablesAreToldApartByWhatTheySayOfACard) {
+  const std::uint64_t whole = routes_fingerprint(kTable, 90);
+  EXPECT_NE(whole, 0u);
+  EXPECT_EQ(routes_fingerprint(kTable, 89), 0u);
+  std::vector<MeasuredProduct> other = kTable;
+  other[1].fused_us += 1;
+  EXPECT_NE(routes_fingerprint(other, 90), whole);
+  other = kTable;
+  other.push_back({89, kForward, 1, 1, 1, 1, 1});
+  EXPECT_EQ(routes_fingerprint(other, 90), whole);
+}
+
 }  // namespace
 }  // namespace qt

@@ -361,6 +361,23 @@ TEST_F(BlasTwin, LeavesOutAndReportsWhatDoesNotFit) {
   EXPECT_EQ(fresh->algorithms(), text);
 }
 
+TEST_F(BlasTwin, OfABackendComesWithTheTableOfRoutesWhereThatDecides) {
+  Target target = cuda_target(86);
+  const auto measured = make_cuda_backend(target);
+  const std::string text = measured->algorithms();
+  ASSERT_EQ(text.find("routes "), 0u) << text;
+  EXPECT_EQ(measured->use_algorithms(text), std::vector<std::string>{});
+  std::string other = text;
+  other[other.find('\n') - 1] ^= 1;
+  const std::vector<std::string> reasons = measured->use_algorithms(other);
+  ASSERT_EQ(reasons.size(), 1u);
+  EXPECT_NE(reasons[0].find("routes"), std::string::npos);
+  target.gemm = GemmRoute::fused;
+  const auto named = make_cuda_backend(target);
+  EXPECT_EQ("routes" + named->algorithms(), "routes" + text.substr(text.find('\n') + 1));
+  EXPECT_EQ(named->use_algorithms(other), std::vector<std::string>{});  // --gemm has changed, and is listed
+}
+
 TEST_F(BlasTwin, RefusesABiasThatTheLibraryWouldNotAdd) {
   const auto blas = cuda::make_blas(nullptr, 0);
   alignas(16) const float bias[4] = {100, 200, 300, 400};

@@ -10,6 +10,7 @@
 #include "src/train/machine.h"
 #include "src/train/option_table.h"
 #include "src/train/planner.h"
+#include "src/train/resume.h"
 
 namespace qt {
 namespace {
@@ -153,6 +154,80 @@ TEST(PlanOfD32, EndsWithTheCommandThatRepeatsIt) {
   again.micro_batch = 4;
   again.grad_dtype = "bf16";
   EXPECT_EQ(plan(again, 8 * kGiB).device_bytes, run.device_bytes);
+}
+
+// Words as a POSIX shell cuts them, as far as shell_word() writes them.
+std::vector<std::string> shell_words(const std::string& command) {
+  std::vector<std::string> words{""};
+  bool quoted = false;
+  for (std::size_t i = 0; i < command.size(); ++i) {
+    const char c = command[i];
+    if (c == '\'') {
+      quoted = !quoted;
+    } else if (c == '\\' && !quoted) {
+      words.back() += command[++i];
+    } else if (c == ' ' && !quoted) {
+      words.emplace_back();
+    } else {
+      words.back() += c;
+    }
+  }
+  return words;
+}
+
+TEST(PlanCommand, LeadsToTheSamePlanWhateverWasAskedFor) {
+  using Words = std::vector<std::string>;
+  const Words cases[] = {
+      {"--model", "d32", "--quant", "nf4", "--ckpt-activations", "--vram", "8GiB"},
+      {"--model", "d12", "--data", "a b.txt", "c\"d'e.txt", "--prompt", "", "--no-quiet"},
+      {"--model", "gpt2"},
+      // What gpt models would have otherwise.
+      {"--model", "gpt2", "--beta1", "0.8", "--weight-decay", "0", "--eps", "1e-10", "--schedule", "warmdown",
+       "--final-lr", "0", "--split-pattern", "nanochat"},
+      {"--model", "gpt2", "--matrix-lr", "1e-3"},
+      {"--model", "gpt2", "--batch_size", "12", "--gradient_accumulation_steps", "4", "--eval_iters", "20",
+       "--min_lr", "6e-5"},
+      {"--model", "gpt2", "--learning-rate", "0"},
+      // Paged at this micro-batch; the same micro-batch alone would be tried resident.
+      {"--model", "gpt", "--n-layer", "24", "--n-head", "6", "--n-embd", "384", "--seq-len", "4032",
+       "--batch-tokens", "32256", "--vocab-size", "256", "--dtype", "fp16", "--vram", "3GiB"},
+  };
+  for (const Words& words : cases) {
+    SCOPED_TRACE(fmt::format("{}", fmt::join(words, " ")));
+    const auto planned = [](const Words& args) {
+      Options o = load_options(args).options;
+      if (o.vram_bytes == 0) o.vram_bytes = 24 * kGiB;
+      const PlannedRun run = plan(o, o.vram_bytes);
+      return std::pair(run, effective_options(o, run));
+    };
+    const auto [first, meant] = planned(words);
+    const Words command = shell_words(first.command);
+    ASSERT_EQ(command.front(), "qtrain");
+    const auto [again, read] = planned(Words(command.begin() + 1, command.end()));
+    EXPECT_EQ(read, meant) << first.command;
+    EXPECT_EQ(again.device_bytes, first.device_bytes) << first.command;
+    EXPECT_EQ(again.command, first.command);
+  }
+}
+
+// The least memory decides where nothing else fits; the plan says so and repeats it.
+TEST(PlanOfD32, TakesTheRouteWithoutScratchWhereNothingElseFits) {
+  const Options o = d32("nf4", 4, "bf16");
+  const PlannedRun wide = plan(o);
+  Target floor = card();
+  floor.gemm = GemmRoute::fused;
+  Limits limits;
+  limits.device_bytes = 12 * kGiB;
+  const PlannedRun least = plan_run(o, floor, limits, 0);
+  ASSERT_LT(least.device_bytes, wide.device_bytes);
+  const PlannedRun run = plan(o, least.device_bytes + wide.reserve_bytes);
+  EXPECT_TRUE(run.fits());
+  EXPECT_EQ(run.device_bytes, least.device_bytes);
+  EXPECT_EQ(run.target.gemm, GemmRoute::fused);
+  EXPECT_NE(run.command.find("--gemm fused"), std::string::npos) << run.command;
+  EXPECT_EQ(run.decisions.front(), "--gemm fused: without scratch for expanded weights it fits");
+  EXPECT_EQ(plan(o, wide.device_bytes + wide.reserve_bytes).target.gemm, GemmRoute::automatic);
+  EXPECT_FALSE(plan(o, least.device_bytes + wide.reserve_bytes - 1).fits());
 }
 
 TEST(PlanOfD32, FitsAnEightGibibyteCardAtOneRow) {

@@ -14,6 +14,7 @@
 #include "kernels/cuda/range.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/staging.h"
+#include "kernels/gemm_routes.h"
 #include "kernels/scratch.h"
 #include "src/core/log.h"
 #include "src/core/units.h"
@@ -74,9 +75,14 @@ class CudaBackend final : public Backend {
 
   std::string_view name() const override { return "cuda"; }
   DeviceFacts device() const override { return card_.facts; }
-  std::string algorithms() const override { return blas_->algorithms(); }
+  std::string algorithms() const override { return routes_line() + blas_->algorithms(); }
   std::vector<std::string> use_algorithms(std::string_view text) override {
-    return blas_->use_algorithms(text);
+    const std::string_view routes = text.starts_with(kRoutes) ? text.substr(0, text.find('\n') + 1) : "";
+    const std::string here = routes_line();
+    std::vector<std::string> reasons = blas_->use_algorithms(text.substr(routes.size()));
+    if (!routes.empty() && !here.empty() && routes != here)
+      reasons.insert(reasons.begin(), "this program has measured other routes for packed products");
+    return reasons;
   }
 
   std::unique_ptr<MemoryRegion> allocate(Space space, std::int64_t bytes) override {
@@ -104,6 +110,13 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  // The table behind --gemm auto; nothing where the route is named.
+  static constexpr std::string_view kRoutes = "routes ";
+  std::string routes_line() const {
+    if (target().gemm != GemmRoute::automatic) return {};
+    return fmt::format("{}{:016x}\n", kRoutes, routes_fingerprint(measured_products(), target().sm));
+  }
+
   // Events are few: the pager's slots and the phases. They are made once and used again in turn.
   static constexpr std::size_t kMaxEvents = 1024;
 

@@ -1,8 +1,11 @@
 #include "src/train/command.h"
 
+#include <set>
+
 #include <fmt/format.h>
 
 #include "src/core/units.h"
+#include "src/train/nanogpt.h"
 #include "src/train/option_table.h"
 
 namespace qt {
@@ -27,23 +30,61 @@ std::string value_text(const Options& options, const OptionSpec& spec) {
   return bytes % kMiB == 0 ? fmt::format("{}MiB", bytes / kMiB) : text;
 }
 
+std::string word_of(const Options& options, const OptionSpec& spec) {
+  const bool off = spec.kind == OptionKind::flag && option_text(options, spec) == "false";
+  std::string words = fmt::format(" --{}{}", off ? "no-" : "", spec.name);
+  if (const auto* list = std::get_if<std::vector<std::string> Options::*>(&spec.member)) {
+    for (const std::string& word : options.**list) words += " " + shell_word(word);
+    return words;
+  }
+  return spec.kind == OptionKind::flag ? words : words + " " + shell_word(value_text(options, spec));
+}
+
+// What a command line with these options leads to: some come with others (the defaults of gpt models), some
+// are computed from others.
+Options reading(const Options& options, const std::set<const OptionSpec*>& said) {
+  LoadedOptions loaded;
+  for (const OptionSpec* spec : said) {
+    set_option(loaded.options, *spec, option_values(*spec, option_text(options, *spec), "plan"), "plan");
+    loaded.source[spec->name] = OptionSource::command_line;
+  }
+  settle_nanogpt_words(loaded);
+  return loaded.options;
+}
+
 }  // namespace
 
-std::string command_of(const Options& options, const PlannedRun& run) {
+Options with_choices(const Options& options, const PlannedRun& run) {
   Options chosen = options;
   chosen.micro_batch = run.engine.memory.micro_batch_rows;
   chosen.grad_dtype = dtype_name(run.engine.memory.gradient);
+  if (run.target.kind == DeviceKind::cuda && run.target.gemm == GemmRoute::fused) chosen.gemm = "fused";
+  if (run.engine.memory.compute == DType::f16) chosen.paging = run.engine.optim.paged ? "on" : "off";
+  return chosen;
+}
+
+std::string command_of(const Options& options, const PlannedRun& run) {
+  Options chosen = with_choices(options, run);
   const Options defaults;
+  if (chosen.learning_rate > 0) {  // the others have no effect, and to say them beside it is an error
+    chosen.matrix_lr = defaults.matrix_lr;
+    chosen.embedding_lr = defaults.embedding_lr;
+    chosen.head_lr = defaults.head_lr;
+  }
+  std::set<const OptionSpec*> said{find_option("model")};
+  for (bool complete = false; !complete;) {
+    const Options read = reading(chosen, said);
+    complete = true;
+    for (const OptionSpec& spec : option_table()) {
+      // What has been said and is read otherwise was said in vain: again would not help.
+      if (option_text(chosen, spec) != option_text(read, spec) && said.insert(&spec).second) complete = false;
+    }
+  }
   std::string command = "qtrain";
   for (const OptionSpec& spec : option_table()) {
-    if (option_text(chosen, spec) == option_text(defaults, spec)) continue;
-    const bool off = spec.kind == OptionKind::flag && option_text(chosen, spec) == "false";
-    command += fmt::format(" --{}{}", off ? "no-" : "", spec.name);
-    if (const auto* list = std::get_if<std::vector<std::string> Options::*>(&spec.member)) {
-      for (const std::string& word : chosen.**list) command += " " + shell_word(word);
-      continue;
-    }
-    if (spec.kind != OptionKind::flag) command += " " + shell_word(value_text(chosen, spec));
+    const bool needed =
+        option_text(chosen, spec) != option_text(defaults, spec) || spec.name != std::string_view("model");
+    if (said.contains(&spec) && needed) command += word_of(chosen, spec);
   }
   return command;
 }

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <optional>
 #include <string_view>
 #include <thread>
@@ -23,6 +24,8 @@ constexpr std::int64_t kDisplayReserveBytes = 1 * kGiB;     // windows, and the 
 constexpr std::int64_t kHeadlessReserveBytes = 256 * kMiB;  // the driver's growth
 constexpr std::int64_t kAssumedCardBytes = 12 * kGiB;       // --device cuda without a card and without --vram
 constexpr int kAssumedSm = 89;
+// What NVIDIA has sold with tensor cores; cuda_target() refuses those that are too old, by name.
+constexpr int kKnownSm[] = {70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121};
 
 // The card that this program can use. Where it was built for cards but finds none, `why` says so.
 std::optional<DeviceFacts> find_card(std::string& why) {
@@ -69,22 +72,22 @@ std::int64_t checkpoint_disk_bytes(const std::string& run_dir) {
   return bytes;
 }
 
-int sm_from_name(const std::string& name) {
-  int sm = 0;
+// None for "auto". "89" is "sm_89".
+std::optional<int> sm_from_name(const std::string& name) {
+  if (name == "auto") return std::nullopt;
   const std::string_view digits = std::string_view(name).substr(name.starts_with("sm_") ? 3 : 0);
+  int sm = 0;
   const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), sm);
-  if (error != std::errc{} || stop != digits.data() + digits.size()) {
-    throw ConfigError(fmt::format("unknown architecture '{}'", name),
-                      "use --arch auto, sm_80, sm_86, sm_89, sm_90 or sm_120");
-  }
-  return sm;
+  const bool is_number = error == std::errc{} && stop == digits.data() + digits.size();
+  if (is_number && std::find(std::begin(kKnownSm), std::end(kKnownSm), sm) != std::end(kKnownSm)) return sm;
+  throw ConfigError(fmt::format("--arch {} is not known", name),
+                    "use --arch auto, sm_80, sm_86, sm_89, sm_90 or sm_120");
 }
 
 }  // namespace
 
 Target target_from_options(const Options& o) {
-  if (o.device != "auto" && o.device != "cpu" && o.device != "cuda")
-    throw ConfigError(fmt::format("unknown device '{}'", o.device), "use --device auto, cpu or cuda");
+  const std::optional<int> named_sm = sm_from_name(o.arch);
   std::string why;
   std::optional<DeviceFacts> card;
   if (o.device != "cpu") card = find_card(why);
@@ -95,7 +98,7 @@ Target target_from_options(const Options& o) {
              o.threads);
     return cpu_target(o.threads > 0 ? static_cast<int>(o.threads) : cores);
   }
-  Target target = cuda_target(o.arch != "auto" ? sm_from_name(o.arch) : card ? card->sm : kAssumedSm);
+  Target target = cuda_target(named_sm ? *named_sm : card ? card->sm : kAssumedSm);
   if (o.gemm == "fused") target.gemm = GemmRoute::fused;
   if (o.gemm == "scratch") target.gemm = GemmRoute::scratch;
   return target;

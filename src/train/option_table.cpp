@@ -85,9 +85,6 @@ constexpr Synonym kSynonyms[] = {
     {&Options::dtype, "bfloat16", "bf16"},
     {&Options::grad_dtype, "float32", "f32"},
     {&Options::grad_dtype, "fp32", "f32"},
-    {&Options::grad_dtype, "float16", "fp16"},
-    {&Options::grad_dtype, "f16", "fp16"},
-    {&Options::grad_dtype, "half", "fp16"},
     {&Options::grad_dtype, "bfloat16", "bf16"},
     {&Options::paging, "true", "on"},
     {&Options::paging, "false", "off"},
@@ -110,7 +107,25 @@ std::string label_of(const OptionSpec& spec, std::string_view origin) {
              : fmt::format("--{} ({})", spec.name, origin);
 }
 
+std::vector<std::string> choices_of(const OptionSpec& spec) {
+  std::vector<std::string> choices;
+  for (const std::string& word : split_words(spec.choices, spec.name)) {
+    if (word != "|") choices.push_back(word);
+  }
+  return choices;
+}
+
 }  // namespace
+
+void require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin) {
+  if (spec.choices == nullptr) return;
+  const std::vector<std::string> choices = choices_of(spec);
+  if (std::find(choices.begin(), choices.end(), value) != choices.end()) return;
+  const bool typed = origin == option_source_name(OptionSource::command_line);
+  throw ConfigError(fmt::format("--{} {}{} is not available", spec.name, value,
+                                typed ? std::string() : fmt::format(" ({})", origin)),
+                    fmt::format("use --{} with one of: {}", spec.name, fmt::join(choices, ", ")));
+}
 
 std::string_view option_source_name(OptionSource source) {
   constexpr std::string_view kSources[] = {"default", "default of gpt models", "file", "environment",
@@ -156,6 +171,7 @@ void set_option(Options& options, const OptionSpec& spec, const std::vector<std:
   const std::string label = label_of(spec, origin);
   if (auto* member = std::get_if<std::string Options::*>(&spec.member)) {
     options.** member = own_word(*member, text);
+    require_choice(spec, options.**member, origin);
   } else if (auto* flag = std::get_if<bool Options::*>(&spec.member)) {
     options.** flag = option_flag(text, label);
   } else if (auto* seed = std::get_if<std::uint64_t Options::*>(&spec.member)) {
@@ -198,7 +214,9 @@ void print_option_help(std::ostream& out) {
   std::string_view section;
   for (const OptionSpec& spec : option_table()) {
     if (section != spec.section) out << fmt::format("\n[{}]\n", section = spec.section);
-    out << fmt::format("  --{:<27} {} [{}]\n", spec.name, spec.help, option_text(defaults, spec));
+    out << fmt::format("  --{:<27} {}{} [{}]\n", spec.name, spec.help,
+                       spec.choices == nullptr ? "" : fmt::format(": {}", spec.choices),
+                       option_text(defaults, spec));
   }
 }
 

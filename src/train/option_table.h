@@ -25,6 +25,7 @@ struct OptionSpec {
   OptionKind kind;
   Member member;
   const char* help;
+  const char* choices = nullptr;  // "auto | on | off": the only values; nullptr: any
 };
 
 // src/train/option_list.cpp
@@ -63,6 +64,9 @@ std::vector<std::string> option_values(const OptionSpec& spec, std::string_view 
                                        std::string_view origin);
 // true, on, yes, 1 and Python's True, or their opposites; ConfigError naming `label` for anything else.
 bool option_flag(const std::string& text, std::string_view label);
+// ConfigError naming the option and, unless it is the command line, `origin`, for a value that is none of its
+// choices.
+void require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin);
 // Sets one option from text; `origin` names the source in messages.
 void set_option(Options& options, const OptionSpec& spec, const std::vector<std::string>& values,
                 std::string_view origin);

@@ -10,6 +10,7 @@
 #include "src/data/batches.h"
 #include "src/io/checkpoint.h"
 #include "src/train/command.h"
+#include "src/train/option_table.h"
 
 namespace qt {
 
@@ -46,13 +47,6 @@ OptimizerControl control_from_name(const std::string& name) {
   if (name == "frozen-matrices") return OptimizerControl::frozen_matrices;
   throw ConfigError(fmt::format("unknown control '{}'", name),
                     "use --control none, no-master or frozen-matrices");
-}
-
-void require_one_of(const char* option, const std::string& name,
-                    std::initializer_list<std::string_view> names) {
-  if (std::find(names.begin(), names.end(), name) != names.end()) return;
-  throw ConfigError(fmt::format("{} {} is not available", option, name),
-                    fmt::format("use {} with one of: {}", option, fmt::join(names, ", ")));
 }
 
 void require_gradient_dtype(DType compute, const std::string& gradient) {
@@ -294,19 +288,17 @@ void check_options(const Options& o) {
   }
   model_from_options(o, 0);
   format_from_name(o.quant);
-  require_one_of("--dtype", o.dtype, {"auto", "f32", "bf16", "fp16"});
-  require_one_of("--grad-dtype", o.grad_dtype, {"auto", "f32", "bf16"});
-  require_one_of("--paging", o.paging, {"auto", "on", "off"});
-  require_one_of("--gemm", o.gemm, {"auto", "fused", "scratch"});
-  row_order_from_name(o.data_order);
+  // Options that were never text: a program's, or a test's.
+  for (const OptionSpec& spec : option_table()) {
+    if (spec.choices != nullptr)
+      require_choice(spec, option_text(o, spec), option_source_name(OptionSource::command_line));
+  }
   if (o.dtype == "f32" || o.dtype == "fp16") require_gradient_dtype(dtype_from_name(o.dtype), o.grad_dtype);
   if (o.dtype == "fp16" && o.quant != "none") {
     throw ConfigError(fmt::format("--dtype fp16 does not go with --quant {}", o.quant),
                       "use --dtype bf16, or --quant none");
   }
   optimizer_by_name(o.optim);
-  schedule_from_name(o.schedule);
-  control_from_name(o.control);
   for (const auto& [option, value] :
        {std::pair{"--warmdown", o.warmdown}, std::pair{"--final-lr", o.final_lr}}) {
     if (!(value <= 1))
@@ -362,7 +354,7 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
 
   PlannedRun best;
   const std::vector<std::int64_t> candidates = micro_batch_candidates(o, step_rows, model.seq_len, target);
-  const auto search = [&] {
+  const auto search = [&](const Target& on) {
     for (const bool paged : paging) {
       for (const DType gradient : gradients) {
         for (const std::int64_t rows : candidates) {
@@ -371,7 +363,7 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
                      resident = paging.size() > 1 && !paged;
           if ((wide || resident) && !busy) break;
           // The last one tried is the smallest: what "does not fit" is told about.
-          best = rehearse_candidate(o, model, target, limits,
+          best = rehearse_candidate(o, model, on, limits,
                                     {.compute = compute, .gradient = gradient, .rows = rows, .paged = paged},
                                     step_rows);
           // The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses
@@ -381,7 +373,17 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
       }
     }
   };
-  search();
+  search(target);
+  // The route that needs no scratch is the floor of what a card must have.
+  const bool has_floor = target.kind == DeviceKind::cuda && target.gemm == GemmRoute::automatic &&
+                         format_from_name(o.quant) != FormatId::none;
+  if (!best.fits_memory() && has_floor) {
+    Target floor = target;
+    floor.gemm = GemmRoute::fused;
+    search(floor);
+    if (best.fits_memory())
+      best.decisions.push_back("--gemm fused: without scratch for expanded weights it fits");
+  }
 
   if (o.vocab_size == 0 && vocab_size == 0) {
     best.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is there",
@@ -404,8 +406,11 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
                                  : "--paging off: master and moments fit on the device");
   }
   if (o.micro_batch == 0) {
-    best.decisions.push_back(fmt::format("--micro-batch {}: the largest that fits, {} per step",
-                                         best.engine.memory.micro_batch_rows, best.engine.accumulation));
+    const std::int64_t rows = best.engine.memory.micro_batch_rows;
+    best.decisions.push_back(fmt::format(
+        "--micro-batch {}: {}, {} per step", rows,
+        rows == candidates.front() ? "as many rows as keep the device busy" : "the largest that fits",
+        best.engine.accumulation));
   }
   note_unquantised(best, o, model, limits, step_rows);
   best.command = command_of(o, best);

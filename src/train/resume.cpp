@@ -4,6 +4,9 @@
 #include <cmath>
 #include <string_view>
 
+#include "src/train/command.h"
+#include "src/train/init_from.h"
+
 namespace qt {
 
 namespace {
@@ -47,23 +50,29 @@ void adopt_resolved(Options& options, const RunState& stored) {
     const auto it = stored.options.find(std::string(name));
     return it == stored.options.end() || it->second == option_text(options, *find_option(name));
   };
-  for (const std::string_view name : {"dtype", "grad-dtype", "vocab-size", "seq-len", "n-kv-head"})
+  for (const std::string_view name : {"dtype", "grad-dtype", "gemm", "vocab-size", "seq-len", "n-kv-head"})
     adopt(name);
+  // The shape came with the weights, whatever was typed; and they may be gone by now.
+  if (names_weights(options.init_from)) {
+    for (const std::string_view name : {"n-layer", "n-head", "n-embd", "bias", "vocab-size"}) {
+      const auto it = stored.options.find(std::string(name));
+      if (it != stored.options.end()) set_option(options, *find_option(name), {it->second}, "checkpoint");
+    }
+  }
   // The rows of another step may not divide into the old micro-batches.
   if (is_stored("batch-tokens") && is_stored("seq-len")) adopt("micro-batch");
 }
 
 std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run) {
-  Options effective = options;
+  Options effective = with_choices(options, run);
   effective.dtype = dtype_name(run.engine.memory.compute);
-  effective.grad_dtype = dtype_name(run.engine.memory.gradient);
-  effective.micro_batch = run.engine.memory.micro_batch_rows;
   effective.vocab_size = run.engine.model.vocab_size;
   effective.seq_len = run.engine.model.seq_len;
   effective.n_kv_head = run.engine.model.n_kv_head;
   const bool on_card = run.target.kind == DeviceKind::cuda;
   effective.device = on_card ? "cuda" : "cpu";
-  if (on_card) effective.arch = run.target.name;
+  effective.arch = on_card ? run.target.name : "auto";
+  if (!on_card) effective.gemm = "auto";  // there is one route
   // Naming the shape that the model has anyway is no change.
   if (is_gpt_name(options.model)) {
     effective.n_layer = run.engine.model.n_layer;

@@ -70,6 +70,19 @@ std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target&
   return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
 }
 
+// What the newest checkpoint that can be read says of its run; whether it can be used is found out later.
+std::optional<RunState> run_in(const std::string& folder) {
+  std::vector<Checkpoint> newest_first = find_checkpoints(folder);
+  std::reverse(newest_first.begin(), newest_first.end());
+  for (const Checkpoint& checkpoint : newest_first) {
+    try {
+      return CheckpointStore::read_state(checkpoint.path.string());
+    } catch (const DataError&) {
+    }
+  }
+  return std::nullopt;
+}
+
 // For verbs that keep nothing: stopping them loses nothing and leaves nothing to continue.
 void poll_read_only() {
   if (stop_requested())
@@ -135,7 +148,14 @@ std::string usable_prompt(const LoadedOptions& loaded, const Tokenizer& tokenize
 void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   Options o = loaded.options;
   install_stop_handlers();
-  if (names_weights(o.init_from)) adopt_weights_shape(o);
+  if (names_weights(o.init_from)) {
+    // A run that has begun has its shape, and needs the weights no more.
+    if (const std::optional<RunState> begun = run_in(o.out)) {
+      adopt_resolved(o, *begun);
+    } else {
+      adopt_weights_shape(o);
+    }
+  }
   check_options(o);
   Target target = target_from_options(o);
   std::unique_ptr<Backend> backend = open_backend(make_backend, target);
@@ -210,10 +230,16 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   }
   if (!o.quiet) out << start_screen(run, limits, info) << std::endl;
 
+  if (run.target.gemm != backend->target().gemm) {  // the plan's choice; a backend keeps the one it has
+    backend.reset();
+    backend = open_backend(make_backend, run.target);
+  }
   Engine engine(std::move(backend), run.engine, run.plan);
-  if (const double seconds = engine.time_paging(); seconds > 0 && !o.quiet)
-    out << fmt::format("  paging     {}\n", paging_text(engine.optimizer().paged_bytes(), seconds))
-        << std::endl;
+  if (!o.quiet) {
+    if (const double seconds = engine.time_paging(); seconds > 0)
+      out << fmt::format("  paging     {}\n", paging_text(engine.optimizer().paged_bytes(), seconds))
+          << std::endl;
+  }
   if (checkpoint.empty()) {
     engine.init_weights(o.seed);
     state = now;

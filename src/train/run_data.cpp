@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "src/core/log.h"
 #include "src/core/units.h"
 #include "src/io/file.h"
 #include "src/io/hash.h"
@@ -135,7 +136,10 @@ std::int64_t expected_vocab_size(const Options& o) {
   }
   if (o.data.empty() && !fs::exists(kDefaultData)) return 0;
   const std::string first = data_inputs(o).front();
-  if (first != "-" && !fs::exists(first)) return 0;
+  if (first != "-" && !fs::exists(first)) {
+    log_warning("--data '{}' is not there: planned for the model's own vocabulary", first);
+    return 0;
+  }
   if (is_shard_path(first)) {
     const PreparedData data = open_dataset(first);
     return data.tokenizer ? data.tokenizer->vocab_size() : 0;
