@@ -59,10 +59,11 @@ struct Add {
 };
 
 // x[i] = constant + stddev * normal(rng, i). Draw i depends on (rng, i) alone. Backends agree to one f32 ulp
-// (the tail of the inverse distribution needs a logarithm).
+// (the tail of the inverse distribution needs a logarithm), of which bf16 keeps what rounding to nearest
+// does.
 struct InitNormal {
   static constexpr const char* kName = "init_normal";
-  TensorView x;  // out [n] f32
+  TensorView x;  // out [n] f32 | bf16
   float stddev = 0;
   float constant = 0;
   RngStream rng;
@@ -481,7 +482,7 @@ struct AdamW8 {
 // is the same elements, in the order of the matrix, at other places.
 struct Quantise {
   static constexpr const char* kName = "quantise";
-  TensorView src;  // in  [n] f32
+  TensorView src;  // in  [n] f32 | bf16, widened
   PackedView w;    // out elements [first, first + n)
   std::int64_t first = 0;
   TensorView bad_index;  // in/out [1] f64

@@ -50,7 +50,7 @@ void Add::check() const {
 
 void InitNormal::check() const {
   const Checker c(kName);
-  c.dense({"x", x}, {-1}, {DType::f32});
+  c.dense({"x", x}, {-1}, kGradients);
   c.at_least(first_element, 0, "first_element");
 }
 
@@ -458,7 +458,7 @@ void AdamW8::check() const {
 void Quantise::check() const {
   const Checker c(kName);
   c.packed(w);
-  c.dense({"src", src}, {-1}, {DType::f32});
+  c.dense({"src", src}, {-1}, kGradients);
   c.dense({"bad_index", bad_index}, {1}, {DType::f64});
   const std::int64_t n = src.dim(0), block = format_info(w.format).block_elems;
   c.at_least(first, 0, "first");

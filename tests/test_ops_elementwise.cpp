@@ -110,7 +110,7 @@ void init_normal(Case& t) {
       if (!t.next(fmt::format("first={} n={}", first, n))) return;
       const float stddev = 0.02f, constant = 0.5f;
       const RngStream rng{.seed = 0x123456789ull, .purpose = RngPurpose::init, .stream = 7};
-      const TensorView x = t.out({n}, DType::f32);
+      const TensorView x = t.out({n});
       t.run(InitNormal{.x = x, .stddev = stddev, .constant = constant, .rng = rng, .first_element = first});
       std::vector<Tracked> want;
       for (std::int64_t i = 0; i < n; ++i) {
@@ -123,8 +123,9 @@ void init_normal(Case& t) {
                                                                      : static_cast<double>(stddev);
         // One rounding of the draw, and an ulp (two roundoffs) of freedom between backends.
         const Tracked draw = Tracked(z).rounded(3);
-        want.push_back(Tracked(scale) * draw +
-                       Tracked(t.is("the constant is dropped") ? 0.0 : static_cast<double>(constant)));
+        const Tracked w = Tracked(scale) * draw +
+                          Tracked(t.is("the constant is dropped") ? 0.0 : static_cast<double>(constant));
+        want.push_back(oracle::stored(w, t.dtype()));
       }
       t.expect("x", x, want);
     }
@@ -258,7 +259,7 @@ const Proves kCastDown({"cast", {DType::f32}, {"results are cut off instead of r
 const Proves kCastUp({"cast", {DType::bf16, DType::f16}, {"widening loses the last bit"}, cast});
 const Proves kAdd({"add", kFloats, {"b is subtracted", "b is dropped"}, add});
 const Proves kInit({"init_normal",
-                    {DType::f32},
+                    {DType::f32, DType::bf16},
                     {"slabs draw from the start of the stream", "every tensor draws from one stream",
                      "the variance is given as stddev", "the constant is dropped"},
                     init_normal});

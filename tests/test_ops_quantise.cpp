@@ -43,16 +43,16 @@ AllowedCodes allowed_codes(double x, double absmax, bool exact) {
   return allowed;
 }
 
-// Weights with a zero block, ties (where absmax is a power of two, so that the quotient is exact) and signed
-// zeros.
+// Weights with a zero block, ties (where absmax is a power of two, so that the quotient is exact; in bf16
+// beside them) and signed zeros.
 std::vector<double> weights(Case& t, size_t n, bool powers_of_two) {
-  std::vector<double> x = t.normal_as(DType::f32, n, 0.3);
+  std::vector<double> x = t.normal(n, 0.3);
   for (size_t i = 0; i < n; ++i) {
     if (i / 64 == 1) x[i] = i % 2 == 0 ? 0.0 : -0.0;
     if (!powers_of_two || i / 64 == 1) continue;
     if (i % 64 < 15) x[i] = static_cast<double>(Nf4::kThresholds[i % 64]);
     if (i % 64 == 15) x[i] = -1;
-    x[i] = std::clamp(x[i], -1.0, 1.0) / 4;
+    x[i] = oracle::round_to(std::clamp(x[i], -1.0, 1.0) / 4, t.dtype());
   }
   return x;
 }
@@ -70,7 +70,7 @@ void quantise(Case& t) {
       w.codes = t.out({(elems + 1) / 2}, DType::u8);
       w.absmax = t.out({blocks}, DType::f32);
       const TensorView bad = t.inout(std::vector<double>{0}, {1}, DType::f64);
-      t.run(Quantise{.src = t.in(x, {elems}, DType::f32), .w = w, .bad_index = bad});
+      t.run(Quantise{.src = t.in(x, {elems}), .w = w, .bad_index = bad});
       t.expect_exact("bad_index", bad, std::vector<double>{0});
 
       std::vector<double> absmax;
@@ -106,60 +106,64 @@ void quantise(Case& t) {
 // A range of a matrix touches its own blocks only, and joins with its neighbours to what one call gives.
 TEST(QuantiseOp, RangesOfAMatrixJoinToTheWhole) {
   for (const std::string& backend : computing_backends()) {
-    Case t(backend, DType::f32);
-    const std::int64_t N = 5, K = 100, elems = N * K, cut = 192;
-    const auto packed_by = [&](std::vector<std::pair<std::int64_t, std::int64_t>> ranges) {
-      std::vector<std::uint8_t> codes(250, 0);
-      std::vector<double> absmax(8, 0);
-      for (const auto& [first, n] : ranges) {
-        t.next(fmt::format("first={} n={}", first, n));
-        const auto x = weights(t, static_cast<size_t>(elems), false);
-        PackedView w;
-        w.format = FormatId::nf4;
-        w.N = N;
-        w.K = K;
-        w.codes = t.inout_bytes(codes);
-        w.absmax = t.inout(absmax, {8}, DType::f32);
-        const TensorView bad = t.inout(std::vector<double>{0}, {1}, DType::f64);
-        t.run(Quantise{.src = t.in(std::span(x).subspan(static_cast<size_t>(first), static_cast<size_t>(n)),
-                                   {n}, DType::f32),
-                       .w = w,
-                       .first = first,
-                       .bad_index = bad});
-        codes = t.codes(w.codes);
-        absmax = t.values(w.absmax);
-      }
-      return std::pair(codes, absmax);
-    };
-    const auto whole = packed_by({{0, elems}});
-    EXPECT_EQ(packed_by({{0, cut}, {cut, elems - cut}}), whole);
-    EXPECT_EQ(packed_by({{cut, elems - cut}, {0, cut}}), whole);
-    EXPECT_NE(packed_by({{0, cut}}), whole);
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      Case t(backend, dtype);
+      const std::int64_t N = 5, K = 100, elems = N * K, cut = 192;
+      const auto packed_by = [&](std::vector<std::pair<std::int64_t, std::int64_t>> ranges) {
+        std::vector<std::uint8_t> codes(250, 0);
+        std::vector<double> absmax(8, 0);
+        for (const auto& [first, n] : ranges) {
+          t.next(fmt::format("first={} n={}", first, n));
+          const auto x = weights(t, static_cast<size_t>(elems), false);
+          PackedView w;
+          w.format = FormatId::nf4;
+          w.N = N;
+          w.K = K;
+          w.codes = t.inout_bytes(codes);
+          w.absmax = t.inout(absmax, {8}, DType::f32);
+          const TensorView bad = t.inout(std::vector<double>{0}, {1}, DType::f64);
+          t.run(Quantise{
+              .src = t.in(std::span(x).subspan(static_cast<size_t>(first), static_cast<size_t>(n)), {n}),
+              .w = w,
+              .first = first,
+              .bad_index = bad});
+          codes = t.codes(w.codes);
+          absmax = t.values(w.absmax);
+        }
+        return std::pair(codes, absmax);
+      };
+      const auto whole = packed_by({{0, elems}});
+      EXPECT_EQ(packed_by({{0, cut}, {cut, elems - cut}}), whole);
+      EXPECT_EQ(packed_by({{cut, elems - cut}, {0, cut}}), whole);
+      EXPECT_NE(packed_by({{0, cut}}), whole);
+    }
   }
 }
 
 TEST(QuantiseOp, LeavesTheSmallestIndexOfANonFiniteValue) {
   for (const std::string& backend : computing_backends()) {
-    Case t(backend, DType::f32);
-    for (const double bad_value :
-         {static_cast<double>(NAN), static_cast<double>(INFINITY), -static_cast<double>(INFINITY)}) {
-      for (const double before : {0.0, 3.0, 100000.0}) {
-        t.next(fmt::format("value={} before={}", bad_value, before));
-        const std::int64_t N = 300, K = 1000, elems = N * K;
-        auto x = weights(t, static_cast<size_t>(elems), false);
-        x[70'000] = bad_value;
-        x[250'000] = bad_value;
-        PackedView w;
-        w.format = FormatId::nf4;
-        w.N = N;
-        w.K = K;
-        // The bad block itself may be left as it was.
-        w.codes = t.inout_bytes(std::vector<std::uint8_t>(static_cast<size_t>(elems / 2), 0));
-        w.absmax = t.inout(std::vector<double>(static_cast<size_t>((elems + 63) / 64), 0),
-                           {(elems + 63) / 64}, DType::f32);
-        const TensorView bad = t.inout(std::vector<double>{before}, {1}, DType::f64);
-        t.run(Quantise{.src = t.in(x, {elems}, DType::f32), .w = w, .bad_index = bad});
-        t.expect_exact("bad_index", bad, std::vector<double>{before == 3 ? 3 : 70'001.0});
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      Case t(backend, dtype);
+      for (const double bad_value :
+           {static_cast<double>(NAN), static_cast<double>(INFINITY), -static_cast<double>(INFINITY)}) {
+        for (const double before : {0.0, 3.0, 100000.0}) {
+          t.next(fmt::format("value={} before={}", bad_value, before));
+          const std::int64_t N = 300, K = 1000, elems = N * K;
+          auto x = weights(t, static_cast<size_t>(elems), false);
+          x[70'000] = bad_value;
+          x[250'000] = bad_value;
+          PackedView w;
+          w.format = FormatId::nf4;
+          w.N = N;
+          w.K = K;
+          // The bad block itself may be left as it was.
+          w.codes = t.inout_bytes(std::vector<std::uint8_t>(static_cast<size_t>(elems / 2), 0));
+          w.absmax = t.inout(std::vector<double>(static_cast<size_t>((elems + 63) / 64), 0),
+                             {(elems + 63) / 64}, DType::f32);
+          const TensorView bad = t.inout(std::vector<double>{before}, {1}, DType::f64);
+          t.run(Quantise{.src = t.in(x, {elems}), .w = w, .bad_index = bad});
+          t.expect_exact("bad_index", bad, std::vector<double>{before == 3 ? 3 : 70'001.0});
+        }
       }
     }
   }
@@ -192,56 +196,62 @@ TEST(QuantiseOp, FillsTheLayoutOfTheTargetAndDequantiseReadsIt) {
   constexpr std::int64_t kN = 128, kK = 192, kElems = kN * kK, kFirst = 10 * kK + 64, kRange = 70 * kK;
   for (const std::string& backend : computing_backends()) {
     const PackedLayout layout = packed_layout(kN, kK, target_of(backend, 1));
-    Case t(backend, DType::f32);
-    t.next("tiles");
-    RandomWeight weight(t, kElems);
-    std::vector<float> scales(weight.absmax.begin(), weight.absmax.end());
-    // To the layout of the target.
-    const auto laid_out = [&](std::vector<std::uint8_t>& codes, std::vector<float>& absmax) {
-      if (layout == PackedLayout::flat) return;
-      const auto flat_codes = codes;
-      const auto flat_absmax = absmax;
-      flat_to_tiles(kN, kK, flat_codes, flat_absmax, codes, absmax);
-    };
-    const auto view_of = [&](const TensorView& codes, const TensorView& absmax) {
-      return PackedView{
-          .format = FormatId::nf4, .N = kN, .K = kK, .layout = layout, .codes = codes, .absmax = absmax};
-    };
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      Case t(backend, dtype);
+      t.next("tiles");
+      RandomWeight weight(t, kElems);
+      std::vector<float> scales(weight.absmax.begin(), weight.absmax.end());
+      // To the layout of the target.
+      const auto laid_out = [&](std::vector<std::uint8_t>& codes, std::vector<float>& absmax) {
+        if (layout == PackedLayout::flat) return;
+        const auto flat_codes = codes;
+        const auto flat_absmax = absmax;
+        flat_to_tiles(kN, kK, flat_codes, flat_absmax, codes, absmax);
+      };
+      const auto view_of = [&](const TensorView& codes, const TensorView& absmax) {
+        return PackedView{
+            .format = FormatId::nf4, .N = kN, .K = kK, .layout = layout, .codes = codes, .absmax = absmax};
+      };
 
-    auto codes = weight.codes;
-    laid_out(codes, scales);
-    const std::vector<double> stored(scales.begin(), scales.end());
-    const TensorView dst = t.out({kRange}, DType::bf16);
-    t.run(Dequantise{.w = view_of(t.in_bytes(codes), t.in(stored, {kElems / 64}, DType::f32)),
+      auto codes = weight.codes;
+      laid_out(codes, scales);
+      const std::vector<double> stored(scales.begin(), scales.end());
+      const TensorView dst = t.out({kRange}, DType::bf16);
+      t.run(Dequantise{.w = view_of(t.in_bytes(codes), t.in(stored, {kElems / 64}, DType::f32)),
+                       .first = kFirst,
+                       .dst = dst});
+      const auto all = oracle::unpack_nf4(weight.codes, weight.absmax, kN, kK, {.rounds_to_bf16 = true});
+      t.expect_exact("dst", dst, std::vector<double>(all.begin() + kFirst, all.begin() + kFirst + kRange));
+
+      t.next("tiles, packing");
+      const auto x = weights(t, kRange, false);
+      auto want_codes = weight.codes;
+      std::vector<float> want_scales(weight.absmax.begin(), weight.absmax.end());
+      const std::vector<float> narrow(x.begin(), x.end());
+      EXPECT_FALSE(Nf4::quantise(std::span<const float>(narrow), want_codes.data() + kFirst / 2,
+                                 want_scales.data() + kFirst / 64)
+                       .has_value());
+      laid_out(want_codes, want_scales);
+      const PackedView w = view_of(t.inout_bytes(codes), t.inout(stored, {kElems / 64}, DType::f32));
+      t.run(Quantise{.src = t.in(x, {kRange}),
+                     .w = w,
                      .first = kFirst,
-                     .dst = dst});
-    const auto all = oracle::unpack_nf4(weight.codes, weight.absmax, kN, kK, {.rounds_to_bf16 = true});
-    t.expect_exact("dst", dst, std::vector<double>(all.begin() + kFirst, all.begin() + kFirst + kRange));
-
-    t.next("tiles, packing");
-    const auto x = weights(t, kRange, false);
-    auto want_codes = weight.codes;
-    std::vector<float> want_scales(weight.absmax.begin(), weight.absmax.end());
-    const std::vector<float> narrow(x.begin(), x.end());
-    EXPECT_FALSE(Nf4::quantise(std::span<const float>(narrow), want_codes.data() + kFirst / 2,
-                               want_scales.data() + kFirst / 64)
-                     .has_value());
-    laid_out(want_codes, want_scales);
-    const PackedView w = view_of(t.inout_bytes(codes), t.inout(stored, {kElems / 64}, DType::f32));
-    t.run(Quantise{.src = t.in(x, {kRange}, DType::f32),
-                   .w = w,
-                   .first = kFirst,
-                   .bad_index = t.inout(std::vector<double>{0}, {1}, DType::f64)});
-    EXPECT_EQ(t.codes(w.codes), want_codes);
-    EXPECT_EQ(t.values(w.absmax), std::vector<double>(want_scales.begin(), want_scales.end()));
+                     .bad_index = t.inout(std::vector<double>{0}, {1}, DType::f64)});
+      EXPECT_EQ(t.codes(w.codes), want_codes);
+      EXPECT_EQ(t.values(w.absmax), std::vector<double>(want_scales.begin(), want_scales.end()));
+    }
   }
 }
 
-const Proves kQuantise({"quantise",
-                        {DType::f32},
-                        {"the scale is the largest value, not magnitude", "the nibbles are swapped",
-                         "a tie takes the upper code"},
-                        quantise});
+const Proves kQuantiseF32({"quantise",
+                           {DType::f32},
+                           {"the scale is the largest value, not magnitude", "the nibbles are swapped",
+                            "a tie takes the upper code"},
+                           quantise});
+const Proves kQuantiseBf16({"quantise",
+                            {DType::bf16},
+                            {"the scale is the largest value, not magnitude", "the nibbles are swapped"},
+                            quantise});
 const Proves kDequantiseF32({"dequantise",
                              {DType::f32},
                              {"the weight keeps its f32 bits", "the nibbles are swapped", "first is ignored"},

@@ -134,7 +134,8 @@ PackedView packed_memory(Memory& memory, std::int64_t N, std::int64_t K) {
 }
 
 // Packs a matrix of one row in ranges that end at the given elements.
-Bytes packed_in_ranges(Backend& backend, Memory& memory, const std::vector<float>& x,
+template <class T>
+Bytes packed_in_ranges(Backend& backend, Memory& memory, const std::vector<T>& x,
                        const std::vector<std::int64_t>& ends) {
   const TensorView src = memory.put(x), bad = memory.put<double>({0});
   const PackedView w = packed_memory(memory, 1, src.elems());
@@ -154,6 +155,9 @@ TEST(SimBits, OfQuantiseAreThoseOfTheCpuForAwkwardSizesThresholdsAndScales) {
   for (const auto& x : weights_to_quantise()) {
     expect_the_same_bits(fmt::format("{} elements", x.size()), [&](Backend& backend, Memory& memory) {
       return packed_in_ranges(backend, memory, x, {static_cast<std::int64_t>(x.size())});
+    });
+    expect_the_same_bits(fmt::format("{} elements of bf16", x.size()), [&](Backend& backend, Memory& memory) {
+      return packed_in_ranges(backend, memory, rounded(x), {static_cast<std::int64_t>(x.size())});
     });
   }
   const auto x = hostile(40 * 64 + 9, 10);
@@ -215,8 +219,9 @@ Bytes as_tiles(Memory& memory, const PackedView& w) {
 }
 
 // Packs a matrix in ranges that end at the given elements, in the layout of the backend.
+template <class T>
 Bytes packed_into_tiles(Backend& backend, Memory& memory, std::int64_t N, std::int64_t K,
-                        const std::vector<float>& x, const std::vector<std::int64_t>& ends) {
+                        const std::vector<T>& x, const std::vector<std::int64_t>& ends) {
   const TensorView src = memory.put(x), bad = memory.put<double>({0});
   PackedView w = packed_memory(memory, N, K);
   w.layout = packed_layout(N, K, backend.target());
@@ -251,6 +256,10 @@ TEST(SimBits, OfTilesAreThoseOfTheFlatLayoutMoved) {
         expect_the_same_bits(fmt::format("{} x {} in {} ranges", N, K, ends.size()),
                              [&](Backend& backend, Memory& memory) {
                                return packed_into_tiles(backend, memory, N, K, x, ends);
+                             });
+        expect_the_same_bits(fmt::format("{} x {} of bf16 in {} ranges", N, K, ends.size()),
+                             [&](Backend& backend, Memory& memory) {
+                               return packed_into_tiles(backend, memory, N, K, rounded(x), ends);
                              });
       }
     }

@@ -115,6 +115,21 @@ void fill_typed(const Fill& op, T value, Context& ctx) {
                   [&](std::int64_t begin, std::int64_t end, int) { std::fill(x + begin, x + end, value); });
 }
 
+template <class T>
+void init_normal(const InitNormal& op, Context& ctx) {
+  T* x = op.x.as<T>();
+  parallel_ranges(ctx, op.x.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
+    if (op.stddev == 0) return std::fill(x + begin, x + end, from_float<T>(op.constant));
+    std::array<std::uint32_t, 4> draws{};
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto element = static_cast<std::uint64_t>(op.first_element + i);
+      if (i == begin || element % 4 == 0) draws = rng_block(op.rng, element / 4);
+      const double z = normal_quantile(static_cast<double>(rng_unit(draws[element % 4])));
+      x[i] = from_float<T>(op.constant + op.stddev * static_cast<float>(z));
+    }
+  });
+}
+
 }  // namespace
 
 void run(const Fill& op, Context& ctx) {
@@ -149,17 +164,8 @@ void run(const Add& op, Context& ctx) {
 }
 
 void run(const InitNormal& op, Context& ctx) {
-  float* x = op.x.as<float>();
-  parallel_ranges(ctx, op.x.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
-    if (op.stddev == 0) return std::fill(x + begin, x + end, op.constant);
-    std::array<std::uint32_t, 4> draws{};
-    for (std::int64_t i = begin; i < end; ++i) {
-      const auto element = static_cast<std::uint64_t>(op.first_element + i);
-      if (i == begin || element % 4 == 0) draws = rng_block(op.rng, element / 4);
-      const double z = normal_quantile(static_cast<double>(rng_unit(draws[element % 4])));
-      x[i] = op.constant + op.stddev * static_cast<float>(z);
-    }
-  });
+  if (op.x.dtype == DType::bf16) return init_normal<bf16>(op, ctx);
+  init_normal<float>(op, ctx);
 }
 
 void run(const Relu2Fwd& op, Context& ctx) {

@@ -33,12 +33,13 @@ using DU = hn::RebindToUnsigned<DF>;
 using VF = hn::Vec<DF>;
 
 // The largest magnitude of a block, as bits.
-HWY_INLINE std::uint32_t TopBits(const float* x) {
+template <class T>
+HWY_INLINE std::uint32_t TopBits(const T* x) {
   const DF d;
   const DU du;
   auto top = hn::Zero(du);
   for (std::int64_t i = 0; i < kBlock; i += static_cast<std::int64_t>(hn::Lanes(d))) {
-    top = hn::Max(top, hn::And(hn::BitCast(du, hn::LoadU(d, x + i)), hn::Set(du, 0x7FFFFFFFu)));
+    top = hn::Max(top, hn::And(hn::BitCast(du, LoadF32(d, x + i)), hn::Set(du, 0x7FFFFFFFu)));
   }
   return hn::GetLane(hn::MaxOfLanes(du, top));
 }
@@ -68,7 +69,8 @@ HWY_INLINE void PackNibbles(const std::uint8_t* code, std::uint8_t* out) {
 }
 
 // False, and nothing written, when the block holds a NaN or Inf.
-bool EncodeBlock(const float* x, std::uint8_t* out, float* absmax) {
+template <class T>
+bool EncodeBlock(const T* x, std::uint8_t* out, float* absmax) {
   const DF d;
   const hn::Rebind<std::uint8_t, DF> d8;
   const std::uint32_t top = TopBits(x);
@@ -84,12 +86,12 @@ bool EncodeBlock(const float* x, std::uint8_t* out, float* absmax) {
   if (normalise.divides()) {
     const VF by = hn::Set(d, normalise.absmax());
     for (std::int64_t i = 0; i < kBlock; i += lanes) {
-      hn::StoreU(hn::DemoteTo(d8, Codes(hn::Div(hn::LoadU(d, x + i), by))), d8, code + i);
+      hn::StoreU(hn::DemoteTo(d8, Codes(hn::Div(LoadF32(d, x + i), by))), d8, code + i);
     }
   } else {
     const VF by = hn::Set(d, normalise.reciprocal());
     for (std::int64_t i = 0; i < kBlock; i += lanes) {
-      hn::StoreU(hn::DemoteTo(d8, Codes(hn::Mul(hn::LoadU(d, x + i), by))), d8, code + i);
+      hn::StoreU(hn::DemoteTo(d8, Codes(hn::Mul(LoadF32(d, x + i), by))), d8, code + i);
     }
   }
   PackNibbles(code, out);
@@ -98,7 +100,8 @@ bool EncodeBlock(const float* x, std::uint8_t* out, float* absmax) {
 
 // Packs [0, n) from a block boundary on; returns the index of the first NaN or Inf, or -1. Blocks without one
 // are written, whatever comes before them.
-std::int64_t EncodeNf4(const float* x, std::int64_t n, std::uint8_t* codes, float* absmax) {
+template <class T>
+std::int64_t EncodeNf4(const T* x, std::int64_t n, std::uint8_t* codes, float* absmax) {
   std::int64_t bad = -1;
   for (std::int64_t i = 0; i < n; i += kBlock) {
     const std::int64_t count = std::min(kBlock, n - i);
@@ -106,7 +109,7 @@ std::int64_t EncodeNf4(const float* x, std::int64_t n, std::uint8_t* codes, floa
     if (count == kBlock) {
       finite = EncodeBlock(x + i, codes + i / 2, absmax + i / kBlock);
     } else {  // zeros behind the last element get the zero code, which also pads an odd last byte
-      float padded[kBlock] = {};
+      T padded[kBlock] = {};
       std::uint8_t packed[kBlockBytes];
       std::copy_n(x + i, count, padded);
       finite = EncodeBlock(padded, packed, absmax + i / kBlock);
@@ -117,6 +120,13 @@ std::int64_t EncodeNf4(const float* x, std::int64_t n, std::uint8_t* codes, floa
     }
   }
   return bad;
+}
+
+std::int64_t EncodeNf4F32(const float* x, std::int64_t n, std::uint8_t* codes, float* absmax) {
+  return EncodeNf4(x, n, codes, absmax);
+}
+std::int64_t EncodeNf4Bf16(const bf16* x, std::int64_t n, std::uint8_t* codes, float* absmax) {
+  return EncodeNf4(x, n, codes, absmax);
 }
 
 #if HWY_TARGET != HWY_SCALAR  // which has no vectors of bytes
@@ -219,21 +229,24 @@ HWY_AFTER_NAMESPACE();
 namespace qt::cpu {
 namespace {
 
-HWY_EXPORT(EncodeNf4);
+HWY_EXPORT(EncodeNf4F32);
+HWY_EXPORT(EncodeNf4Bf16);
 HWY_EXPORT(DecodeNf4F32);
 HWY_EXPORT(DecodeNf4Bf16);
 
 constexpr std::int64_t kBlocksPerTask = 256;
 
 // Packs [first, first + n) of the matrix, whole blocks or its end; index of the first NaN or Inf, or -1.
-template <class F>
-std::int64_t encode(const PackedView& w, std::int64_t first, const float* x, std::int64_t n) {
+template <class F, class T>
+std::int64_t encode(const PackedView& w, std::int64_t first, const T* x, std::int64_t n) {
   std::uint8_t* const codes = w.codes.as<std::uint8_t>() + first * F::kCodeBits / 8;
   float* const absmax = w.absmax.as<float>() + first / F::kBlockElems;
-  if constexpr (std::is_same_v<F, Nf4>) {
-    return HWY_DYNAMIC_DISPATCH(EncodeNf4)(x, n, codes, absmax);
-  } else {
+  if constexpr (!std::is_same_v<F, Nf4>) {
     return F::quantise(std::span(x, static_cast<std::size_t>(n)), codes, absmax).value_or(-1);
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    return HWY_DYNAMIC_DISPATCH(EncodeNf4Bf16)(x, n, codes, absmax);
+  } else {
+    return HWY_DYNAMIC_DISPATCH(EncodeNf4F32)(x, n, codes, absmax);
   }
 }
 
@@ -262,24 +275,33 @@ void dequantise(const Dequantise& op, Context& ctx) {
   });
 }
 
+constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+
 void lower_to(std::atomic<std::int64_t>& smallest, std::int64_t value) {
   std::int64_t seen = smallest.load(std::memory_order_relaxed);
   while (value < seen && !smallest.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
   }
 }
 
+// Index in the matrix of the first NaN or Inf, or kNone.
+template <class F, class T>
+std::int64_t quantise(const Quantise& op, Context& ctx) {
+  std::atomic<std::int64_t> smallest{kNone};
+  const T* const from = op.src.as<T>();
+  parallel_ranges(ctx, op.src.elems(), kBlocksPerTask * F::kBlockElems,
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    const std::int64_t bad = encode<F>(op.w, op.first + begin, from + begin, end - begin);
+                    if (bad >= 0) lower_to(smallest, op.first + begin + bad);
+                  });
+  return smallest;
+}
+
 }  // namespace
 
 void run(const Quantise& op, Context& ctx) {
   require_flat(op.w, Quantise::kName);
-  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
-  std::atomic<std::int64_t> smallest{kNone};
-  dispatch_format(op.w.format, [&]<class F>() {
-    parallel_ranges(
-        ctx, op.src.elems(), kBlocksPerTask * F::kBlockElems, [&](std::int64_t begin, std::int64_t end, int) {
-          const std::int64_t bad = encode<F>(op.w, op.first + begin, op.src.as<float>() + begin, end - begin);
-          if (bad >= 0) lower_to(smallest, op.first + begin + bad);
-        });
+  const std::int64_t smallest = dispatch_format(op.w.format, [&]<class F>() {
+    return op.src.dtype == DType::bf16 ? quantise<F, bf16>(op, ctx) : quantise<F, float>(op, ctx);
   });
   if (smallest == kNone) return;
   double& bad_index = *op.bad_index.as<double>();

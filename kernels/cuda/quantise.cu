@@ -103,9 +103,10 @@ __device__ void note_bad_blocks(const Floats& f, unsigned top, std::int64_t inde
 }
 
 // src [n] is elements [first, first + n) of the matrix that codes and absmax begin with.
-__global__ __launch_bounds__(kThreads) void quantise_kernel(const float* src, std::int64_t first,
-                                                            std::int64_t n, std::uint8_t* codes,
-                                                            float* absmax, unsigned long long* bad_index) {
+template <class T>
+__global__ __launch_bounds__(kThreads) void quantise_kernel(const T* src, std::int64_t first, std::int64_t n,
+                                                            std::uint8_t* codes, float* absmax,
+                                                            unsigned long long* bad_index) {
   const bool aligned = reinterpret_cast<std::uintptr_t>(codes) % 4 == 0;
   const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * kWarps;
   for (std::int64_t w = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id(); w * kWarpElems < n;
@@ -165,7 +166,8 @@ static_assert(kThreads == kRowPairs * kRowPairLanes && kBlock == kTileSide && kB
 // One block of threads per tile. Eight lanes have a pair of rows 2 r, 2 r + 1, which share words of two
 // bytes; the tile is put together in shared memory and leaves in 16-byte pieces. Where a row is not in the
 // range or is not finite its bytes stay as they are: then the others are written one by one.
-__global__ __launch_bounds__(kThreads) void quantise_tiles_kernel(const float* src, std::int64_t first,
+template <class T>
+__global__ __launch_bounds__(kThreads) void quantise_tiles_kernel(const T* src, std::int64_t first,
                                                                   TiledRange range, std::uint8_t* codes,
                                                                   float* absmax,
                                                                   unsigned long long* bad_index) {
@@ -359,15 +361,14 @@ __global__ __launch_bounds__(kThreads) void dequantise_tiles_kernel(
 }  // namespace
 
 void run(const Quantise& op, const Context& context) {
-  dispatch_format(op.w.format, [&]<class F>() {
-    static_assert(std::is_same_v<F, Nf4>, "a format of its own needs kernels of its own");
-    const float* const src = op.src.as<float>();
+  const auto run_as = [&]<class T>() {
+    const T* const src = op.src.as<T>();
     std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
     float* const absmax = op.w.absmax.as<float>();
     auto* const bad_index = reinterpret_cast<unsigned long long*>(op.bad_index.data);
     if (op.w.layout == PackedLayout::flat) {
-      launch(warps_shape("quantise_kernel", blocks_for(op.src.elems(), kWarpElems), context), quantise_kernel,
-             src, op.first, op.src.elems(), codes, absmax, bad_index);
+      launch(warps_shape("quantise_kernel", blocks_for(op.src.elems(), kWarpElems), context),
+             quantise_kernel<T>, src, op.first, op.src.elems(), codes, absmax, bad_index);
     } else {
       const TiledRange range = tiled_range(op.w, op.first, op.src.elems());
       launch({.name = "quantise_tiles_kernel",
@@ -375,7 +376,15 @@ void run(const Quantise& op, const Context& context) {
               .threads = kThreads,
               .shared_bytes = shared_array_bytes(kTileCodeBytes, 1) + shared_array_bytes(kWarps, 4),
               .stream = context.stream},
-             quantise_tiles_kernel, src, op.first, range, codes, absmax, bad_index);
+             quantise_tiles_kernel<T>, src, op.first, range, codes, absmax, bad_index);
+    }
+  };
+  dispatch_format(op.w.format, [&]<class F>() {
+    static_assert(std::is_same_v<F, Nf4>, "a format of its own needs kernels of its own");
+    if (op.src.dtype == DType::bf16) {
+      run_as.template operator()<bf16>();
+    } else {
+      run_as.template operator()<float>();
     }
   });
 }

@@ -31,11 +31,24 @@ struct Pieces {
 using InitPieces = Pieces<kDrawsPerBlock>;
 using DropoutPieces = Pieces<kVectorElems>;
 
+// What one block of the generator gives, in one access.
+template <class T>
+__device__ bool is_aligned_quad(const T* p) {
+  return reinterpret_cast<std::uintptr_t>(p) % (kDrawsPerBlock * sizeof(T)) == 0;
+}
+__device__ void store_quad(float* p, const float (&x)[kDrawsPerBlock]) {
+  *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
+}
+__device__ void store_quad(bf16* p, const float (&x)[kDrawsPerBlock]) {
+  *reinterpret_cast<uint2*>(p) = make_uint2(cvt_pair<bf16>(x[0], x[1]), cvt_pair<bf16>(x[2], x[3]));
+}
+
 struct InitScale {
   float stddev, constant;
 };
 
-__global__ void init_normal_kernel(float* x, InitPieces pieces, InitScale scale, RngStream rng) {
+template <class T>
+__global__ void init_normal_kernel(T* x, InitPieces pieces, InitScale scale, RngStream rng) {
   const auto value = [&](std::uint32_t draw) {
     if (scale.stddev == 0.0f) return scale.constant;
     const double z = normal_quantile(static_cast<double>(rng_unit(draw)));
@@ -45,13 +58,13 @@ __global__ void init_normal_kernel(float* x, InitPieces pieces, InitScale scale,
     const auto draws = rng_block(rng, static_cast<std::uint64_t>(pieces.lowest() + piece));
     const float values[kDrawsPerBlock] = {value(draws[0]), value(draws[1]), value(draws[2]), value(draws[3])};
     const std::int64_t begin = pieces.begin(piece);
-    if (begin >= 0 && begin + kDrawsPerBlock <= pieces.n && is_aligned16(x + begin)) {
-      *reinterpret_cast<float4*>(x + begin) = make_float4(values[0], values[1], values[2], values[3]);
+    if (begin >= 0 && begin + kDrawsPerBlock <= pieces.n && is_aligned_quad(x + begin)) {
+      store_quad(x + begin, values);
       continue;
     }
 #pragma unroll
     for (int i = 0; i < kDrawsPerBlock; ++i) {
-      if (begin + i >= 0 && begin + i < pieces.n) x[begin + i] = values[i];
+      if (begin + i >= 0 && begin + i < pieces.n) x[begin + i] = narrow<T>(values[i]);
     }
   }
 }
@@ -86,8 +99,13 @@ __global__ void dropout_kernel(const T* x, T* y, DropoutPieces pieces, std::uint
 
 void run(const InitNormal& op, const Context& context) {
   const InitPieces pieces{.first = op.first_element, .n = op.x.elems()};
-  launch(elementwise_shape("init_normal_kernel", pieces.count() * kVectorElems, context), init_normal_kernel,
-         op.x.as<float>(), pieces, InitScale{.stddev = op.stddev, .constant = op.constant}, op.rng);
+  const auto run_as = [&]<class T>() {
+    launch(elementwise_shape("init_normal_kernel", pieces.count() * kVectorElems, context),
+           init_normal_kernel<T>, op.x.as<T>(), pieces,
+           InitScale{.stddev = op.stddev, .constant = op.constant}, op.rng);
+  };
+  if (op.x.dtype == DType::bf16) return run_as.template operator()<bf16>();
+  run_as.template operator()<float>();
 }
 
 void run(const Dropout& op, const Context& context) {
