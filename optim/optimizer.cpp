@@ -13,6 +13,14 @@ namespace {
 constexpr std::int64_t kStateBlock = kQ8BlockElems;  // slabs are cut between blocks that share scales
 static_assert(SecondMoment::kZeroCode == 0);
 
+// The draws that round a param's masters in step t. Neither number reaches 2^32: no two of these streams are
+// one, so that a run that is continued at t draws what the uninterrupted one did.
+RngStream rounding_draws(std::uint64_t seed, const Param& p, std::int64_t t) {
+  return {.seed = seed,
+          .purpose = RngPurpose::stochastic_rounding,
+          .stream = static_cast<std::uint64_t>(t) << 32 | p.rng_stream};
+}
+
 }  // namespace
 
 const std::vector<OptimizerInfo>& optimizer_table() {
@@ -47,13 +55,16 @@ Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& par
        {std::pair{"--beta1", options_.beta1}, std::pair{"--beta2", options_.beta2}}) {
     QT_CHECK(beta >= 0 && beta < 1, ConfigError, "{} must be at least 0 and below 1, got {}", option, beta);
   }
+  QT_CHECK(options_.master == DType::f32 || options_.master == DType::bf16, ConfigError,
+           "there is no master copy in {}", dtype_name(options_.master));
   Arena& home = options_.paged ? host : state;
   states_.reserve(params_.size());
   for (const Param& p : params_) {
     const std::int64_t n = p.elems();
     ParamState s;
     s.eight_bit = info.eight_bit_moments && p.group == ParamGroup::matrix;
-    s.master = home.keep("master." + p.name, MemoryTag::master, DType::f32, {n});
+    const DType master = p.group == ParamGroup::norm ? DType::f32 : options_.master;
+    s.master = home.keep("master." + p.name, MemoryTag::master, master, {n});
     if (s.eight_bit) {
       s.m = home.keep("m." + p.name, MemoryTag::moments, DType::u8, {n});
       s.v = home.keep("v." + p.name, MemoryTag::moments, DType::u8, {n});
@@ -94,7 +105,8 @@ void Optimizer::cut_slabs(std::int64_t max_slab_bytes) {
     const std::int64_t n = params_[i].elems();
     // The largest multiple of the state block whose parts, each padded to the request alignment, stay within
     // a slab.
-    const std::int64_t block_bytes = states_[i].eight_bit ? 6 * kStateBlock + 8 : 12 * kStateBlock;
+    const std::int64_t moment_bytes = states_[i].eight_bit ? 2 * kStateBlock + 8 : 8 * kStateBlock;
+    const std::int64_t block_bytes = dtype_bytes(states_[i].master.dtype) * kStateBlock + moment_bytes;
     const std::int64_t most =
         (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
     QT_CHECK(most > 0, PlanError, "slabs of {} bytes cannot hold a block of optimizer state", max_slab_bytes);
@@ -183,6 +195,7 @@ StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_mu
                                   options_.eps, decays ? options_.weight_decay : 0.0, t);
   }
   backend_.run(prepare);
+  t_ = t;
   const std::vector<double> stats = backend_.read_scalars(stats_);
   return StepStats{.loss = stats[0], .norm = stats[1], .finite = stats[2] == 0, .tokens = stats[3]};
 }
@@ -190,6 +203,7 @@ StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_mu
 void Optimizer::update_slab(const SlabOrigin& origin, std::span<const TensorView> parts) {
   const Param& p = params_[origin.param];
   const TensorView grad = p.grad.flat(origin.first, origin.elems);
+  const RngStream draws = rounding_draws(options_.seed, p, t_);
   if (states_[origin.param].eight_bit) {
     backend_.run(AdamW8{.master = parts[0],
                         .grad = grad,
@@ -198,14 +212,18 @@ void Optimizer::update_slab(const SlabOrigin& origin, std::span<const TensorView
                         .m_absmax = parts[3],
                         .v_absmax = parts[4],
                         .params = step_params_,
-                        .group = p.group});
+                        .group = p.group,
+                        .rng = draws,
+                        .first_element = origin.first});
   } else {
     backend_.run(AdamW{.master = parts[0],
                        .grad = grad,
                        .m = parts[1],
                        .v = parts[2],
                        .params = step_params_,
-                       .group = p.group});
+                       .group = p.group,
+                       .rng = draws,
+                       .first_element = origin.first});
   }
 }
 

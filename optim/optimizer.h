@@ -1,5 +1,4 @@
-// Optimizer: updates Params. Owns the f32 master and the moments, resident or paged; writes the compute
-// copies.
+// Optimizer: updates Params. Owns the master and the moments, resident or paged; writes the compute copies.
 //
 // One step is two phases of the step arena. "norm" reads all gradients once and leaves the step's constants
 // in device memory; "optimizer_step" then streams master and moments through the device, updates, and
@@ -41,6 +40,10 @@ struct OptimizerOptions {
   double weight_decay = 0;  // of matrices, embedding and head; never of norm weights and biases
   double max_norm = 1.0;    // global-norm clipping after accumulation; 0: off
   bool paged = true;        // master and moments in host memory
+  // f32, or bf16 of matrices, embedding and head, which updates then round stochastically with draws from
+  // `seed`. Vectors keep f32: they weigh nothing, and are added in f32.
+  DType master = DType::f32;
+  std::uint64_t seed = 0;
   OptimizerControl control = OptimizerControl::none;
 };
 
@@ -66,7 +69,7 @@ class Optimizer {
   // Places its memory: master and moments in `host` when paged, else in `state`; scalars in `state`. `params`
   // must outlive the optimizer and have their compute copies and gradients placed. `gradients` are the
   // regions that hold them all. max_slab_bytes bounds what is paged at once; the result does not depend on
-  // it. ConfigError for an unknown name or a beta outside [0, 1).
+  // it. ConfigError for an unknown name, a beta outside [0, 1) or a master neither f32 nor bf16.
   Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params, std::vector<TensorView> gradients,
             FormatId weights, OptimizerOptions options, std::int64_t max_slab_bytes = kMaxSlabBytes);
   Optimizer(const Optimizer&) = delete;
@@ -74,14 +77,15 @@ class Optimizer {
 
   const OptimizerOptions& options() const { return options_; }
 
-  // Fresh weights: draws every master from (seed, the param's stream) and encodes it. Moments start at zero.
+  // Fresh weights: draws every master from (seed, the param's stream), rounded to nearest where it is bf16,
+  // and encodes it. Moments start at zero.
   void init_weights(Arena& step, std::uint64_t seed);
   // Masters were written from outside: encode all compute copies again.
   void encode_weights(Arena& step);
 
   // Phase "norm" (the caller opens it): norm, clipping factor and this step's constants. totals: f64 [2], the
-  // window's sum of losses and its number of targets. t counts applied steps from 1; gradient_tokens is what
-  // each token's gradient was divided by.
+  // window's sum of losses and its number of targets. t counts applied steps from 1 and names the draws of
+  // the update that follows; gradient_tokens is what each token's gradient was divided by.
   StepStats measure(Arena& step, const TensorView& totals, double lr_multiplier, std::int64_t t,
                     double gradient_tokens);
   // Phase "optimizer_step" (the caller opens it). Throws DivergedError naming tensor and index when a weight
@@ -98,7 +102,7 @@ class Optimizer {
 
  private:
   struct ParamState {
-    TensorView master;              // f32 [n]
+    TensorView master;              // f32 | bf16 [n]
     TensorView m, v;                // f32 [n], or u8 codes [n]
     TensorView m_absmax, v_absmax;  // 8-bit only: f32 [ceil(n / 256)]
     bool eight_bit = false;
@@ -129,6 +133,7 @@ class Optimizer {
   TensorView step_params_;  // f32 [kStepParamFloats]
   TensorView stats_;        // f64 [kStepStatDoubles]
   TensorView bad_index_;    // f64 [params]
+  std::int64_t t_ = 0;      // of the step measured last
 };
 
 }  // namespace qt

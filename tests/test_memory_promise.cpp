@@ -94,6 +94,8 @@ const Configuration kConfigurations[] = {
     {"bf16 all kept", {.checkpoint = false, .compute = DType::bf16}},
     {"adamw paged", {.optim = "adamw"}},
     {"adamw resident", {.paged = false, .optim = "adamw"}},
+    {"bf16 masters paged", {.master = DType::bf16}},
+    {"bf16 masters resident", {.packed = false, .paged = false, .optim = "adamw", .master = DType::bf16}},
     {"one row", {.rows = 1, .accumulation = 4}},
     {"eight rows at once", {.rows = 8, .accumulation = 1}},
     {"one thread", {.threads = 1}},

@@ -34,6 +34,7 @@ struct RigOptions {
   double weight_decay = 0.1;
   std::int64_t max_slab_bytes = 256 * 1024;
   int threads = 1;
+  DType master = DType::f32;
 };
 
 constexpr double kPeakLr[kParamGroups] = {1e-3, 2e-3, 3e-3, 4e-3};
@@ -93,6 +94,7 @@ struct Placed {
     o.max_norm = s.max_norm;
     o.paged = s.paged;
     o.control = s.control;
+    o.master = s.master;
     optimizer = std::make_unique<Optimizer>(be, state, host, params, std::vector{gradients}, s.weights, o,
                                             s.max_slab_bytes);
   }
@@ -102,6 +104,13 @@ struct Placed {
   TensorView gradients;
   std::unique_ptr<Optimizer> optimizer;
 };
+
+constexpr std::pair<DType, DType> kGradientsAndMasters[] = {
+    {DType::f32, DType::f32}, {DType::bf16, DType::f32}, {DType::bf16, DType::bf16}};
+constexpr std::pair<const char*, DType> kOptimizersAndMasters[] = {
+    {"adamw", DType::f32}, {"adamw8", DType::f32}, {"adamw", DType::bf16}, {"adamw8", DType::bf16}};
+constexpr std::pair<FormatId, DType> kWeightsAndMasters[] = {
+    {FormatId::nf4, DType::f32}, {FormatId::none, DType::f32}, {FormatId::nf4, DType::bf16}};
 
 using Bytes = std::vector<std::byte>;
 using Snapshot = std::map<std::string, Bytes>;
@@ -197,11 +206,25 @@ class Rig {
     ADD_FAILURE() << "no state named " << name;
     return {};
   }
-  void write_state(const std::string& name, std::size_t index, float value) {
+  // Of either dtype, widened.
+  std::vector<float> master(const std::string& param) {
     for (const NamedView& v : optimizer().state()) {
-      if (v.name == name)
-        backend->upload(std::as_bytes(std::span(&value, 1)),
-                        v.view.flat(static_cast<std::int64_t>(index), 1));
+      if (v.name != "master." + param) continue;
+      if (v.view.dtype == DType::f32) return values<float>(v.view);
+      std::vector<float> wide;
+      for (const bf16 x : values<bf16>(v.view)) wide.push_back(to_float(x));
+      return wide;
+    }
+    ADD_FAILURE() << "no master of " << param;
+    return {};
+  }
+  void write_state(const std::string& name, std::size_t index, float value) {
+    const bf16 narrow = to_bf16(value);
+    for (const NamedView& v : optimizer().state()) {
+      if (v.name != name) continue;
+      backend->upload(v.view.dtype == DType::bf16 ? std::as_bytes(std::span(&narrow, 1))
+                                                  : std::as_bytes(std::span(&value, 1)),
+                      v.view.flat(static_cast<std::int64_t>(index), 1));
     }
   }
 
@@ -260,8 +283,8 @@ std::string difference(const Snapshot& a, const Snapshot& b) {
 TEST(OptimizerPaging, GivesTheBitsOfResidentStateAfterSeveralSteps) {
   for (const char* name : {"adamw", "adamw8"}) {
     for (const FormatId weights : {FormatId::nf4, FormatId::none}) {
-      for (const DType gradient : {DType::f32, DType::bf16}) {
-        RigOptions s{.name = name, .paged = true, .weights = weights, .gradient = gradient};
+      for (const auto& [gradient, master] : kGradientsAndMasters) {
+        RigOptions s{.name = name, .paged = true, .weights = weights, .gradient = gradient, .master = master};
         Rig paged(s);
         s.paged = false;
         s.max_slab_bytes = kMaxSlabBytes;
@@ -281,8 +304,8 @@ TEST(OptimizerPaging, GivesTheBitsOfResidentStateAfterSeveralSteps) {
 }
 
 TEST(OptimizerPaging, CutsLargeTensorsAndMovesEachByteOnceEachWay) {
-  for (const char* name : {"adamw", "adamw8"}) {
-    Rig rig({.name = name});
+  for (const auto& [name, master] : kOptimizersAndMasters) {
+    Rig rig({.name = name, .max_slab_bytes = 200 * 1024, .master = master});
     std::int64_t bytes = 0;
     for (const NamedView& v : rig.optimizer().state()) bytes += v.view.bytes();
     EXPECT_EQ(rig.optimizer().paged_bytes(), bytes);
@@ -419,11 +442,11 @@ TEST(OptimizerStep, LeavesSmallGradientsUnclippedAndZeroMeansNever) {
 }
 
 TEST(OptimizerStep, RenewsTheComputeCopiesFromTheMaster) {
-  for (const FormatId weights : {FormatId::nf4, FormatId::none}) {
-    Rig rig({.weights = weights});
+  for (const auto& [weights, dtype] : kWeightsAndMasters) {
+    Rig rig({.weights = weights, .master = dtype});
     rig.train(2);
     for (const Param& p : rig.params()) {
-      const auto master = rig.state_values<float>("master." + p.name);
+      const auto master = rig.master(p.name);
       if (p.packed) {
         std::vector<std::uint8_t> codes(static_cast<std::size_t>(code_bytes(weights, p.elems())));
         std::vector<float> absmax(static_cast<std::size_t>(scale_count(weights, p.elems())));
@@ -460,8 +483,7 @@ TEST(OptimizerStep, EncodesMastersThatWereWrittenFromOutside) {
             "absmax.large codes.large compute.head master.head master.large ");
 }
 
-// --- what is not finite
-// --------------------------------------------------------------------------------------
+// --- what is not finite ------------------------------------------------------------------------------------
 
 TEST(BadGradients, LeaveEveryBitOfWeightsAndStateAlone) {
   constexpr float kInf = std::numeric_limits<float>::infinity(),
@@ -492,7 +514,7 @@ TEST(BadGradients, LeaveEveryBitOfWeightsAndStateAlone) {
 
 TEST(BadWeights, StopTheRunAndNameTensorAndElement) {
   for (const std::size_t index : {std::size_t{0}, std::size_t{99999}, std::size_t{512 * 301 - 1}}) {
-    Rig rig({});
+    Rig rig({.master = index == 99999 ? DType::bf16 : DType::f32});
     rig.train(1);
     rig.write_state("master.large", index, std::numeric_limits<float>::quiet_NaN());
     rig.set_gradients(rig.random_gradients(2));
@@ -529,10 +551,10 @@ TEST(BadOptions, OfTheOptimizerAreRefused) {
   EXPECT_THROW(with_betas(0.9, 1), ConfigError);
   EXPECT_THROW(with_betas(-0.1, 0.95), ConfigError);
   EXPECT_THROW(with_betas(std::nan(""), 0.95), ConfigError);
+  EXPECT_THROW(Rig({.master = DType::f16}), ConfigError);
 }
 
-// --- controls
-// ------------------------------------------------------------------------------------------------
+// --- controls ----------------------------------------------------------------------------------------------
 
 TEST(Controls, FrozenMatricesLearnNothingAndTheRestDoes) {
   Rig rig({.control = OptimizerControl::frozen_matrices});

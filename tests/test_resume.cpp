@@ -73,13 +73,17 @@ TEST_F(Resume, PagingOnAndOffGiveTheSameBits) {
   EXPECT_EQ(hash_after_training({.paged = true}), hash_after_training({.paged = false}));
   EXPECT_EQ(hash_after_training({.paged = true, .optim = "adamw"}),
             hash_after_training({.paged = false, .optim = "adamw"}));
+  EXPECT_EQ(hash_after_training({.paged = true, .master = DType::bf16}),
+            hash_after_training({.paged = false, .master = DType::bf16}));
 }
 
 TEST_F(Resume, EveryNumberOfThreadsGivesTheSameBits) {
-  for (const DType compute : {DType::f32, DType::bf16}) {
-    const std::string one = hash_after_training({.threads = 1, .compute = compute});
+  for (TinyShape shape : {TinyShape{}, TinyShape{.compute = DType::bf16}, TinyShape{.master = DType::bf16}}) {
+    shape.threads = 1;
+    const std::string one = hash_after_training(shape);
     for (const int threads : {2, 3, 8}) {
-      EXPECT_EQ(one, hash_after_training({.threads = threads, .compute = compute})) << threads << " threads";
+      shape.threads = threads;
+      EXPECT_EQ(one, hash_after_training(shape)) << threads << " threads";
     }
   }
 }
@@ -89,6 +93,7 @@ TEST_F(Resume, DifferentSettingsThatMatterGiveDifferentBits) {
   const std::string packed = hash_after_training({});
   EXPECT_NE(packed, hash_after_training({.packed = false}));
   EXPECT_NE(packed, hash_after_training({.optim = "adamw"}));
+  EXPECT_NE(packed, hash_after_training({.master = DType::bf16}));
 }
 
 TEST_F(Resume, PagedBytesAreWhatThePlanSays) {
@@ -109,22 +114,30 @@ TEST_F(Resume, PagedBytesAreWhatThePlanSays) {
 }
 
 TEST_F(Resume, AFreshEngineContinuesBitForBit) {
-  const std::string straight = hash_after_training({});
-  CheckpointStore store(dir / "run", 2);
-  RunState state;
-  {
-    const auto engine = tiny_engine({});
-    engine->init_weights(7);
-    train(*engine, 0, 3);
-    state.step = state.applied = state.window = 3;
-    store.save(*engine, state);
+  for (const DType master : {DType::f32, DType::bf16}) {
+    const std::string name(dtype_name(master));
+    SCOPED_TRACE(name);
+    const std::string straight = hash_after_training({.master = master});
+    CheckpointStore store(dir / name, 2);
+    RunState state;
+    {
+      const auto engine = tiny_engine({.master = master});
+      engine->init_weights(7);
+      train(*engine, 0, 3);
+      state.step = state.applied = state.window = 3;
+      store.save(*engine, state);
+    }
+    const auto engine = tiny_engine({.checkpoint = false, .paged = false, .threads = 1, .master = master});
+    std::string explanation;
+    const RunState loaded = store.load(store.newest(explanation), *engine);
+    EXPECT_EQ(loaded.step, 3);
+    train(*engine, loaded.step, 3);
+    EXPECT_EQ(straight, state_hash(*engine));
+
+    // What is stored is what the run keeps: another master copy is not read as this one.
+    const auto other = tiny_engine({.master = master == DType::f32 ? DType::bf16 : DType::f32});
+    EXPECT_THROW(store.load(store.newest(explanation), *other), DataError);
   }
-  const auto engine = tiny_engine({.checkpoint = false, .paged = false, .threads = 1});
-  std::string explanation;
-  const RunState loaded = store.load(store.newest(explanation), *engine);
-  EXPECT_EQ(loaded.step, 3);
-  train(*engine, loaded.step, 3);
-  EXPECT_EQ(straight, state_hash(*engine));
 }
 
 // Each tensor of a checkpoint, zeroed after loading, must change the outcome: nothing is stored in vain, and

@@ -1,7 +1,7 @@
 // Whole runs through the cuda backend, on the simulator: a nanochat with heads of 64 and one with heads of
 // 128, packed, by both routes of packed products; a GPT-2 with heads of 48 in fp16. Each is trained,
-// evaluated, saved, killed and continued, and ends in the bits of the run that nobody touched. Each loss is
-// held against the cpu backend's for the same weights.
+// evaluated, saved, killed and continued, and ends in the bits of the run that nobody touched; so is one with
+// masters in bf16. Each loss is held against the cpu backend's for the same weights.
 //
 // Every run is a child process: that is what kill -9 is for, and the simulator keeps one state per process.
 #include <signal.h>
@@ -304,6 +304,12 @@ TEST_F(SimTrain, ACheckpointHoldsTheLibrarysAlgorithmsAndARunThatLosesThemSaysSo
   EXPECT_EQ(other.find(saved), std::string::npos);
   for (const std::string& word : {there, std::string("bits may differ"), newest})
     EXPECT_NE(other.find(word), std::string::npos) << other;
+}
+
+TEST_F(SimTrain, MastersRoundedAtRandomGiveTheSameBitsAfterAKill) {
+  EngineOptions options = nanochat(64);
+  options.optim.master = DType::bf16;
+  expect_the_same_bits_after_a_kill(options, "sim-fused");
 }
 
 TEST_F(SimTrain, AGpt2InFp16WithHeadsOf48GivesTheSameBitsAfterAKill) {

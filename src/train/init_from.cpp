@@ -61,6 +61,16 @@ void read_floats(const StoredTensor& t, std::int64_t first, std::span<float> to)
   }
 }
 
+// To elements [first, first + x.size()) of a master, rounded to nearest where it is bf16.
+void write_master(Backend& backend, const TensorView& master, std::int64_t first, std::span<const float> x,
+                  std::vector<bf16>& narrow) {
+  const TensorView to = master.flat(first, static_cast<std::int64_t>(x.size()));
+  if (master.dtype == DType::f32) return backend.upload(std::as_bytes(x), to);
+  narrow.resize(x.size());
+  std::transform(x.begin(), x.end(), narrow.begin(), to_bf16);
+  backend.upload(std::as_bytes(std::span(narrow)), to);
+}
+
 // How many rows of the stored tensor are taken. DataError when its shape is not the param's.
 std::int64_t rows_to_take(const StoredTensor& t, const Param& p, const std::string& file) {
   // A checkpoint's masters are flat.
@@ -132,6 +142,7 @@ void load_weights(Engine& engine, const std::string& path) {
   for (const NamedView& v : engine.state()) masters[v.name] = v.view;
 
   std::vector<float> piece(static_cast<std::size_t>(kPieceElems));
+  std::vector<bf16> narrow;
   for (const Param& p : engine.model().params()) {
     const auto found = stored.find(is_checkpoint ? kMaster + p.name : p.name);
     if (found == stored.end()) {
@@ -151,8 +162,7 @@ void load_weights(Engine& engine, const std::string& path) {
       const auto bad = std::find_if(part.begin(), part.end(), [](float x) { return !std::isfinite(x); });
       QT_CHECK(bad == part.end(), DataError, "{}: tensor '{}', element {}: not a finite number",
                file.string(), t.name, first + (bad - part.begin()));
-      engine.backend().upload(std::as_bytes(part),
-                              master.flat(first, static_cast<std::int64_t>(part.size())));
+      write_master(engine.backend(), master, first, part, narrow);
     }
     stored.erase(found);
   }

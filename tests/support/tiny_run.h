@@ -69,6 +69,7 @@ struct TinyShape {
   std::int64_t rows = 2;
   std::int64_t accumulation = 2;
   std::int64_t vocab_size = 265;  // the `bytes` tokenizer
+  DType master = DType::f32;
 };
 
 inline EngineOptions tiny_engine_options(const TinyShape& shape) {
@@ -86,6 +87,7 @@ inline EngineOptions tiny_engine_options(const TinyShape& shape) {
   e.memory.checkpoint_activations = shape.checkpoint;
   e.memory.micro_batch_rows = shape.rows;
   e.optim.name = shape.optim;
+  e.optim.master = shape.master;
   e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};
   e.optim.paged = shape.paged;
   e.accumulation = shape.accumulation;
