@@ -233,6 +233,8 @@ TEST_F(Cli, RefusesValuesOutOfRangeInEveryVerbThatUsesThem) {
       {{"--dtype", "f32", "--grad-dtype", "bf16"}, {"--grad-dtype bf16", "--dtype bf16"}},
       {{"--quant", "q5"}, {"'q5'", "nf4"}},
       {{"--paging", "perhaps"}, {"--paging perhaps", "auto, on, off"}},
+      {{"--master", "bf16"}, {"--master bf16", "f32, bf16-sr"}},
+      {{"--dtype", "fp16", "--master", "bf16-sr"}, {"--dtype fp16", "--master bf16-sr"}},
       {{"--gemm", "cublas"}, {"--gemm cublas", "auto, fused, scratch"}},
       {{"--data-order", "sorted"}, {"--data-order sorted", "shuffle, sequential, random"}},
       {{"--dropout", "1", "--model", "gpt2"}, {"--dropout 1"}},

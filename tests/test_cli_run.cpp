@@ -66,6 +66,7 @@ TEST_F(CliRun, AreNotContinuedAsAnotherRun) {
       {{"--quant", "none"}, {"quant: nf4 -> none"}, false},
       {{"--optim", "adamw"}, {"optim: adamw8 -> adamw"}, false},
       {{"--dtype", "bf16"}, {"dtype: f32 -> bf16"}, false},
+      {{"--master", "bf16-sr"}, {"master: f32 -> bf16-sr", "--init-from"}, false},
       {{"--seq-len", "64"}, {"seq-len: 32 -> 64"}, false},
       {{"--vocab-size", "300"}, {"vocab-size: 265 -> 300"}, false},
       {{"--tokenizer-kind", "char", "--cache", dir / "chars", "--prompt", "t"}, {"tokenizer"}, false},

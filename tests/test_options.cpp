@@ -292,6 +292,7 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
                                            "memory.grad-dtype",
                                            "memory.micro-batch",
                                            "memory.loss-chunk",
+                                           "memory.master",
                                            "memory.paging",
                                            "memory.device",
                                            "memory.arch",

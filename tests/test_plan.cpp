@@ -104,6 +104,44 @@ TEST(PlanOfD32, KeepsMasterAndMomentsInTheHostMemoryThatIsPromised) {
   EXPECT_EQ(row_bytes(all_on_device.device_rows, "master"), kAll * 4);
 }
 
+TEST(PlanOfD32, HalvesTheMasterCopyWithMastersInBf16) {
+  Options o = d32("nf4", 1, "bf16");
+  const PlannedRun wide = plan(o);
+  o.master = "bf16-sr";
+  const PlannedRun run = plan(o);
+  EXPECT_EQ(row_bytes(run.host_rows, "master"), kAll * 2);
+  EXPECT_EQ(row_bytes(run.host_rows, "moments"), row_bytes(wide.host_rows, "moments"));
+  EXPECT_LE(static_cast<double>(run.host_bytes) / kGi, 8.9);
+  EXPECT_EQ(run.checkpoint_bytes, wide.checkpoint_bytes - kAll * 2);
+  EXPECT_EQ(run.device_bytes, wide.device_bytes) << "what is on the device stays what it is";
+  EXPECT_NE(run.command.find("--master bf16-sr"), std::string::npos) << run.command;
+}
+
+TEST(PlanOfD32, NamesTheSmallerMasterCopyWhereItIsTheRemedy) {
+  const auto on_host = [](const Options& o, double gib) {
+    return plan_run(o, card(),
+                    Limits{.device_bytes = 12 * kGiB,
+                           .host_bytes = static_cast<std::int64_t>(gib * kGi),
+                           .reserve_bytes = kGiB},
+                    0);
+  };
+  Options o = d32("nf4");
+  EXPECT_TRUE(on_host(o, 12.4).fits());
+  EXPECT_TRUE(on_host(o, 12.4).remedy.empty());
+  const PlannedRun small = on_host(o, 8.9);
+  EXPECT_FALSE(small.fits());
+  EXPECT_EQ(fit_hint(small).rfind("add --master bf16-sr, which makes it fit", 0), 0u) << fit_hint(small);
+  o.master = "bf16-sr";
+  EXPECT_TRUE(on_host(o, 8.9).fits()) << "and it does";
+  // No remedy where it is none: with less memory still, on a card too small, in fp16.
+  EXPECT_EQ(fit_hint(on_host(o, 8.0)).find("--master"), std::string::npos);
+  EXPECT_EQ(fit_hint(on_host(d32("nf4"), 8.0)).find("--master"), std::string::npos);
+  EXPECT_EQ(fit_hint(plan(d32("nf4"), 6 * kGiB)).find("--master"), std::string::npos);
+  Options fp16 = d32("none");
+  fp16.dtype = "fp16";
+  EXPECT_EQ(fit_hint(on_host(fp16, 8.9)).find("--master"), std::string::npos);
+}
+
 TEST(PlanOfD32, WritesCheckpointsOfTheSizeThatIsPromised) {
   const PlannedRun run = plan(d32("nf4", 1, "bf16"));
   EXPECT_LE(static_cast<double>(run.checkpoint_bytes), 14.6e9);

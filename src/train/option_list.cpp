@@ -35,6 +35,8 @@ constexpr OptionSpec kTable[] = {
     {"memory", "micro-batch", K::count, &O::micro_batch, "rows per micro-batch; 0: the most that fit"},
     {"memory", "loss-chunk", K::count, &O::loss_chunk,
      "tokens per chunk of the loss head; 0: 128 MiB of logits"},
+    {"memory", "master", K::text, &O::master,
+     "master weights; bf16-sr: half the memory, updates rounded at random", "f32 | bf16-sr"},
     {"memory", "paging", K::text, &O::paging, "master weights and moments live in host memory",
      "auto | on | off"},
     {"memory", "device", K::text, &O::device, "what computes", "auto | cpu | cuda"},

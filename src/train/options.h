@@ -30,6 +30,7 @@ struct Options {
   std::string grad_dtype = "auto";  // auto: f32 where it fits, else bf16
   std::int64_t micro_batch = 0;     // rows; 0: the largest that fits
   std::int64_t loss_chunk = 0;      // tokens; 0: 128 MiB of logits
+  std::string master = "f32";       // f32 | bf16-sr: the master copy, rounded stochastically
   std::string paging = "auto";      // auto | on | off: master and moments in host memory
   std::string device = "auto";      // auto | cpu | cuda
   std::string arch = "auto";        // auto: the card's, or sm_89 where there is none

@@ -24,6 +24,7 @@ constexpr std::int64_t kBusyTokens = 4096;
 constexpr std::int64_t kRunFilesBytes = 64 * kMiB;  // logs, tokenizer, configuration
 constexpr std::int64_t kTokensPerParam = 20;        // the default horizon, nanochat's
 constexpr std::int64_t kTokenBytes = 2;             // of a shard
+constexpr std::string_view kRoundedMaster = "bf16-sr";
 // What a day of saves writes at most: 1 % of 86,400 s at this rate, and never more than one save a minute.
 constexpr std::int64_t kAssumedDiskBytesPerSecond = 500'000'000;
 constexpr std::int64_t kSaveSecondsPerDay = 864;
@@ -59,6 +60,8 @@ void require_gradient_dtype(DType compute, const std::string& gradient) {
 OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
   OptimizerOptions optim;
   optim.name = o.optim;
+  optim.master = o.master == kRoundedMaster ? DType::bf16 : DType::f32;
+  optim.seed = o.seed;
   const auto rate = [&](ParamGroup g) -> double& { return optim.peak_lr[static_cast<std::size_t>(g)]; };
   rate(ParamGroup::matrix) = o.matrix_lr;
   rate(ParamGroup::embedding) = o.embedding_lr * width_scale(model);
@@ -241,6 +244,19 @@ void note_unquantised(PlannedRun& run, const Options& o, const ModelConfig& mode
   }
 }
 
+// Where memory is short, and a master copy of half the size is all that it takes.
+void note_smaller_master(PlannedRun& run, const Options& o, const Limits& limits, std::int64_t vocab_size) {
+  if (run.fits_memory() || o.master == kRoundedMaster || run.engine.memory.compute == DType::f16) return;
+  Options smaller = o;
+  smaller.master = kRoundedMaster;
+  const PlannedRun other = plan_run(smaller, run.target, limits, vocab_size);
+  if (!other.fits_memory()) return;
+  run.remedy = fmt::format(
+      "add --master {}, which makes it fit: master weights in bf16, rounded at random, take half the memory; "
+      "docs/numerics.md says what that does to a run",
+      kRoundedMaster);
+}
+
 }  // namespace
 
 bool PlannedRun::fits_memory() const {
@@ -253,6 +269,7 @@ bool PlannedRun::fits() const {
 }
 
 std::string fit_hint(const PlannedRun& run) {
+  if (!run.remedy.empty()) return run.remedy;
   if (run.fits_memory())
     return "free disk space, or choose an --out on another disk; --keep 2 keeps the fewest checkpoints";
   return "try --micro-batch 1, --ckpt-activations, --quant nf4 or --optim adamw8; `qtrain plan` with the "
@@ -297,6 +314,11 @@ void check_options(const Options& o) {
   if (o.dtype == "fp16" && o.quant != "none") {
     throw ConfigError(fmt::format("--dtype fp16 does not go with --quant {}", o.quant),
                       "use --dtype bf16, or --quant none");
+  }
+  if (o.dtype == "fp16" && o.master != "f32") {
+    throw ConfigError(
+        fmt::format("--dtype fp16 does not go with --master {}: fp16 needs an f32 master", o.master),
+        "use --dtype bf16, or --master f32");
   }
   optimizer_by_name(o.optim);
   for (const auto& [option, value] :
@@ -413,6 +435,7 @@ PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits
         best.engine.accumulation));
   }
   note_unquantised(best, o, model, limits, step_rows);
+  note_smaller_master(best, o, limits, vocab_size);
   best.command = command_of(o, best);
   best.steps = std::max<std::int64_t>(1, run_tokens(o, model) / o.batch_tokens);
   return best;

@@ -47,6 +47,7 @@ struct PlannedRun {
   std::int64_t steps = 0;
   std::vector<std::string> decisions;  // what auto became and why, one line each
   std::vector<std::string> notes;      // what else the user should know
+  std::string remedy;                  // the one change that makes it fit, where there is one
   std::string command;                 // that repeats this plan (src/train/command.h)
 
   // device

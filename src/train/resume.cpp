@@ -12,8 +12,10 @@ namespace qt {
 namespace {
 
 // Decide which tensors a checkpoint holds: another value cannot read it.
-constexpr std::string_view kFixed[] = {"model",     "vocab-size", "seq-len", "n-layer", "n-head", "n-embd",
-                                       "n-kv-head", "bias",       "train",   "quant",   "dtype",  "optim"};
+constexpr std::string_view kFixed[] = {"model",  "vocab-size", "seq-len", "n-layer", "n-head",
+                                       "n-embd", "n-kv-head",  "bias",    "train"};
+// Decide how it holds them: likewise, but a new run can start from its master weights.
+constexpr std::string_view kStoredAs[] = {"quant", "dtype", "optim", "master"};
 // Decide which run it is: another value is another experiment.
 constexpr std::string_view kIdentity[] = {"batch-tokens", "seed", "data-order"};
 // Change rounding, not meaning.
@@ -113,14 +115,15 @@ RunState carry_over(RunState state, const RunState& now) {
 
 std::vector<std::string> check_resume(const RunState& stored, const RunState& now, bool allow_changes) {
   std::vector<std::string> refused, listed;
-  bool overridable = true;
+  bool overridable = true, same_tensors = true;
   for (const auto& [name, value] : now.options) {
     const auto it = stored.options.find(name);
     if (it == stored.options.end() || it->second == value || is_in(name, kFree)) continue;
     const std::string change = fmt::format("{}: {} -> {}", name, it->second, value);
-    if (is_in(name, kFixed)) {
+    if (is_in(name, kFixed) || is_in(name, kStoredAs)) {
       refused.push_back(change);
       overridable = false;
+      same_tensors = same_tensors && is_in(name, kStoredAs);
     } else if (is_in(name, kIdentity) && !allow_changes) {
       refused.push_back(change);
     } else {
@@ -131,7 +134,7 @@ std::vector<std::string> check_resume(const RunState& stored, const RunState& no
   }
   if (stored.vocab_hash != now.vocab_hash) {
     refused.push_back("tokenizer: its vocabulary is not the one this run was trained with");
-    overridable = false;
+    overridable = same_tensors = false;
   }
   if (stored.data_hash != now.data_hash)
     (allow_changes ? listed : refused).push_back("data: the training tokens differ from the run's");
@@ -139,7 +142,10 @@ std::vector<std::string> check_resume(const RunState& stored, const RunState& no
   throw ConfigError(
       fmt::format("this run cannot be continued with other values:\n  {}", fmt::join(refused, "\n  ")),
       overridable ? "give the values the run began with, add --allow-changes, or choose another --out"
-                  : "give the values the run began with, or choose another --out");
+      : same_tensors
+          ? "give the values the run began with, or choose another --out, where --init-from with a "
+            "step- folder of this run starts from its weights"
+          : "give the values the run began with, or choose another --out");
 }
 
 }  // namespace qt

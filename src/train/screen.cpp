@@ -47,8 +47,9 @@ std::string weights_text(const PlannedRun& run) {
   const std::string blocks = m.weights == FormatId::none
                                  ? std::string(dtype_name(m.compute))
                                  : fmt::format("{} ({:.3g} bits)", format.name, format.bits_per_weight);
-  return fmt::format("blocks {}, embedding and head {}, activations {}, gradients {}{}", blocks,
+  return fmt::format("blocks {}, embedding and head {}, activations {}, gradients {}{}{}", blocks,
                      dtype_name(m.compute), dtype_name(m.compute), dtype_name(m.gradient),
+                     run.engine.optim.master == DType::bf16 ? ", master weights bf16-sr" : "",
                      m.checkpoint_activations ? ", activation checkpointing" : "");
 }
 
