@@ -90,7 +90,7 @@ def read_folder(folder):
 
 
 def read_run(folder, n_head):
-    """The same of a qtrain checkpoint: flat f32 masters and moments in state.safetensors, run.json."""
+    """The same of a qtrain checkpoint: flat masters (f32 or bf16) and moments in state.safetensors, run.json."""
     run = json.loads((folder / "run.json").read_text())
     origin = folder / "state.safetensors"
     state = load_file(origin)
