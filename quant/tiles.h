@@ -41,12 +41,15 @@ constexpr bool can_be_tiled(std::int64_t N, std::int64_t K) {
 }
 
 // A matrix [N, K], both multiples of 64: codes [N * K / 2] and scales [N * K / 64] from one layout to the
-// other. Source and destination may not overlap. Throw ShapeError where a size does not fit.
+// other. The 64 rows from a multiple of 64 on are one piece of memory in both, so a matrix may also go in
+// such pieces. Source and destination may not overlap. Throw ShapeError where a size does not fit.
 void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const std::uint8_t> flat_codes,
-                   std::span<const float> flat_scales, std::span<std::uint8_t> tile_codes,
+                   std::span<std::uint8_t> tile_codes);
+void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const float> flat_scales,
                    std::span<float> tile_scales);
 void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const std::uint8_t> tile_codes,
-                   std::span<const float> tile_scales, std::span<std::uint8_t> flat_codes,
+                   std::span<std::uint8_t> flat_codes);
+void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const float> tile_scales,
                    std::span<float> flat_scales);
 
 }  // namespace qt

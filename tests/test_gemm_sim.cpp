@@ -101,7 +101,8 @@ struct PackedWeight {
   PackedWeight tiled() const {
     PackedWeight t = *this;
     t.layout = PackedLayout::tiles;
-    flat_to_tiles(N, K, codes, absmax, t.codes, t.absmax);
+    flat_to_tiles(N, K, codes, t.codes);
+    flat_to_tiles(N, K, absmax, t.absmax);
     return t;
   }
   template <class T>

@@ -206,7 +206,8 @@ TEST(QuantiseOp, FillsTheLayoutOfTheTargetAndDequantiseReadsIt) {
         if (layout == PackedLayout::flat) return;
         const auto flat_codes = codes;
         const auto flat_absmax = absmax;
-        flat_to_tiles(kN, kK, flat_codes, flat_absmax, codes, absmax);
+        flat_to_tiles(kN, kK, flat_codes, codes);
+        flat_to_tiles(kN, kK, flat_absmax, absmax);
       };
       const auto view_of = [&](const TensorView& codes, const TensorView& absmax) {
         return PackedView{

@@ -210,7 +210,8 @@ Bytes as_tiles(Memory& memory, const PackedView& w) {
   if (w.layout == PackedLayout::flat) {
     const auto flat_codes = codes;
     const auto flat_scales = scales;
-    flat_to_tiles(w.N, w.K, flat_codes, flat_scales, codes, scales);
+    flat_to_tiles(w.N, w.K, flat_codes, codes);
+    flat_to_tiles(w.N, w.K, flat_scales, scales);
   }
   Bytes out;
   out.add(codes);
@@ -278,7 +279,8 @@ TEST(SimBits, OfWeightsUnpackedFromTilesAreThoseOfTheFlatLayout) {
         std::vector<std::uint8_t> codes(packed.code_span().begin(), packed.code_span().end());
         std::vector<float> scales(packed.absmax_span().begin(), packed.absmax_span().end());
         if (w.layout == PackedLayout::tiles) {
-          flat_to_tiles(N, K, packed.code_span(), packed.absmax_span(), codes, scales);
+          flat_to_tiles(N, K, packed.code_span(), codes);
+          flat_to_tiles(N, K, packed.absmax_span(), scales);
         }
         backend.upload(std::as_bytes(std::span(codes)), w.codes);
         backend.upload(std::as_bytes(std::span(scales)), w.absmax);

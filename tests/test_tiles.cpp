@@ -35,8 +35,16 @@ Matrix numbered(std::int64_t N, std::int64_t K) {
 
 Matrix tiled(std::int64_t N, std::int64_t K, const Matrix& flat) {
   Matrix tiles{std::vector<std::uint8_t>(flat.codes.size()), std::vector<float>(flat.scales.size())};
-  flat_to_tiles(N, K, flat.codes, flat.scales, tiles.codes, tiles.scales);
+  flat_to_tiles(N, K, flat.codes, tiles.codes);
+  flat_to_tiles(N, K, flat.scales, tiles.scales);
   return tiles;
+}
+
+Matrix untiled(std::int64_t N, std::int64_t K, const Matrix& tiles) {
+  Matrix flat{std::vector<std::uint8_t>(tiles.codes.size()), std::vector<float>(tiles.scales.size())};
+  tiles_to_flat(N, K, tiles.codes, flat.codes);
+  tiles_to_flat(N, K, tiles.scales, flat.scales);
+  return flat;
 }
 
 TEST(Tiles, HoldEveryByteOnce) {
@@ -91,22 +99,40 @@ TEST(Tiles, ComeBackToTheFlatLayoutUnchanged) {
        {std::pair<std::int64_t, std::int64_t>{64, 64}, {64, 320}, {256, 64}, {192, 128}}) {
     const Matrix flat = numbered(N, K), tiles = tiled(N, K, flat);
     EXPECT_NE(tiles.codes, flat.codes);
-    Matrix back{std::vector<std::uint8_t>(flat.codes.size()), std::vector<float>(flat.scales.size())};
-    tiles_to_flat(N, K, tiles.codes, tiles.scales, back.codes, back.scales);
+    const Matrix back = untiled(N, K, tiles);
     EXPECT_TRUE(back == flat) << N << " x " << K;
     // The other way round: any bytes are tiles of some matrix.
     EXPECT_TRUE(tiled(N, K, back) == tiles);
   }
 }
 
+TEST(Tiles, OfSixtyFourRowsAreOnePieceOfBothLayouts) {
+  const std::int64_t N = 192, K = 128;
+  const Matrix flat = numbered(N, K), tiles = tiled(N, K, flat);
+  for (std::int64_t row = 0; row < N; row += 64) {
+    const auto piece_of = [&](const Matrix& whole) {
+      const auto codes = whole.codes.begin() + row * K / 2;
+      const auto scales = whole.scales.begin() + row * K / 64;
+      return Matrix{{codes, codes + 64 * K / 2}, {scales, scales + K}};
+    };
+    EXPECT_TRUE(tiled(64, K, piece_of(flat)) == piece_of(tiles)) << row;
+    EXPECT_TRUE(untiled(64, K, piece_of(tiles)) == piece_of(flat)) << row;
+  }
+}
+
 TEST(Tiles, AreRefusedForSizesThatTheyDoNotCover) {
-  Matrix m = numbered(64, 128);
+  const Matrix m = numbered(64, 128);
   Matrix to = m;
-  EXPECT_THROW(flat_to_tiles(32, 256, m.codes, m.scales, to.codes, to.scales), ShapeError);
-  EXPECT_THROW(tiles_to_flat(256, 32, m.codes, m.scales, to.codes, to.scales), ShapeError);
-  EXPECT_THROW(flat_to_tiles(64, 64, m.codes, m.scales, to.codes, to.scales), ShapeError);
+  EXPECT_THROW(flat_to_tiles(32, 256, m.codes, to.codes), ShapeError);
+  EXPECT_THROW(flat_to_tiles(32, 256, m.scales, to.scales), ShapeError);
+  EXPECT_THROW(tiles_to_flat(256, 32, m.codes, to.codes), ShapeError);
+  EXPECT_THROW(tiles_to_flat(256, 32, m.scales, to.scales), ShapeError);
+  EXPECT_THROW(flat_to_tiles(64, 64, m.codes, to.codes), ShapeError);
+  EXPECT_THROW(flat_to_tiles(64, 64, m.scales, to.scales), ShapeError);
+  to.codes.pop_back();
+  EXPECT_THROW(tiles_to_flat(64, 128, m.codes, to.codes), ShapeError);
   to.scales.pop_back();
-  EXPECT_THROW(flat_to_tiles(64, 128, m.codes, m.scales, to.codes, to.scales), ShapeError);
+  EXPECT_THROW(flat_to_tiles(64, 128, m.scales, to.scales), ShapeError);
 }
 
 // ---- reading for products -----------------------------------------------------------------------------
