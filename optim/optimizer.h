@@ -51,6 +51,7 @@ struct OptimizerOptions {
 struct NamedView {
   std::string name;
   TensorView view;
+  std::int64_t tile_columns = 0;  // codes (u8) or scales (f32) of a matrix in tiles: its columns; else 0
 };
 
 struct StepStats {

@@ -10,10 +10,6 @@
 
 namespace qt {
 
-// The order that codes and scales lie in: the format's own, row-major over the matrix, which files and the
-// cpu have; or tiles of 64 x 64 (quant/tiles.h), which kernels for a card read.
-enum class PackedLayout : std::uint8_t { flat, tiles };
-
 // Blocks run over the flat row-major order of [N, K], see the format's header. Exactly one of two scale
 // forms is present: `absmax`, or the three nested views (quant/nested.h).
 struct PackedView {
@@ -45,6 +41,7 @@ inline PackedView packed_view(const Param& param, FormatId format) {
   w.format = format;
   w.N = param.N;
   w.K = param.K;
+  w.layout = param.layout;
   w.codes = param.codes;
   w.absmax = param.absmax;
   return w;

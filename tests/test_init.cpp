@@ -287,10 +287,9 @@ TEST(Init, ThreadsPagingAndSlabsChangeNoBit) {
             EXPECT_EQ(read_bytes_of(parts.backend, piece.view), want.at(piece.name)) << piece.name;
             ++compared;
           }
-          for (const Param& p : parts.model.params()) {
-            EXPECT_EQ(read_bytes_of(parts.backend, p.packed ? p.codes : p.compute), want.at(p.name))
-                << p.name;
-          }
+          const std::vector<NamedView> weights = stored_weights(parts.model.params());
+          StoredForm form(parts.backend, weights);
+          for (const NamedView& v : weights) EXPECT_EQ(stored_bytes_of(form, v), want.at(v.name)) << v.name;
         },
         2, 64 * 1024);  // a few thousand elements: every tensor in many slabs
     EXPECT_GT(compared, 40u);

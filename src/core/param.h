@@ -18,6 +18,10 @@ constexpr const char* param_group_name(ParamGroup g) {
   return kNames[static_cast<int>(g)];
 }
 
+// The order that the codes and scales of a packed matrix lie in: the format's own, row-major over the matrix,
+// which files and the cpu have; or tiles of 64 x 64 (quant/tiles.h), which kernels for a card read.
+enum class PackedLayout : std::uint8_t { flat, tiles };
+
 // How a parameter starts, as the init op understands it.
 struct ParamInit {
   float stddev = 0.0f;  // 0: all zero
@@ -38,6 +42,7 @@ struct Param {
   TensorView compute;
   TensorView codes;   // packed: u8 [code bytes]; the format is the model's one packed format
   TensorView absmax;  // packed: f32 [blocks]
+  PackedLayout layout = PackedLayout::flat;  // packed: of both; their sizes are the same in either
 
   TensorView grad;  // [N, K] f32 | bf16, inside the one contiguous gradient region
 

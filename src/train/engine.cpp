@@ -105,6 +105,7 @@ void Engine::build() {
                                              model_->gradients(), options_.memory.weights, options_.optim);
   }
   model_->prepare();
+  stored_form_ = std::make_unique<StoredForm>(*backend_, weights());
   if (options_.sample_tokens > 0) {
     sample_logits_.resize(static_cast<std::size_t>(options_.model.vocab_size));
     sample_order_.resize(sample_logits_.size());
@@ -249,17 +250,6 @@ std::vector<NamedView> Engine::state() const {
   return optimizer_ != nullptr ? optimizer_->state() : std::vector<NamedView>{};
 }
 
-std::vector<NamedView> Engine::weights() const {
-  std::vector<NamedView> list;
-  for (const Param& p : model_->params()) {
-    if (p.packed) {
-      list.push_back({p.name, p.codes});
-      list.push_back({p.name + ".absmax", p.absmax});
-    } else {
-      list.push_back({p.name, p.compute});
-    }
-  }
-  return list;
-}
+std::vector<NamedView> Engine::weights() const { return stored_weights(model_->params()); }
 
 }  // namespace qt

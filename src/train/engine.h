@@ -19,6 +19,7 @@
 #include "src/memory/arena.h"
 #include "src/model/decoder.h"
 #include "src/model/model.h"
+#include "src/train/stored_form.h"
 
 namespace qt {
 
@@ -114,10 +115,11 @@ class Engine {
   // f32 logits [B * T, V] of one micro-batch; only with EngineOptions::with_logits.
   void logits(std::span<const std::int32_t> ids, std::span<float> out);
 
-  // Everything a checkpoint stores: the compute copies in stored form, then the optimizer's state; fixed
-  // order.
+  // Everything a checkpoint stores: the compute copies, then the optimizer's state; fixed order. Their bytes
+  // go to and from files through stored_form().
   std::vector<NamedView> weights() const;
   std::vector<NamedView> state() const;
+  StoredForm& stored_form() { return *stored_form_; }
 
   // For the check "planned equals used".
   std::int64_t used_device_bytes() const { return state_->used_bytes() + step_->used_bytes(); }
@@ -137,6 +139,7 @@ class Engine {
   std::unique_ptr<Arena> step_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<StoredForm> stored_form_;
   TensorView totals_;                 // f64 [2]: sum of losses and number of targets
   std::vector<float> sample_logits_;  // sized once: nothing large is allocated after step 0
   std::vector<std::int32_t> sample_order_;

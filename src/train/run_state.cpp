@@ -34,19 +34,6 @@ std::vector<TensorSpec> specs_of(const std::vector<NamedView>& views) {
   return specs;
 }
 
-// Calls use(bytes) for consecutive pieces of a view, copied out of the backend.
-template <class Use>
-void for_each_piece(Backend& backend, const TensorView& view, std::vector<std::byte>& staging, Use&& use) {
-  const std::int64_t elem_bytes = dtype_bytes(view.dtype);
-  const std::int64_t piece_elems = static_cast<std::int64_t>(staging.size()) / elem_bytes;
-  for (std::int64_t first = 0; first < view.elems(); first += piece_elems) {
-    const std::int64_t count = std::min(piece_elems, view.elems() - first);
-    const std::span<std::byte> piece(staging.data(), static_cast<std::size_t>(count * elem_bytes));
-    backend.download(view.flat(first, count), piece);
-    use(std::span<const std::byte>(piece));
-  }
-}
-
 // Index of the first NaN or infinity among floats of `type`; -1 when there is none, and for codes. Bits only:
 // the bytes need not be aligned.
 std::int64_t first_non_finite(StoredType type, std::span<const std::byte> bytes) {
@@ -64,13 +51,13 @@ std::int64_t first_non_finite(StoredType type, std::span<const std::byte> bytes)
   return -1;
 }
 
-void write_tensors(OutputFile& out, Backend& backend, const std::vector<NamedView>& views,
+void write_tensors(OutputFile& out, StoredForm& form, const std::vector<NamedView>& views,
                    const Metadata& metadata, std::vector<std::byte>& staging) {
   SafetensorsWriter writer(out, specs_of(views), metadata);
   for (const NamedView& v : views) {
     const StoredType type = to_stored(v.view.dtype);
     std::int64_t before = 0;
-    for_each_piece(backend, v.view, staging, [&](std::span<const std::byte> piece) {
+    form.read(v, staging, [&](std::span<const std::byte> piece) {
       // Loading would refuse it: such a checkpoint must not push a good one out.
       const std::int64_t bad = first_non_finite(type, piece);
       QT_CHECK(bad < 0, DivergedError, "tensor '{}', element {}: not a finite number, so it is not saved",
@@ -82,14 +69,14 @@ void write_tensors(OutputFile& out, Backend& backend, const std::vector<NamedVie
   writer.finish();
 }
 
-void read_tensors(const std::filesystem::path& path, Backend& backend, const std::vector<NamedView>& views) {
+void read_tensors(const std::filesystem::path& path, StoredForm& form, const std::vector<NamedView>& views) {
   const Safetensors file = Safetensors::open(path);
   for (const NamedView& v : views) {
     const StoredTensor& stored = file.get(v.name, v.view.dtype, shape_of(v.view));
     const std::int64_t bad = first_non_finite(stored.type, {stored.data, stored.bytes});
     QT_CHECK(bad < 0, DataError, "{}: tensor '{}', element {}: not a finite number", path.string(), v.name,
              bad);
-    backend.upload(std::span<const std::byte>(stored.data, stored.bytes), v.view.flat());
+    form.write(v, std::span<const std::byte>(stored.data, stored.bytes));
   }
 }
 
@@ -164,8 +151,7 @@ std::string state_hash(Engine& engine) {
   for (const auto& list : {engine.weights(), engine.state()}) {
     for (const NamedView& v : list) {
       hash.update(bytes_of(v.name + v.view.shape()));
-      for_each_piece(engine.backend(), v.view, staging,
-                     [&](std::span<const std::byte> piece) { hash.update(piece); });
+      engine.stored_form().read(v, staging, [&](std::span<const std::byte> piece) { hash.update(piece); });
     }
   }
   return hash.hex();
@@ -194,8 +180,8 @@ void CheckpointStore::save(Engine& engine, const RunState& state) {
   CheckpointWriter writer(fs_, run_dir_, state.step, how);
   const Metadata metadata{{"format", "qtrain"},
                           {"packed", std::string(format_info(engine.options().memory.weights).name)}};
-  write_tensors(writer.add_file(kWeightsFile), engine.backend(), weights, metadata, staging_);
-  write_tensors(writer.add_file(kStateFile), engine.backend(), optimizer, metadata, staging_);
+  write_tensors(writer.add_file(kWeightsFile), engine.stored_form(), weights, metadata, staging_);
+  write_tensors(writer.add_file(kStateFile), engine.stored_form(), optimizer, metadata, staging_);
   RunState complete = state;
   complete.algorithms = engine.backend().algorithms();
   writer.add_file(kRunFile).write(run_state_json(complete));
@@ -242,8 +228,8 @@ RunState CheckpointStore::read_state(const std::string& checkpoint) {
 
 RunState CheckpointStore::load(const std::string& checkpoint, Engine& engine) const {
   RunState state = read_state(checkpoint);
-  read_tensors(std::filesystem::path(checkpoint) / kWeightsFile, engine.backend(), engine.weights());
-  read_tensors(std::filesystem::path(checkpoint) / kStateFile, engine.backend(), engine.state());
+  read_tensors(std::filesystem::path(checkpoint) / kWeightsFile, engine.stored_form(), engine.weights());
+  read_tensors(std::filesystem::path(checkpoint) / kStateFile, engine.stored_form(), engine.state());
   // Inference meets other shapes anyway, and continues nobody's bits.
   if (engine.options().inference) return state;
   const std::vector<std::string> reasons = engine.backend().use_algorithms(state.algorithms);

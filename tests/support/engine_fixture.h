@@ -45,6 +45,14 @@ inline std::vector<std::byte> read_bytes_of(Backend& backend, const TensorView& 
   return bytes;
 }
 
+// As a file would have it.
+inline std::vector<std::byte> stored_bytes_of(StoredForm& form, const NamedView& v) {
+  std::vector<std::byte> staging(64 * 1024), bytes;
+  form.read(v, staging,
+            [&](std::span<const std::byte> piece) { bytes.insert(bytes.end(), piece.begin(), piece.end()); });
+  return bytes;
+}
+
 // To an f32 or bf16 view.
 inline void write_floats(Backend& backend, const TensorView& view, std::span<const float> x) {
   ASSERT_EQ(static_cast<std::int64_t>(x.size()), view.elems());
@@ -101,7 +109,7 @@ class TestEngine {
   std::map<std::string, std::vector<std::byte>> everything() {
     std::map<std::string, std::vector<std::byte>> all;
     for (const auto& list : {engine_->weights(), engine_->state()}) {
-      for (const NamedView& piece : list) all[piece.name] = read_bytes_of(engine_->backend(), piece.view);
+      for (const NamedView& v : list) all[v.name] = stored_bytes_of(engine_->stored_form(), v);
     }
     return all;
   }

@@ -1,0 +1,52 @@
+// StoredForm: the bytes of tensors as files have them, to and from a backend.
+//
+// A file has the layout of the format whatever a backend has: a checkpoint belongs to no backend, and equal
+// weights have equal hashes. Matrices in tiles (quant/tiles.h) are therefore laid out anew on their way, in
+// strips of 64 rows, which are one piece of memory in both layouts: no second copy of a matrix is made.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "optim/optimizer.h"
+#include "src/core/param.h"
+
+namespace qt {
+
+// The compute copies of params, in their order.
+std::vector<NamedView> stored_weights(const ParamList& params);
+
+class StoredForm {
+ public:
+  // Takes what the widest tiled matrix among `views` needs, 72 bytes for each of its columns, and allocates
+  // nothing after that.
+  StoredForm(Backend& backend, std::span<const NamedView> views);
+
+  using TakePiece = std::function<void(std::span<const std::byte> piece)>;
+  // Calls use(piece) for consecutive pieces of whole elements; a piece is valid during the call. What is not
+  // tiled passes through `staging`, which has room for an element at least and sizes the pieces.
+  void read(const NamedView& v, std::span<std::byte> staging, const TakePiece& use);
+  // stored: as many bytes as v has (ShapeError), at any address.
+  void write(const NamedView& v, std::span<const std::byte> stored);
+
+ private:
+  // A strip in both layouts.
+  template <class T>
+  struct Strip {
+    std::vector<T> tiles, flat;
+  };
+  template <class T>
+  void read_strips(const NamedView& v, Strip<T>& strip, const TakePiece& use);
+  template <class T>
+  void write_strips(const NamedView& v, std::span<const std::byte> stored, Strip<T>& strip);
+
+  Backend& backend_;
+  Strip<std::uint8_t> codes_;
+  Strip<float> scales_;
+};
+
+}  // namespace qt
