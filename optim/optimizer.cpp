@@ -5,6 +5,7 @@
 
 #include "kernels/scratch.h"
 #include "quant/q8.h"
+#include "quant/tiles.h"
 
 namespace qt {
 
@@ -107,9 +108,12 @@ void Optimizer::cut_slabs(std::int64_t max_slab_bytes) {
     // a slab.
     const std::int64_t moment_bytes = states_[i].eight_bit ? 2 * kStateBlock + 8 : 8 * kStateBlock;
     const std::int64_t block_bytes = dtype_bytes(states_[i].master.dtype) * kStateBlock + moment_bytes;
-    const std::int64_t most =
+    std::int64_t most =
         (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
     QT_CHECK(most > 0, PlanError, "slabs of {} bytes cannot hold a block of optimizer state", max_slab_bytes);
+    // A tile that two slabs share would be written byte by byte, so cut between rows of tiles where one fits.
+    const std::int64_t tile_row = kTileSide * params_[i].K;
+    if (params_[i].layout == PackedLayout::tiles && most >= tile_row) most -= most % tile_row;
     for (std::int64_t first = 0; first < n; first += most) {
       const std::int64_t elems = std::min(most, n - first);
       slabs_.push_back(slab_of(i, first, elems));

@@ -1,7 +1,8 @@
 // Whole runs through the cuda backend, on the simulator: a nanochat with heads of 64 and one with heads of
 // 128, packed, by both routes of packed products; a GPT-2 with heads of 48 in fp16. Each is trained,
 // evaluated, saved, killed and continued, and ends in the bits of the run that nobody touched; so is one with
-// masters in bf16. Each loss is held against the cpu backend's for the same weights.
+// masters in bf16. Each loss is held against the cpu backend's for the same weights. Packed weights lie in
+// tiles throughout, which files do not show.
 //
 // Every run is a child process: that is what kill -9 is for, and the simulator keeps one state per process.
 #include <signal.h>
@@ -22,6 +23,7 @@
 #include "kernels/sim/sim.h"
 #include "src/io/checkpoint.h"
 #include "src/io/json.h"
+#include "tests/support/engine_fixture.h"
 #include "tests/support/reseal.h"
 #include "tests/support/run_folder.h"
 #include "tests/support/tiny_run.h"
@@ -77,6 +79,12 @@ EngineOptions gpt2() {
   return common(model_by_name("gpt", o), DType::f16, FormatId::none);
 }
 
+// How many packed matrices lie so.
+std::int64_t packed_matrices(Engine& engine, PackedLayout layout) {
+  const ParamList& params = engine.model().params();
+  return std::ranges::count_if(params, [&](const Param& p) { return p.packed && p.layout == layout; });
+}
+
 class SimTrain : public ::testing::Test {
  protected:
   TempDir dir;
@@ -112,6 +120,12 @@ class SimTrain : public ::testing::Test {
                   std::int64_t save_every) {
     const Target target = test_target(1);
     Engine engine(make_test_backend(target), options, Engine::rehearse(options, target));
+    // Six matrices a block, all of multiples of 64.
+    const bool packed = options.memory.weights != FormatId::none;
+    if (packed_matrices(engine, PackedLayout::tiles) != (packed ? 6 * options.model.n_layer : 0) ||
+        packed_matrices(engine, PackedLayout::flat) != 0) {
+      throw std::runtime_error("packed matrices do not lie in tiles");
+    }
     const TinyData data(dir.path());
     const TokenBatches batches = data.batches(options.model.seq_len);
     const EvalBatches validation = data.validation(options.model.seq_len);
@@ -317,6 +331,93 @@ TEST_F(SimTrain, AGpt2InFp16WithHeadsOf48GivesTheSameBitsAfterAKill) {
     SCOPED_TRACE(backend);
     expect_the_same_bits_after_a_kill(gpt2(), backend);
   }
+}
+
+// ---- tiles and files -----------------------------------------------------------------------------------
+
+// The keys' and values' matrices have 32 rows: too few for tiles.
+EngineOptions partly_in_tiles() {
+  EngineOptions e = nanochat(64);
+  e.model.n_head = 4;
+  return e;
+}
+
+class SimCheckpoint : public ::testing::Test {
+ protected:
+  void SetUp() override { sim::begin_process(); }
+
+  static std::unique_ptr<Engine> engine_on(const std::string& backend) {
+    const EngineOptions options = partly_in_tiles();
+    const Target target = target_of(backend, 1);
+    return std::make_unique<Engine>(make_test_backend(target), options, Engine::rehearse(options, target));
+  }
+  static void train_step(Engine& engine, std::int64_t t) {
+    const EngineOptions& o = engine.options();
+    const auto ids = random_ids(static_cast<std::size_t>(o.step_tokens()), o.model.vocab_size, 5);
+    engine.train_step(fetch_from(ids, ids, o.micro_batch_tokens()), {}, 1, t);
+  }
+  // Saves what `from` has after step `t` and loads it into `to`.
+  void hand_over(Engine& from, Engine& to, std::int64_t t) {
+    RunState state;
+    state.step = state.applied = t;
+    store.save(from, state);
+    std::string explanation;
+    EXPECT_EQ(store.load(store.newest(explanation), to).step, t);
+  }
+
+  TempDir dir;
+  CheckpointStore store{dir / "run", 2};
+};
+
+TEST_F(SimCheckpoint, GoesToTheCpuAndBackWithTheSameHash) {
+  const auto card = engine_on("sim"), cpu = engine_on("cpu");
+  EXPECT_EQ(packed_matrices(*card, PackedLayout::tiles), 8);
+  EXPECT_EQ(packed_matrices(*card, PackedLayout::flat), 4);
+  EXPECT_EQ(packed_matrices(*cpu, PackedLayout::tiles), 0);
+  EXPECT_EQ(packed_matrices(*cpu, PackedLayout::flat), 12);
+
+  card->init_weights(7);
+  for (const std::int64_t t : {1, 2}) train_step(*card, t);  // what begins at zero has moved by then
+  const std::string after_two = state_hash(*card);
+  EXPECT_NE(state_hash(*cpu), after_two);
+  hand_over(*card, *cpu, 2);
+  EXPECT_EQ(state_hash(*cpu), after_two);
+  // In memory the two are different: what the hash sees, and the file has, is neither's own affair.
+  const ParamList &on_card = card->model().params(), &on_cpu = cpu->model().params();
+  for (std::size_t i = 0; i < on_card.size(); ++i) {
+    if (!on_card[i].packed) continue;
+    EXPECT_EQ(
+        read_bytes_of(card->backend(), on_card[i].codes) == read_bytes_of(cpu->backend(), on_cpu[i].codes),
+        on_card[i].layout == PackedLayout::flat)
+        << on_card[i].name;
+  }
+  cpu->encode_weights();
+  EXPECT_EQ(state_hash(*cpu), after_two) << "these are the codes of the masters";
+
+  train_step(*cpu, 3);
+  const std::string after_three = state_hash(*cpu);
+  EXPECT_NE(after_three, after_two);
+  hand_over(*cpu, *card, 3);
+  EXPECT_EQ(state_hash(*card), after_three);
+  card->encode_weights();
+  EXPECT_EQ(state_hash(*card), after_three);
+}
+
+TEST_F(SimCheckpoint, TakesStoredBytesFromAnyAddressAndTouchesNothingElse) {
+  const auto card = engine_on("sim");
+  card->init_weights(7);
+  StoredForm& form = card->stored_form();
+  std::map<std::string, std::vector<std::byte>> want;
+  for (const NamedView& v : card->weights()) want[v.name] = stored_bytes_of(form, v);
+  for (const NamedView& v : card->weights()) {
+    std::vector<std::byte>& bytes = want[v.name];
+    std::rotate(bytes.begin(), bytes.begin() + 20, bytes.end());
+    std::vector<std::byte> shifted(1);
+    shifted.insert(shifted.end(), bytes.begin(), bytes.end());
+    form.write(v, std::span(shifted).subspan(1));
+    EXPECT_THROW(form.write(v, shifted), ShapeError) << v.name;
+  }
+  for (const NamedView& v : card->weights()) EXPECT_EQ(stored_bytes_of(form, v), want.at(v.name)) << v.name;
 }
 
 // A plan that is kept: the card gives what was planned, before the first step, and nothing after it.

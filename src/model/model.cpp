@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/scratch.h"
+
 namespace qt {
 
 namespace {
@@ -49,6 +51,7 @@ void Model::place(Arena& state) {
   for (Param& p : params_) {
     p.packed = p.group == ParamGroup::matrix && options_.weights != FormatId::none;
     if (p.packed) {
+      p.layout = packed_layout(p.N, p.K, backend_.target());
       p.codes = state.keep(p.name, MemoryTag::weights, DType::u8, {code_bytes(options_.weights, p.elems())});
       p.absmax =
           state.keep(p.name, MemoryTag::weights, DType::f32, {scale_count(options_.weights, p.elems())});
