@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <string_view>
 
+#include "kernels/aligned.h"
 #include "quant/packed.h"
 #include "src/core/tensor.h"
 
@@ -83,6 +84,11 @@ class Checker {
   // An optional byte buffer.
   void scratch(const TensorView& view) const {
     if (view.defined()) dense({"scratch", view}, {-1}, {DType::u8});
+  }
+
+  void aligned16(const Field& f) const {
+    QT_CHECK(is_aligned16(f.view.data), ShapeError, "{}: {} {} must begin at a multiple of 16 bytes", op_,
+             f.name, f.view.shape());
   }
 
   void at_least(std::int64_t value, std::int64_t least, const char* what) const {

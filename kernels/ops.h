@@ -328,7 +328,7 @@ struct Matmul {
   TensorView a;        // in  f; rows may be pitched
   TensorView b;        // in  f; rows may be pitched
   TensorView c;        // out or in/out, f or f32 (f32 with f16 and tn); rows may be pitched
-  TensorView bias;     // in  [N] f32, or undefined: none
+  TensorView bias;     // in  [N] f32 at a multiple of 16 bytes, or undefined: none
   TensorView scratch;  // u8 [scratch_bytes(op)], undefined when that is 0
   GemmLayout layout = GemmLayout::nt;
   bool accumulate = false;

@@ -315,6 +315,7 @@ void Matmul::check() const {
     checker.require(layout == GemmLayout::nt, "bias belongs to the nt layout");
     checker.require(!accumulate, "bias cannot be added together with accumulate");
     checker.dense({"bias", bias}, {cols}, {DType::f32});
+    checker.aligned16({"bias", bias});
   }
   checker.scratch(scratch);
   checker.separate({{"c", c}, {"scratch", scratch}}, {{"a", a}, {"b", b}, {"bias", bias}});
@@ -333,6 +334,7 @@ void PackedMatmul::check() const {
   if (bias.defined()) {
     c.require(nt, "bias belongs to the nt layout");
     c.dense({"bias", bias}, {w.N}, {DType::f32});
+    c.aligned16({"bias", bias});
   }
   c.scratch(scratch);
   c.separate({{"y", y}, {"scratch", scratch}},

@@ -265,6 +265,7 @@ void check_products() {
       })
       .accept([](auto& o) { o.bias = view({3}); })
       .shape_error("bias", [](auto& o) { o.bias = view({5}); })
+      .shape_error("bias", [](auto& o) { o.bias = behind(view({3}), 4); })
       .shape_error("bias", [](auto& o) { o.bias = view({3}), o.accumulate = true; })
       .shape_error("bias",
                    [](auto& o) {
@@ -309,6 +310,7 @@ void check_products() {
       })
       .accept([](auto& o) { o.bias = view({3}); })
       .shape_error("bias", [](auto& o) { o.bias = view({100}); })
+      .shape_error("bias", [](auto& o) { o.bias = behind(view({3}), 8); })
       .dtype_error("packed weights are multiplied with f32 or bf16 activations only",
                    [](auto& o) {
                      o.x = view({5, 100}, D::f16), o.y = view({5, 3}, D::f16);

@@ -18,7 +18,7 @@ using Shape = std::initializer_list<std::int64_t>;
 inline TensorView view(Shape shape, DType dtype = DType::f32) {
   static std::uintptr_t next = 1 << 20;
   const TensorView v(reinterpret_cast<void*>(next), dtype, shape);
-  next += static_cast<std::uintptr_t>(v.bytes() + 4096);
+  next += static_cast<std::uintptr_t>((v.bytes() + 4095) / 4096 * 4096 + 4096);
   return v;
 }
 
