@@ -415,8 +415,10 @@ struct SumSquares {
 
 // What one optimizer step needs, in device memory: computed and consumed there.
 //   [0] factor on every gradient (normalisation by tokens times clipping)  [1] 1 when the step must be
-//   skipped  [2] norm [4 + 8 g ...] AdamHyper of parameter group g
-inline constexpr int kStepParamFloats = 4 + 8 * kParamGroups;
+//   skipped  [2] norm  [3] 0  [kStepScalarFloats + kHyperFloats g ...] AdamHyper of parameter group g
+inline constexpr int kStepScalarFloats = 4;
+inline constexpr int kHyperFloats = 8;  // of one parameter group; the last is not used
+inline constexpr int kStepParamFloats = kStepScalarFloats + kHyperFloats * kParamGroups;
 // What the host reads back, one call per step: loss (nats per token), gradient norm before clipping, 1 when
 // norm or loss is not finite, number of targets.
 inline constexpr int kStepStatDoubles = 4;

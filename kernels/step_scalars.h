@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "kernels/ops.h"
 #include "quant/adam_math.h"
 #include "src/core/device.h"
 
@@ -49,8 +50,6 @@ QT_HOST_DEVICE inline StepScalars step_scalars(const StepSums& sums, double max_
 // ---- PrepareStep::params and stats, as those who fill and read them see them: kernels/ops.h tells the
 // layout ----
 
-inline constexpr int kHyperFloats = 8;  // of one parameter group; the last is not used
-
 QT_HOST_DEVICE inline void write_scalars(const StepScalars& step, double targets, float* params,
                                          double* stats) {
   params[0] = step.factor;
@@ -63,7 +62,7 @@ QT_HOST_DEVICE inline void write_scalars(const StepScalars& step, double targets
   stats[3] = targets;
 }
 QT_HOST_DEVICE inline void write_hyper(const AdamHyper& h, int group, float* params) {
-  float* const out = params + 4 + kHyperFloats * group;
+  float* const out = params + kStepScalarFloats + kHyperFloats * group;
   out[0] = h.s;
   out[1] = h.ceps;
   out[2] = h.decay;
@@ -77,7 +76,7 @@ QT_HOST_DEVICE inline void write_hyper(const AdamHyper& h, int group, float* par
 QT_HOST_DEVICE inline float gradient_factor(const float* params) { return params[0]; }
 QT_HOST_DEVICE inline bool step_is_skipped(const float* params) { return params[1] != 0; }
 QT_HOST_DEVICE inline AdamHyper read_hyper(const float* params, int group) {
-  const float* const h = params + 4 + kHyperFloats * group;
+  const float* const h = params + kStepScalarFloats + kHyperFloats * group;
   AdamHyper hyper;
   hyper.s = h[0];
   hyper.ceps = h[1];
