@@ -18,8 +18,9 @@ double factor(std::int64_t a, std::int64_t b) {
 
 }  // namespace
 
-std::optional<GemmRoute> measured_route(std::span<const MeasuredProduct> table, int sm, GemmLayout layout,
-                                        std::int64_t M, std::int64_t N, std::int64_t K) {
+std::optional<GemmRoute> measured_route(std::span<const MeasuredProduct> table, int sm, DType tokens,
+                                        GemmLayout layout, std::int64_t M, std::int64_t N, std::int64_t K) {
+  if (tokens != DType::bf16) return std::nullopt;  // f32 takes other kernels, with other speeds
   if (M <= 0 || N <= 0 || K <= 0) return std::nullopt;
   const MeasuredProduct* nearest = nullptr;
   double least = 0;
@@ -50,9 +51,9 @@ std::uint64_t routes_fingerprint(std::span<const MeasuredProduct> table, int sm)
   return hash;
 }
 
-std::optional<GemmRoute> measured_route(int sm, GemmLayout layout, std::int64_t M, std::int64_t N,
-                                        std::int64_t K) {
-  return measured_route(measured_products(), sm, layout, M, N, K);
+std::optional<GemmRoute> measured_route(int sm, DType tokens, GemmLayout layout, std::int64_t M,
+                                        std::int64_t N, std::int64_t K) {
+  return measured_route(measured_products(), sm, tokens, layout, M, N, K);
 }
 
 }  // namespace qt

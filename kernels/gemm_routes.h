@@ -12,7 +12,8 @@
 
 namespace qt {
 
-// One measurement: both routes of the product of M tokens with a packed [N, K], forward (nt) or for dx (nn).
+// One measurement: both routes of the product of M tokens in bf16 with a packed [N, K], forward (nt) or for
+// dx (nn).
 struct MeasuredProduct {
   int sm = 0;  // compute capability times ten
   GemmLayout layout = GemmLayout::nt;
@@ -23,17 +24,16 @@ struct MeasuredProduct {
 // All of them, in no particular order. Empty until a card has been measured.
 std::span<const MeasuredProduct> measured_products();
 
-// The route of the nearest measurement, or none where the table has nothing like it: same sm and layout, and
-// each of M, N and K within a factor of two. Nearest is the least product of the three factors; of equals the
-// first counts. Fused, which needs no scratch, is taken up to 5 % slower.
-std::optional<GemmRoute> measured_route(std::span<const MeasuredProduct> table, int sm, GemmLayout layout,
-                                        std::int64_t M, std::int64_t N, std::int64_t K);
+// The route of the nearest measurement, or none where the table has nothing like it: tokens in bf16, same sm
+// and layout, and each of M, N and K within a factor of two. Nearest is the least product of the three
+// factors; of equals the first counts. Fused, which needs no scratch, is taken up to 5 % slower.
+std::optional<GemmRoute> measured_route(std::span<const MeasuredProduct> table, int sm, DType tokens,
+                                        GemmLayout layout, std::int64_t M, std::int64_t N, std::int64_t K);
+std::optional<GemmRoute> measured_route(int sm, DType tokens, GemmLayout layout, std::int64_t M,
+                                        std::int64_t N, std::int64_t K);
 
 // Tells one table from another, for cards of one sm: 0 where nothing is measured. Another route is another
 // order of sums.
 std::uint64_t routes_fingerprint(std::span<const MeasuredProduct> table, int sm);
-
-std::optional<GemmRoute> measured_route(int sm, GemmLayout layout, std::int64_t M, std::int64_t N,
-                                        std::int64_t K);
 
 }  // namespace qt

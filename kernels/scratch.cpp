@@ -28,7 +28,6 @@ constexpr std::int64_t radix_sort_temp_bytes(std::int64_t n) {
 // A slice of a packed matrix, expanded for the dense library: large enough to hide the launches, small enough
 // to stay in reach of the second-level cache.
 constexpr std::int64_t kExpandedSliceBytes = 32 * kMiB;
-constexpr std::int64_t kSliceRowStep = 64;  // rows of the device layout's super-tiles: a slice never cuts one
 
 constexpr std::int64_t kFusedBelowTokens = 2048;  // fewer: the expansion is not worth its traffic
 
@@ -72,7 +71,7 @@ PackedLayout packed_layout(std::int64_t N, std::int64_t K, const Target& target)
 GemmRoute packed_route(const PackedMatmul& op, const Target& target) {
   if (on_cpu(target)) return GemmRoute::fused;
   if (target.gemm != GemmRoute::automatic) return target.gemm;
-  if (const auto measured = measured_route(target.sm, op.layout, op.x.dim(0), op.w.N, op.w.K))
+  if (const auto measured = measured_route(target.sm, op.x.dtype, op.layout, op.x.dim(0), op.w.N, op.w.K))
     return *measured;
   return op.x.dim(0) < kFusedBelowTokens ? GemmRoute::fused : GemmRoute::scratch;
 }
@@ -80,8 +79,9 @@ GemmRoute packed_route(const PackedMatmul& op, const Target& target) {
 std::int64_t scratch_bytes(const PackedMatmul& op, const Target& target) {
   if (packed_route(op, target) == GemmRoute::fused) return 0;
   const std::int64_t row_bytes = op.w.K * dtype_bytes(op.x.dtype);
+  // A slice never cuts a tile.
   const std::int64_t slice_rows =
-      std::max(kSliceRowStep, kExpandedSliceBytes / row_bytes / kSliceRowStep * kSliceRowStep);
+      std::max<std::int64_t>(kTileSide, kExpandedSliceBytes / row_bytes / kTileSide * kTileSide);
   return std::min(op.w.N, slice_rows) * row_bytes;
 }
 

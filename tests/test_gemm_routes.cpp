@@ -21,8 +21,8 @@ const std::vector<MeasuredProduct> kTable = {
 };
 
 std::optional<GemmRoute> route(std::int64_t M, std::int64_t N = 2048, std::int64_t K = 2048, int sm = 90,
-                               GemmLayout layout = kForward) {
-  return measured_route(kTable, sm, layout, M, N, K);
+                               GemmLayout layout = kForward, DType tokens = DType::bf16) {
+  return measured_route(kTable, sm, tokens, layout, M, N, K);
 }
 
 PackedMatmul product(std::int64_t M) {
@@ -52,7 +52,7 @@ TEST(GemmRoutes, AProductBetweenTwoMeasurementsTakesTheNearerByFactor) {
 TEST(GemmRoutes, OfTwoAsNearTheFirstRowCounts) {
   EXPECT_EQ(route(8192), GemmRoute::fused);
   const std::vector<MeasuredProduct> turned(kTable.rbegin(), kTable.rend());
-  EXPECT_EQ(measured_route(turned, 90, kForward, 8192, 2048, 2048), GemmRoute::scratch);
+  EXPECT_EQ(measured_route(turned, 90, DType::bf16, kForward, 8192, 2048, 2048), GemmRoute::scratch);
 }
 
 TEST(GemmRoutes, NearnessCountsAllThreeDimensions) {
@@ -69,13 +69,14 @@ TEST(GemmRoutes, MoreThanAFactorOfTwoAwayIsNotMeasured) {
   EXPECT_EQ(route(1024, 2048, 4097), std::nullopt);
 }
 
-TEST(GemmRoutes, AnotherCardAndAnotherLayoutAreNotMeasured) {
+TEST(GemmRoutes, AnotherCardAnotherLayoutAndTokensInF32AreNotMeasured) {
   EXPECT_EQ(route(1024, 2048, 2048, 89), std::nullopt);
   EXPECT_EQ(route(1024, 2048, 2048, 90, kInputGradient), std::nullopt);
+  EXPECT_EQ(route(1024, 2048, 2048, 90, kForward, DType::f32), std::nullopt);
 }
 
 TEST(GemmRoutes, NothingIsMeasuredOfAnEmptyTableOrProduct) {
-  EXPECT_EQ(measured_route({}, 90, kForward, 1024, 2048, 2048), std::nullopt);
+  EXPECT_EQ(measured_route({}, 90, DType::bf16, kForward, 1024, 2048, 2048), std::nullopt);
   EXPECT_EQ(route(0), std::nullopt);
 }
 
@@ -87,8 +88,8 @@ TEST(GemmRoutes, EveryCommittedRowIsAMeasurementThatAnswersForItself) {
     EXPECT_GT(p.fused_us, 0);
     EXPECT_GT(p.scratch_us, 0);
     const MeasuredProduct alone[] = {p};
-    EXPECT_EQ(measured_route(p.sm, p.layout, p.M, p.N, p.K),
-              measured_route(alone, p.sm, p.layout, p.M, p.N, p.K))
+    EXPECT_EQ(measured_route(p.sm, DType::bf16, p.layout, p.M, p.N, p.K),
+              measured_route(alone, p.sm, DType::bf16, p.layout, p.M, p.N, p.K))
         << p.M << " x " << p.N << " x " << p.K << ": measured twice";
   }
 }
