@@ -25,29 +25,27 @@ namespace {
 
 using cuda::check;
 
-// What MemoryRegion promises. cudaMalloc promises 256 bytes.
+// What MemoryRegion promises. cudaMalloc promises 256 bytes, cudaHostAlloc nothing: of either kAlignment
+// bytes more are asked for than a region has.
 constexpr std::size_t kAlignment = 4096;
 
-class DeviceRegion final : public MemoryRegion {
+std::byte* aligned(void* p) {
+  const std::size_t beyond = reinterpret_cast<std::uintptr_t>(p) % kAlignment;
+  return static_cast<std::byte*>(p) + (beyond == 0 ? 0 : kAlignment - beyond);
+}
+
+template <Space kSpace, cudaError_t (*kFree)(void*)>
+class RuntimeRegion final : public MemoryRegion {
  public:
-  // allocated: kAlignment bytes more than `bytes`.
-  DeviceRegion(void* allocated, std::int64_t bytes)
-      : MemoryRegion(aligned(allocated), bytes, Space::device), allocated_(allocated) {}
-  ~DeviceRegion() override { cudaFree(allocated_); }
+  RuntimeRegion(void* allocated, std::int64_t bytes)
+      : MemoryRegion(aligned(allocated), bytes, kSpace), allocated_(allocated) {}
+  ~RuntimeRegion() override { kFree(allocated_); }
 
  private:
-  static std::byte* aligned(void* p) {
-    const std::size_t beyond = reinterpret_cast<std::uintptr_t>(p) % kAlignment;
-    return static_cast<std::byte*>(p) + (beyond == 0 ? 0 : kAlignment - beyond);
-  }
   void* allocated_;
 };
-
-class PinnedRegion final : public MemoryRegion {
- public:
-  PinnedRegion(std::byte* base, std::int64_t bytes) : MemoryRegion(base, bytes, Space::host) {}
-  ~PinnedRegion() override { cudaFreeHost(base()); }
-};
+using DeviceRegion = RuntimeRegion<Space::device, cudaFree>;
+using PinnedRegion = RuntimeRegion<Space::host, cudaFreeHost>;
 
 class PageableRegion final : public MemoryRegion {
  public:
@@ -146,10 +144,10 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<MemoryRegion> allocate_on_host(std::int64_t bytes, std::int64_t size) {
     void* memory = nullptr;
-    if (cuda::granted(cudaHostAlloc(&memory, static_cast<std::size_t>(size), cudaHostAllocDefault),
-                      "cudaHostAlloc")) {
-      auto region = std::make_unique<PinnedRegion>(static_cast<std::byte*>(memory), bytes);
-      std::memset(memory, 0, static_cast<std::size_t>(size));
+    const std::size_t with_room = static_cast<std::size_t>(size) + kAlignment;
+    if (cuda::granted(cudaHostAlloc(&memory, with_room, cudaHostAllocDefault), "cudaHostAlloc")) {
+      auto region = std::make_unique<PinnedRegion>(memory, bytes);
+      std::memset(memory, 0, with_room);
       return region;
     }
     const auto rounded = (static_cast<std::size_t>(size) + kAlignment - 1) / kAlignment * kAlignment;

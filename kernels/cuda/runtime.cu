@@ -5,35 +5,32 @@
 
 namespace qt::cuda {
 
-namespace {
-
-// Where to look, by what went wrong. An error of a kernel is told by whatever call comes next.
 const char* hint_for(cudaError_t error) {
   switch (error) {
     case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
     case cudaErrorLaunchFailure:
       return "a kernel failed before this call: QTRAIN_SYNC_LAUNCHES=1 with the same command names it; "
-             "please "
-             "report that. The run continues from its last checkpoint";
+             "please report that. The run continues from its last checkpoint";
     case cudaErrorLaunchTimeout:
       return "the card drives a display, and its watchdog ended a long kernel: lower --micro-batch, or use a "
-             "card "
-             "without a display; the same command continues from the last checkpoint";
+             "card without a display; the same command continues from the last checkpoint";
     case cudaErrorECCUncorrectable:
       return "the card's memory is failing (`nvidia-smi -q -d ECC`); the last checkpoint is good, and the "
-             "same "
-             "command continues from it";
+             "same command continues from it";
     case cudaErrorNoKernelImageForDevice:
       return "this build has no code for the card: build with -DCMAKE_CUDA_ARCHITECTURES=native on this "
              "machine";
     default:
       return "`nvidia-smi` and the system's log tell more of the card; the same command continues from the "
-             "last "
-             "checkpoint";
+             "last checkpoint";
   }
 }
-
-}  // namespace
 
 void check(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;

@@ -10,6 +10,9 @@ namespace qt::cuda {
 // Throws DeviceError naming what was done, or FitError when it was refused for want of memory.
 void check(cudaError_t result, const char* what);
 
+// Where to look, by what went wrong. An error of a kernel is told by whatever call comes next.
+const char* hint_for(cudaError_t error);
+
 // For requests that may be refused: false when there is no memory of the kind, and the runtime has forgotten
 // it. Any other error is thrown as by check().
 bool granted(cudaError_t result, const char* what);
@@ -18,7 +21,7 @@ bool granted(cudaError_t result, const char* what);
 // waits for the kernel, so that a fault is reported under the name of the kernel that caused it.
 void after_launch(const char* kernel, cudaStream_t stream);
 
-// Owns a stream or an event. Destroying one never throws, whatever state the card is in.
+// Owns a handle of a library. Destroying one never throws, whatever state the card is in.
 template <class Handle, auto kDestroy>
 class Owned {
  public:
@@ -33,6 +36,7 @@ class Owned {
     if (handle_ != nullptr) kDestroy(handle_);
   }
   Handle get() const { return handle_; }
+  Handle* put() { return &handle_; }  // for calls that make one; there must be none yet
 
  private:
   Handle handle_ = nullptr;

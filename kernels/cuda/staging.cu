@@ -17,7 +17,9 @@ std::unique_ptr<Staging> Staging::make() {
 }
 
 Staging::~Staging() {
-  for (const Piece& piece : pieces_) cudaFreeHost(piece.memory);
+  for (const Piece& piece : pieces_) {
+    if (piece.memory != nullptr) cudaFreeHost(piece.memory);  // make() may have got none
+  }
 }
 
 // The piece whose turn it is, once nothing is under way in it.

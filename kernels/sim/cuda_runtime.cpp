@@ -1,6 +1,5 @@
 // Twins of the runtime's calls: memory is the host's, streams are queues, and any call can be made to fail.
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <deque>
 #include <exception>
@@ -22,7 +21,6 @@ namespace qt::sim {
 struct Mark {
   StreamState* stream = nullptr;
   bool happened = false;
-  std::chrono::steady_clock::time_point when;
 };
 
 // What a stream has still to do.
@@ -103,10 +101,7 @@ void step(StreamState& stream) {
       throw;
     }
   }
-  if (work.records) {
-    work.records->happened = true;
-    work.records->when = std::chrono::steady_clock::now();
-  }
+  if (work.records) work.records->happened = true;
 }
 
 void drain(StreamState& stream) {
@@ -131,7 +126,7 @@ void enqueue(StreamState* stream, Work work) {
 }
 
 // On a card memory comes as it was left: nobody may count on zeros. Aligned to 256 bytes as the runtime
-// promises, and to no more.
+// promises for the card's, and to no more; pinned memory, for which it promises nothing, likewise.
 constexpr std::size_t kPageBytes = 4096, kBeyondPage = 256;
 
 void* take_memory(std::size_t bytes) {
@@ -140,9 +135,6 @@ void* take_memory(std::size_t bytes) {
   if (memory == nullptr) return nullptr;
   if (bytes <= (1u << 26)) std::memset(memory + kBeyondPage, 0xFF, bytes);
   return memory + kBeyondPage;
-}
-void* take_pinned_memory(std::size_t bytes) {
-  return std::aligned_alloc(kPageBytes, (bytes + kPageBytes - 1) / kPageBytes * kPageBytes);
 }
 void free_memory(void* memory) { std::free(static_cast<std::byte*>(memory) - kBeyondPage); }
 
@@ -180,7 +172,7 @@ void begin_process() {
   Runtime& r = runtime();
   drop_work();
   for (const auto& [memory, bytes] : r.device) free_memory(memory);
-  for (const auto& [memory, bytes] : r.pinned) std::free(memory);
+  for (const auto& [memory, bytes] : r.pinned) free_memory(memory);
   for (StreamState* stream : r.streams) delete stream;
   for (EventState* event : r.events) delete event;
   const Streams how = r.how;
@@ -220,16 +212,23 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorInitializationError: return "cudaErrorInitializationError";
     case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
+    case cudaErrorInvalidDeviceFunction: return "cudaErrorInvalidDeviceFunction";
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
     case cudaErrorECCUncorrectable: return "cudaErrorECCUncorrectable";
+    case cudaErrorUnsupportedPtxVersion: return "cudaErrorUnsupportedPtxVersion";
     case cudaErrorOperatingSystem: return "cudaErrorOperatingSystem";
     case cudaErrorNotSupported: return "cudaErrorNotSupported";
-    case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
     case cudaErrorLaunchTimeout: return "cudaErrorLaunchTimeout";
+    case cudaErrorAssert: return "cudaErrorAssert";
+    case cudaErrorHardwareStackError: return "cudaErrorHardwareStackError";
+    case cudaErrorIllegalInstruction: return "cudaErrorIllegalInstruction";
+    case cudaErrorMisalignedAddress: return "cudaErrorMisalignedAddress";
+    case cudaErrorInvalidAddressSpace: return "cudaErrorInvalidAddressSpace";
+    case cudaErrorInvalidPc: return "cudaErrorInvalidPc";
     case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
     case cudaErrorUnknown: return "cudaErrorUnknown";
   }
@@ -237,7 +236,6 @@ const char* cudaGetErrorName(cudaError_t error) {
 }
 const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
 
-cudaError_t cudaPeekAtLastError() { return runtime().last; }
 // Not a call that fails of itself: it tells of others.
 cudaError_t cudaGetLastError() { return std::exchange(runtime().last, cudaSuccess); }
 
@@ -284,7 +282,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrKernelExecTimeout: *value = card().drives_display ? 1 : 0; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor: *value = card().major; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = card().minor; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 99 * 1024; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = qt::sim::kSharedOptInBytes; return cudaSuccess;
   }
   return fail(cudaErrorInvalidValue);
 }
@@ -299,6 +297,17 @@ cudaError_t cudaDeviceSynchronize() {
   QT_ENTER("cudaDeviceSynchronize");
   qt::sim::drain_before_release();
   return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  QT_ENTER("cudaFuncGetAttributes");
+  if (!card().served_by_build) return fail(cudaErrorNoKernelImageForDevice);
+  *attributes = {.binaryVersion = 10 * card().major + card().minor};
+  return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
+  QT_ENTER("cudaFuncSetAttribute");
+  return value >= 0 && value <= qt::sim::kSharedOptInBytes ? cudaSuccess : fail(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
@@ -334,7 +343,7 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
   const auto wanted = runtime().pinned_bytes + static_cast<std::int64_t>(bytes);
   if (card().pinned_limit_bytes >= 0 && wanted > card().pinned_limit_bytes)
     return fail(cudaErrorMemoryAllocation);
-  *memory = qt::sim::take_pinned_memory(bytes);
+  *memory = qt::sim::take_memory(bytes);
   if (*memory == nullptr) return fail(cudaErrorMemoryAllocation);
   runtime().pinned[*memory] = bytes;
   runtime().pinned_bytes = wanted;
@@ -342,19 +351,12 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 }
 cudaError_t cudaFreeHost(void* memory) {
   QT_ENTER("cudaFreeHost");
-  if (memory == nullptr) return cudaSuccess;
   qt::sim::drain_before_release();
-  const auto found = runtime().pinned.find(memory);
+  const auto found = runtime().pinned.find(memory);  // null is nobody's either
   if (found == runtime().pinned.end()) return fail(cudaErrorInvalidValue);
   runtime().pinned_bytes -= static_cast<std::int64_t>(found->second);
   runtime().pinned.erase(found);
-  std::free(memory);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-  QT_ENTER("cudaMemcpy");
-  qt::sim::drain_all();
-  std::memcpy(to, from, bytes);
+  qt::sim::free_memory(memory);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
@@ -365,12 +367,6 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     if (bytes > 0) std::memcpy(to, from, bytes);
   };
   qt::sim::enqueue(stream, {.run = copy, .waits_for = {}, .records = {}});
-  return cudaSuccess;
-}
-cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
-  QT_ENTER("cudaMemset");
-  qt::sim::drain_all();
-  std::memset(memory, value, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
@@ -418,8 +414,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   QT_ENTER("cudaEventRecord");
-  event->last =
-      std::make_shared<qt::sim::Mark>(qt::sim::Mark{.stream = stream, .happened = false, .when = {}});
+  event->last = std::make_shared<qt::sim::Mark>(qt::sim::Mark{.stream = stream});
   qt::sim::enqueue(stream, {.run = {}, .waits_for = {}, .records = event->last});
   return cudaSuccess;
 }
@@ -427,12 +422,5 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   QT_ENTER("cudaEventSynchronize");
   const auto mark = event->last;
   while (mark && !mark->happened && !mark->stream->queue.empty()) qt::sim::step(*mark->stream);
-  return cudaSuccess;
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
-  QT_ENTER("cudaEventElapsedTime");
-  if (!from->last || !to->last) return fail(cudaErrorInvalidValue);
-  if (!from->last->happened || !to->last->happened) return fail(cudaErrorNotReady);
-  *milliseconds = std::chrono::duration<float, std::milli>(to->last->when - from->last->when).count();
   return cudaSuccess;
 }

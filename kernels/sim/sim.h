@@ -39,9 +39,11 @@ struct Card {
   std::int64_t free_bytes = -1;            // once it is open; -1: all but that and 300 MiB of others
   std::int64_t pinned_limit_bytes = -1;    // what cudaHostAlloc gives in all; -1: everything
   bool drives_display = false;
+  bool served_by_build = true;  // there is code for it
   std::string name = "simulated card";
 };
 inline constexpr int kRuntimeVersion = 12000;
+inline constexpr int kSharedOptInBytes = 99 * 1024;  // what a block may have when the launch asks for it
 Card& card();
 // In use by anyone, the context included once the card is open.
 std::int64_t used_bytes_of_card();
