@@ -8,6 +8,7 @@
 #include <cublasLt.h>
 #include <fmt/format.h>
 
+#include "kernels/aligned.h"
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/blas_algorithms.h"
 #include "kernels/cuda/runtime.h"
@@ -27,24 +28,9 @@ void check_blas(cublasStatus_t status, const std::string& what) {
   if (status == CUBLAS_STATUS_ALLOC_FAILED) {
     throw FitError(message, "close other programs that use the card, or lower --vram or --micro-batch");
   }
-  throw DeviceError(message);
+  throw DeviceError(message, hint_for(cudaErrorUnknown));
 }
 
-template <class Handle, cublasStatus_t (*kDestroy)(Handle)>
-class Owned {
- public:
-  Owned() = default;
-  Owned(Owned&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
-  Owned& operator=(Owned&&) = delete;
-  ~Owned() {
-    if (handle_ != nullptr) kDestroy(handle_);
-  }
-  Handle get() const { return handle_; }
-  Handle* put() { return &handle_; }
-
- private:
-  Handle handle_ = nullptr;
-};
 using Library = Owned<cublasLtHandle_t, cublasLtDestroy>;
 using Operation = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using Layout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
@@ -127,15 +113,14 @@ class LibraryBlas final : public Blas {
   }
 
   void multiply(const BlasProduct& p, cudaStream_t stream) override {
-    QT_CHECK(p.bias == nullptr || (p.result == DType::f32 && !p.accumulate &&
-                                   reinterpret_cast<std::uintptr_t>(p.bias) % 16 == 0),
+    QT_CHECK(p.bias == nullptr || (p.result == DType::f32 && !p.accumulate && is_aligned16(p.bias)),
              DeviceError, "cuBLASLt adds an aligned bias to f32 results only");
     const Plan& plan = plan_for(p);
     const float one = 1, beta = p.accumulate ? 1 : 0;
     check_blas(cublasLtMatmul(library_.get(), plan.operation.get(), &one, p.b, plan.b.get(), p.a,
                               plan.a.get(), &beta, p.c, plan.c.get(), p.c, plan.c.get(), &plan.algorithm,
                               workspace_, workspace_bytes_, stream),
-               fmt::format("the matrix product '{}'", text_of(kind_of(p))));
+               "the matrix product " + describe(kind_of(p)));
   }
 
   std::string algorithms() const override {
@@ -208,8 +193,7 @@ class LibraryBlas final : public Blas {
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(library_.get(), plan.operation.get(), plan.b.get(), plan.a.get(),
                                        plan.c.get(), plan.c.get(), wishes.get(), 1, &found, &count);
-    const std::string what =
-        fmt::format("the choice of an algorithm for the matrix product '{}'", text_of(kind));
+    const std::string what = "the choice of an algorithm for the matrix product " + describe(kind);
     check_blas(status, what);
     check_blas(count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : found.state, what);
     return found.algo;

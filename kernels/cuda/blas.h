@@ -46,7 +46,8 @@ class Blas {
   // an order of their own. The same calls give the same text.
   virtual std::string algorithms() const = 0;
 
-  // Takes over what algorithms() gave, in place of what is in use. Returns why an entry was left out, a line
+  // Takes over what algorithms() gave: for the kinds of products that it names, in place of what is in use;
+  // the others stay. Returns why an entry was left out, a line
   // each: those kinds of products are chosen anew, and their bits may differ. Never throws for what the text
   // says: all of it may be of another library or card.
   virtual std::vector<std::string> use_algorithms(std::string_view text) = 0;

@@ -77,6 +77,15 @@ BlasKind kind_of(const BlasProduct& p) {
 
 std::string text_of(const BlasKind& kind) { return fmt::format("{}", fmt::join(fields_of(kind), " ")); }
 
+std::string describe(const BlasKind& k) {
+  const auto operand = [](std::int64_t rows, std::int64_t cols, bool transposed) {
+    return transposed ? fmt::format("[{}, {}]^T", cols, rows) : fmt::format("[{}, {}]", rows, cols);
+  };
+  return fmt::format("{} {} x {} into {}{}{}", dtype_name(k.operands), operand(k.M, k.R, k.a_transposed),
+                     operand(k.R, k.N, k.b_transposed), dtype_name(k.result),
+                     k.has_bias ? ", with a bias" : "", k.accumulate ? ", accumulated" : "");
+}
+
 std::optional<BlasKind> kind_from(std::string_view text) {
   std::array<std::int64_t, kFields> f{};
   for (std::int64_t& field : f) {
@@ -128,7 +137,8 @@ std::vector<std::string> read_algorithms(std::string_view library, std::string_v
       readable = parse(bytes_text.substr(i, 2), 16, bytes.emplace_back());
     const std::string reason = readable ? take(*kind, bytes) : "it cannot be read";
     if (!reason.empty())
-      left_out.push_back(fmt::format("the algorithm of the matrix product '{}': {}", kind_text, reason));
+      left_out.push_back(fmt::format("the algorithm of the matrix product {}: {}",
+                                     kind ? describe(*kind) : fmt::format("'{}'", kind_text), reason));
   }
   return left_out;
 }

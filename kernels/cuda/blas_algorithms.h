@@ -27,7 +27,9 @@ struct BlasKind {
 };
 
 BlasKind kind_of(const BlasProduct& product);
-std::string text_of(const BlasKind& kind);  // one line
+std::string text_of(const BlasKind& kind);  // one line, for files
+// For messages: "bf16 [4096, 2048] x [2048, 2048]^T into f32, accumulated".
+std::string describe(const BlasKind& kind);
 // Nothing for a text that text_of() does not write.
 std::optional<BlasKind> kind_from(std::string_view text);
 

@@ -6,6 +6,7 @@
 #include <map>
 #include <vector>
 
+#include "kernels/aligned.h"
 #include "kernels/cuda/blas_algorithms.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/sim/sim.h"
@@ -89,17 +90,16 @@ void compute(const BlasProduct& p) {
 class SimBlas final : public Blas {
  public:
   void multiply(const BlasProduct& p, cudaStream_t stream) override {
-    if (sim::runtime_call_fails("multiply")) check(sim::injected_error(), "matrix product");
+    if (sim::runtime_call_fails("cublasLtMatmul")) check(sim::injected_error(), "cublasLtMatmul");
     QT_CHECK(p.M > 0 && p.N > 0 && p.R > 0, DeviceError, "an empty matrix product");
     QT_CHECK(p.result == DType::f32 || p.result == p.operands, DeviceError, "{} into {}",
              dtype_name(p.operands), dtype_name(p.result));
     // As the library: a bias has the type of the result, and an alignment.
-    QT_CHECK(p.bias == nullptr || (p.result == DType::f32 && !p.accumulate &&
-                                   reinterpret_cast<std::uintptr_t>(p.bias) % 16 == 0),
+    QT_CHECK(p.bias == nullptr || (p.result == DType::f32 && !p.accumulate && is_aligned16(p.bias)),
              DeviceError, "the library adds an aligned bias to f32 results only");
     QT_CHECK(p.a_pitch >= (p.a_transposed ? p.M : p.R) && p.b_pitch >= (p.b_transposed ? p.R : p.N) &&
                  p.c_pitch >= p.N,
-             DeviceError, "rows longer than their pitch in the matrix product '{}'", text_of(kind_of(p)));
+             DeviceError, "rows longer than their pitch in the matrix product {}", describe(kind_of(p)));
     chosen_.emplace(kind_of(p), kAlgorithm);
     sim::enqueue_work(stream, [p] { compute(p); });
   }
@@ -123,6 +123,9 @@ class SimBlas final : public Blas {
 
 }  // namespace
 
-std::unique_ptr<Blas> make_blas(void*, std::int64_t) { return std::make_unique<SimBlas>(); }
+std::unique_ptr<Blas> make_blas(void*, std::int64_t) {
+  if (sim::runtime_call_fails("cublasLtCreate")) check(sim::injected_error(), "cublasLtCreate");
+  return std::make_unique<SimBlas>();
+}
 
 }  // namespace qt::cuda
