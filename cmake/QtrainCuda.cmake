@@ -22,6 +22,9 @@ if(NOT QTRAIN_CUDA STREQUAL "OFF")
   else()
     set(QTRAIN_HAVE_CUDA ON)
     set(cuda_story "${CMAKE_CUDA_COMPILER}, toolkit ${CUDAToolkit_VERSION}")
+    if(CUDAToolkit_VERSION VERSION_LESS 12.8)
+      string(APPEND cuda_story " (no code of its own for sm_120: needs 12.8)")
+    endif()
   endif()
   if(QTRAIN_CUDA STREQUAL "ON" AND NOT QTRAIN_HAVE_CUDA)
     message(FATAL_ERROR "QTRAIN_CUDA=ON, but ${cuda_story}. Put nvcc of a whole toolkit on the PATH or set "
@@ -30,12 +33,13 @@ if(NOT QTRAIN_CUDA STREQUAL "OFF")
 endif()
 if(QTRAIN_HAVE_CUDA)
   # Before the language is enabled, which would choose an old default. Not "native": the machine that compiles may
-  # have no card. The newest also as PTX, from which a driver compiles for cards that do not exist yet.
+  # have no card. 90 and 120 also as PTX, from which a driver compiles for the cards between and behind: 10.0, 10.3 and
+  # 11.0, and those that do not exist yet.
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     if(CUDAToolkit_VERSION VERSION_LESS 12.8)
       set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90)
     else()
-      set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 120)
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90 120)
     endif()
   endif()
   if(QTRAIN_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)

@@ -1,4 +1,4 @@
-#include <algorithm>
+#include <cstdlib>
 
 #include <cuda_runtime.h>
 
@@ -6,6 +6,8 @@
 #include "kernels/cuda/nvml.h"
 #include "kernels/cuda/runtime.h"
 #include "src/core/error.h"
+#include "src/core/log.h"
+#include "src/core/units.h"
 
 namespace qt::cuda {
 
@@ -13,13 +15,15 @@ namespace {
 
 constexpr int kFirst = 0;
 constexpr int kOldestMajor = 8;
+// A context between this part and so many times of what is assumed is believed.
+constexpr std::int64_t kLeastPart = 8, kMostAssumptions = 2;
 
 std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
 
 [[noreturn]] void refuse_driver() {
   int driver = 0, runtime = 0;
-  cudaDriverGetVersion(&driver);
-  cudaRuntimeGetVersion(&runtime);
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
   if (driver == 0) {
     throw DeviceError(
         "there is no NVIDIA driver on this machine",
@@ -53,6 +57,12 @@ int attribute(cudaDeviceAttr which) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, kFirst), "cudaDeviceGetAttribute");
   return value;
+}
+
+std::int64_t free_bytes() {
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<std::int64_t>(free);
 }
 
 }  // namespace
@@ -90,17 +100,30 @@ OpenCard open_card(const Target& target) {
   card.pci_bus_id = bus;
   card.used_bytes_before = card_used_bytes(bus);
   check(cudaSetDevice(kFirst), "cudaSetDevice");
-  std::size_t free_bytes = 0, total_bytes = 0;
-  check(cudaMemGetInfo(&free_bytes, &total_bytes),
-        "cudaMemGetInfo");  // opens the card where the line above did not
-  card.facts.free_bytes = static_cast<std::int64_t>(free_bytes);
+  card.facts.free_bytes = free_bytes();  // opens the card where the line above did not
+  if (!has_code_for_card()) {
+    throw DeviceError(fmt::format("this build of qtrain has no code for the {}, which is sm_{}",
+                                  card.facts.name, card.facts.sm),
+                      hint_for(cudaErrorNoKernelImageForDevice));
+  }
   return card;
 }
 
-void measure_context(OpenCard& card, std::int64_t own_bytes) {
+void measure_context(OpenCard& card, const Target& target, std::int64_t own_bytes) {
+  card.facts.free_bytes = free_bytes() + own_bytes;
   const std::int64_t used_bytes = card_used_bytes(card.pci_bus_id.c_str());
   if (card.used_bytes_before < 0 || used_bytes < 0) return;
-  card.facts.context_bytes = std::max<std::int64_t>(0, used_bytes - card.used_bytes_before - own_bytes);
+  const std::int64_t taken_bytes = used_bytes - card.used_bytes_before - own_bytes;
+  const std::int64_t assumed_bytes = assumed_context_bytes(target);
+  if (taken_bytes < 0 || taken_bytes > kMostAssumptions * assumed_bytes) {
+    log_info(
+        "opening the card changed what is in use of it by {}{}, which this run alone cannot have done (do "
+        "other programs use it?): the plan goes on assuming {} for the driver and the libraries",
+        taken_bytes < 0 ? "-" : "", format_bytes(std::abs(taken_bytes)), format_bytes(assumed_bytes));
+    return;
+  }
+  if (taken_bytes < assumed_bytes / kLeastPart) return;  // this process had opened the card before
+  card.facts.context_bytes = taken_bytes;
 }
 
 }  // namespace qt::cuda

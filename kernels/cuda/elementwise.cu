@@ -1,5 +1,6 @@
 // Ops that treat every element alike and touch memory once: fill, cast, add.
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vector.cuh"
@@ -38,6 +39,19 @@ void fill(const Fill& op, T value, const Context& context) {
 }
 
 }  // namespace
+
+bool has_code_for_card() {
+  cudaFuncAttributes attributes;
+  const cudaError_t result =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(fill_kernel<float>));
+  if (result == cudaErrorNoKernelImageForDevice || result == cudaErrorInvalidDeviceFunction ||
+      result == cudaErrorUnsupportedPtxVersion) {
+    cudaGetLastError();
+    return false;
+  }
+  check(result, "cudaFuncGetAttributes");
+  return true;
+}
 
 void run(const Fill& op, const Context& context) {
   const auto value = static_cast<float>(op.value);
