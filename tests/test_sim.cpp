@@ -1,7 +1,9 @@
 // The simulator finds each defect that it is there to find, says which and where, and finds none in the same
 // kernel without it.
+#include <algorithm>
 #include <array>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include <gmock/gmock.h>
@@ -91,7 +93,7 @@ TEST_F(AsyncCopy, MustBeWaitedForBeforeTheKernelEnds) {
 }
 
 TEST_F(AsyncCopy, ReadsFromAlignedAddresses) {
-  EXPECT_THAT(report({.aligned = false}), HasSubstr("cp.async from a misaligned address at test_sim.cpp:"));
+  EXPECT_THAT(report({.aligned = false}), HasSubstr("misaligned cp.async of global memory at test_sim.cpp:"));
 }
 
 // ---- races -------------------------------------------------------------------------------------------
@@ -208,8 +210,9 @@ TEST(Race, IsNotSeenWhereFencesOrderEveryPair) {
 
 __global__ void matrix_kernel(bool fenced, int at, std::uint32_t* sink) {
   SharedMemory memory;
-  const auto tile = memory.take<bf16>(16 * 16);
-  for (int i = lane_id(); i < 256; i += 32) tile.write(i, bf16{static_cast<std::uint16_t>(i)});
+  constexpr int kElems = 16 * 16 + 64;  // some beyond the matrices
+  const auto tile = memory.take<bf16>(kElems);
+  for (int i = lane_id(); i < kElems; i += 32) tile.write(i, bf16{static_cast<std::uint16_t>(i)});
   if (fenced) __syncwarp();
   std::uint32_t r[4];
   cuda::ldmatrix_x4(r, tile, at + 8 * lane_id());
@@ -218,7 +221,7 @@ __global__ void matrix_kernel(bool fenced, int at, std::uint32_t* sink) {
 
 TEST(Race, IsReportedForMatricesReadByTheWholeWarp) {
   std::array<std::uint32_t, 128> sink{};
-  const SimShape shape{"matrix_kernel", 1, 32, 512};
+  const SimShape shape{"matrix_kernel", 1, 32, 640};
   EXPECT_THAT(report_of(shape, matrix_kernel, false, 0, sink.data()),
               AllOf(HasSubstr("race at test_sim.cpp:"), HasSubstr("warp 0 reads what thread")));
   EXPECT_EQ(report_of(shape, matrix_kernel, true, 0, sink.data()), "");
@@ -278,11 +281,31 @@ TEST(Alignment, IsAskedOfVectorsMatrixRowsAndCopies) {
   EXPECT_THAT(report_of({"touch_kernel", 1, 32, 3 * 128}, touch_kernel, Touch::vector, 2),
               HasSubstr("misaligned read at test_sim.cpp:"));
   std::array<std::uint32_t, 128> sink{};
-  EXPECT_THAT(report_of({"matrix_kernel", 1, 32, 512}, matrix_kernel, true, 4, sink.data()),
-              HasSubstr("at test_sim.cpp:"));
+  EXPECT_EQ(report_of({"matrix_kernel", 1, 32, 640}, matrix_kernel, true, 8, sink.data()), "");
+  EXPECT_THAT(report_of({"matrix_kernel", 1, 32, 640}, matrix_kernel, true, 4, sink.data()),
+              HasSubstr("misaligned read at test_sim.cpp:"));
   alignas(16) const std::array<float, 4> from{};
   EXPECT_THAT(report_of({"misaligned_copy_kernel", 1, 32, 128}, misaligned_copy_kernel, from.data()),
               HasSubstr("misaligned cp.async at test_sim.cpp:"));
+}
+
+// Both ways by as many numbers as fit a vector of four.
+__global__ void global_kernel(const float* from, float* to) {
+  cuda::write_global(to, cuda::read_global<float4>(from));
+}
+
+TEST(Alignment, IsAskedOfVectorsInGlobalMemory) {
+  alignas(16) const std::array<float, 8> from{1, 2, 3, 4, 5, 6, 7, 8};
+  alignas(16) std::array<float, 8> to{};
+  const auto report = [&](int from_at, int to_at) {
+    return report_of({"global_kernel", 1, 32}, global_kernel, from.data() + from_at, to.data() + to_at);
+  };
+  EXPECT_EQ(report(4, 0), "");
+  EXPECT_EQ(to, (std::array<float, 8>{5, 6, 7, 8}));
+  EXPECT_THAT(report(2, 0), AllOf(HasSubstr("kernel global_kernel, block (0, 0, 0): thread 0:"),
+                                  HasSubstr("misaligned read of global memory at test_sim.cpp:"),
+                                  HasSubstr("16 bytes at an address 8 beyond a multiple")));
+  EXPECT_THAT(report(0, 1), HasSubstr("misaligned write of global memory at test_sim.cpp:"));
 }
 
 // The first block writes, the others only read.
@@ -402,9 +425,37 @@ TEST(Launch, IsRefusedWhereACardWouldRefuseIt) {
               HasSubstr("the launch of greedy_kernel is too large for a card"));
   EXPECT_THAT(report_of({"greedy_kernel", std::int64_t{1} << 31, 32, 256}, greedy_kernel),
               HasSubstr("too large for a card"));
+  EXPECT_THAT(report_of({"greedy_kernel", -1, 32, 256}, greedy_kernel), HasSubstr("too large for a card"));
+  const SimStream stream;
+  for (const auto& [y, z] : {std::pair{65536, 1}, {1, 65536}}) {
+    EXPECT_THROW(cuda::launch({.name = "greedy_kernel",
+                               .blocks = 1,
+                               .blocks_y = y,
+                               .blocks_z = z,
+                               .threads = 32,
+                               .shared_bytes = 256,
+                               .stream = stream.get()},
+                              greedy_kernel),
+                 ShapeError);
+  }
   EXPECT_THAT(report_of({"greedy_kernel", 1, 48, 256}, greedy_kernel), HasSubstr("blocks of 48 threads"));
   EXPECT_THAT(report_of({"greedy_kernel", 1, 1056, 256}, greedy_kernel), HasSubstr("blocks of 1056 threads"));
   EXPECT_EQ(report_of({"greedy_kernel", 0, 32, 1}, greedy_kernel), "");  // nothing is launched
+}
+
+TEST(Launch, AsksForSharedMemoryBeyondWhatEveryBlockMayHaveAndMayBeRefusedIt) {
+  const auto asks = [](int shared_bytes) {
+    sim::reset_runtime_calls();
+    run_kernel({"greedy_kernel", 1, 32, shared_bytes}, greedy_kernel);
+    return std::ranges::count(sim::runtime_call_names(), "cudaFuncSetAttribute");
+  };
+  EXPECT_EQ(asks(48 * 1024), 0);
+  EXPECT_EQ(asks(48 * 1024 + 1), 1);
+  sim::reset_runtime_calls();
+  sim::fail_runtime_call(1, cudaErrorInvalidValue, false);  // behind cudaStreamCreateWithFlags
+  EXPECT_THROW(run_kernel({"greedy_kernel", 1, 32, 48 * 1024 + 1}, greedy_kernel), DeviceError);
+  EXPECT_EQ(sim::runtime_call_names().at(1), "cudaFuncSetAttribute");
+  sim::fail_runtime_call(-1, 0);
 }
 
 TEST(Launch, DoesNotHappenInsideAKernel) {

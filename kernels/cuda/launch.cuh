@@ -5,6 +5,7 @@
 // Rules that keep one body for both:
 //   * blocks are one-dimensional, a multiple of 32 threads; collectives take the whole warp
 //   * shared memory is dynamic, cut into SharedArrays, and reached by read() and write() alone
+//   * global memory is reached in pieces larger than its elements by read_global() and write_global() alone
 //   * a kernel is launched under its own name, which the launch counters of the tests know it by
 #pragma once
 
@@ -13,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/runtime.h"
+#include "src/core/error.h"
 
 namespace qt::cuda {
 
@@ -32,11 +34,40 @@ struct LaunchShape {
   cudaStream_t stream = nullptr;
 };
 
+// What stands before every launch. False: there is nothing to launch. Throws ShapeError for more blocks or
+// shared memory than any card takes, and what check() throws.
+inline bool prepare_launch(const LaunchShape& shape, const void* kernel) {
+  if (shape.blocks == 0 || shape.blocks_y == 0 || shape.blocks_z == 0) return false;
+  constexpr std::int64_t kMostBlocks = 0x7FFFFFFF, kMostBlocksYZ = 65535;
+  const auto fits = [](std::int64_t count, std::int64_t most) { return count > 0 && count <= most; };
+  QT_CHECK(fits(shape.blocks, kMostBlocks) && fits(shape.blocks_y, kMostBlocksYZ) &&
+               fits(shape.blocks_z, kMostBlocksYZ) && shape.shared_bytes <= kMaxSharedBytes,
+           ShapeError,
+           "the launch of {} is too large for a card: {} x {} x {} blocks with {} bytes of shared memory",
+           shape.name, shape.blocks, shape.blocks_y, shape.blocks_z, shape.shared_bytes);
+  constexpr int kWithoutAsking = 48 * 1024;
+  if (shape.shared_bytes > kWithoutAsking) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
+          shape.name);
+  }
+  return true;
+}
+
 }  // namespace qt::cuda
 
 #ifdef __CUDACC__
 
 namespace qt::cuda {
+
+// A vector V in global memory at p, which is aligned to the size of V.
+template <class V>
+__device__ V read_global(const void* p) {
+  return *static_cast<const V*>(p);
+}
+template <class V>
+__device__ void write_global(void* p, V value) {
+  *static_cast<V*>(p) = value;
+}
 
 // A piece of the block's shared memory. Indices count elements. read_as and write_as move a vector V (4, 8 or
 // 16 bytes, a multiple of T, its alignment) at element i.
@@ -85,13 +116,7 @@ class SharedMemory {
 
 template <class... Params, class... Args>
 void launch(const LaunchShape& shape, void (*kernel)(Params...), Args... args) {
-  if (shape.blocks == 0 || shape.blocks_y == 0 || shape.blocks_z == 0) return;
-  constexpr int kWithoutAsking = 48 * 1024;
-  if (shape.shared_bytes > kWithoutAsking) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
-          shape.name);
-  }
+  if (!prepare_launch(shape, reinterpret_cast<const void*>(kernel))) return;
   kernel<<<dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.blocks_y),
                 static_cast<unsigned>(shape.blocks_z)),
            static_cast<unsigned>(shape.threads), static_cast<std::size_t>(shape.shared_bytes),

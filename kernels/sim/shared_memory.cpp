@@ -34,6 +34,14 @@ std::string place(const Where& where) {
   return fmt::format("{}:{}", file.substr(file.rfind('/') + 1), where.line());
 }
 
+void check_aligned(const void* p, std::size_t bytes, const char* what, const Where& where) {
+  const std::size_t beyond = reinterpret_cast<std::uintptr_t>(p) % bytes;
+  if (beyond == 0) return;
+  throw SimError(
+      fmt::format("misaligned {} of global memory at {}: {} bytes at an address {} beyond a multiple", what,
+                  place(where), bytes, beyond));
+}
+
 SharedShadow::SharedShadow() : data_(kCapacityBytes), units_(kCapacityBytes / kUnitBytes) {}
 
 void SharedShadow::reset(std::int64_t bytes) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -20,6 +21,9 @@ class SimError : public std::runtime_error {
 };
 
 std::string place(const Where& where);  // "attention.cuh:120"
+
+// For an access of `bytes` to global memory. Throws SimError where the address is no multiple of them.
+void check_aligned(const void* p, std::size_t bytes, const char* what, const Where& where);
 
 // Who touches memory, and since when what others did is ordered before it. Stamps count barriers and warp
 // barriers of the block: an access with stamp s by another thread of the same warp is ordered if s <

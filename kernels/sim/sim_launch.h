@@ -1,6 +1,8 @@
-// The host's half of kernels/cuda/launch.cuh: the same names, with every access to shared memory checked.
+// The host's half of kernels/cuda/launch.cuh: the same names, with every access to shared memory checked, and
+// the alignment of wide ones to global memory.
 #pragma once
 
+#include <cstring>
 #include <tuple>
 
 #include <cuda_runtime.h>
@@ -10,6 +12,19 @@
 #include "kernels/sim/where.h"
 
 namespace qt::cuda {
+
+template <class V>
+V read_global(const void* p, const sim::Where where = sim::Where::current()) {
+  sim::check_aligned(p, sizeof(V), "read", where);
+  V value;
+  std::memcpy(&value, p, sizeof(V));
+  return value;
+}
+template <class V>
+void write_global(void* p, V value, const sim::Where where = sim::Where::current()) {
+  sim::check_aligned(p, sizeof(V), "write", where);
+  std::memcpy(p, &value, sizeof(V));
+}
 
 template <class T>
 class SharedArray {
@@ -73,17 +88,12 @@ class SharedMemory {
 
 template <class... Params, class... Args>
 void launch(const LaunchShape& shape, void (*kernel)(Params...), Args... args) {
-  if (shape.blocks == 0 || shape.blocks_y == 0 || shape.blocks_z == 0) return;
+  if (!prepare_launch(shape, reinterpret_cast<const void*>(kernel))) return;
   sim::Grid grid{.kernel = shape.name,
                  .blocks = {static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.blocks_y),
                             static_cast<unsigned>(shape.blocks_z)},
                  .threads = shape.threads,
                  .shared_bytes = shape.shared_bytes};
-  constexpr std::int64_t kMostBlocks = 0x7FFFFFFF, kMostBlocksYZ = 65535;
-  if (shape.shared_bytes > kMaxSharedBytes || shape.blocks > kMostBlocks || shape.blocks_y > kMostBlocksYZ ||
-      shape.blocks_z > kMostBlocksYZ || shape.blocks < 0 || shape.blocks_y < 0 || shape.blocks_z < 0) {
-    throw sim::SimError("the launch of " + grid.kernel + " is too large for a card");
-  }
   // Arguments are copied now, as on a card.
   sim::enqueue_launch(shape.stream, grid.kernel,
                       [grid, kernel, values = std::tuple<Params...>(static_cast<Params>(args)...)] {

@@ -106,9 +106,7 @@ void ldmatrix_x4_trans(std::uint32_t (&r)[4], const SharedArray<T>& from, int at
 template <class T>
 void cp_async16(const SharedArray<T>& to, int at, const void* from, bool valid = true,
                 const sim::Where where = sim::Where::current()) {
-  if (valid && reinterpret_cast<std::uintptr_t>(from) % 16 != 0) {
-    throw sim::SimError("cp.async from a misaligned address at " + sim::place(where));
-  }
+  if (valid) sim::check_aligned(from, 16, "cp.async", where);
   const sim::SharedShadow::Span span = to.span(at, 16);
   sim::shared_memory().poison(span, sim::this_access(), where);
   sim::note_bank_access(span.offset, 16, where);

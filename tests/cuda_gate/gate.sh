@@ -3,7 +3,9 @@
 #
 # LOGS is a folder with what ptxas said of each object (*.ptxas, written by cmake/log_ptxas.sh as the library is built).
 # For every architecture: no kernel of ours keeps anything in local memory (spilled registers, arrays with a dynamic
-# index), none has more than 255 registers or 99 KB of static shared memory. In the PTX files, each kernel that TABLE
+# index). What else a card could refuse is not for here: shared memory is dynamic, static_asserts and prepare_launch()
+# bound it, and 255 registers, the most there are, fit blocks of 256 threads; larger ones say __launch_bounds__, by which
+# ptxas bounds them. In the PTX files, each kernel that TABLE
 # names has at least so many of an instruction, in every instantiation. At least, not exactly: how far a loop is unrolled
 # is the compiler's choice and changes with its version; that one step of the inner loop has its instructions is ours.
 #
@@ -28,9 +30,6 @@ find "$logs" -name '*.ptxas' -print0 | sort -z | xargs -0 -r cat | awk '
   ours && /bytes stack frame/ && ($1 > 0 || $5 > 0 || $9 > 0) { print at ": " $0; bad = 1 }
   ours && /: Used [0-9]+ registers/ {
     match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5) + 0
-    shared = match($0, /[0-9]+ bytes smem/) ? substr($0, RSTART, RLENGTH) + 0 : 0
-    if (registers > 255) { print at ": " registers " registers"; bad = 1 }
-    if (shared > 99 * 1024) { print at ": " shared " bytes of static shared memory"; bad = 1 }
     if (registers > most) { most = registers; most_at = at }
   }
   END {

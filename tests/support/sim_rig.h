@@ -9,6 +9,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/sim/sim.h"
+#include "src/core/error.h"
 
 namespace qt::test {
 
@@ -45,12 +46,14 @@ void run_kernel(const SimShape& shape, void (*kernel)(Params...), Args... args) 
   cuda::check(cudaStreamSynchronize(stream.get()), shape.name);
 }
 
-// What the simulator reports, or "" when it finds nothing.
+// What the simulator reports, or the launch refuses; "" when all is well.
 template <class... Params, class... Args>
 std::string report_of(const SimShape& shape, void (*kernel)(Params...), Args... args) {
   try {
     run_kernel(shape, kernel, args...);
   } catch (const sim::SimError& e) {
+    return e.what();
+  } catch (const ShapeError& e) {
     return e.what();
   }
   return {};
