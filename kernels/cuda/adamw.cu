@@ -2,6 +2,8 @@
 // for bit. Both are one pass over memory. A bf16 master is rounded stochastically.
 #include <algorithm>
 
+#include "kernels/aligned.h"
+#include "kernels/cuda/block_scale.cuh"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -105,7 +107,7 @@ __device__ void for_each_quad(int count, bool aligned, Whole&& whole, One&& one)
 
 template <class T>
 __device__ bool quads_aligned(const T* block) {
-  return reinterpret_cast<std::uintptr_t>(block) % (4 * sizeof(T)) == 0;
+  return is_aligned<4 * sizeof(T)>(block);
 }
 
 // Elements [0, count) of a block, widened; zeros behind them.
@@ -113,20 +115,7 @@ template <class T>
 __device__ Floats load_block(const T* block, int count) {
   Floats f = {};
   for_each_quad(
-      count, quads_aligned(block),
-      [&](int q, int element) {
-        float* const x = f.x + 4 * q;
-        if constexpr (sizeof(T) == 4) {
-          const float4 quad = *reinterpret_cast<const float4*>(block + element);
-          x[0] = quad.x, x[1] = quad.y, x[2] = quad.z, x[3] = quad.w;
-        } else {
-          const uint2 pairs = *reinterpret_cast<const uint2*>(block + element);
-          x[0] = widen(T{static_cast<std::uint16_t>(pairs.x & 0xFFFFu)});
-          x[1] = widen(T{static_cast<std::uint16_t>(pairs.x >> 16)});
-          x[2] = widen(T{static_cast<std::uint16_t>(pairs.y & 0xFFFFu)});
-          x[3] = widen(T{static_cast<std::uint16_t>(pairs.y >> 16)});
-        }
-      },
+      count, quads_aligned(block), [&](int q, int element) { load_quad(block + element, f.x + 4 * q); },
       [&](int slot, int element) { f.x[slot] = widen(block[element]); });
   return f;
 }
@@ -135,16 +124,7 @@ __device__ Floats load_block(const T* block, int count) {
 template <class T>
 __device__ void store_block(T* block, int count, const Floats& f) {
   for_each_quad(
-      count, quads_aligned(block),
-      [&](int q, int element) {
-        const float* const x = f.x + 4 * q;
-        if constexpr (sizeof(T) == 4) {
-          *reinterpret_cast<float4*>(block + element) = make_float4(x[0], x[1], x[2], x[3]);
-        } else {
-          *reinterpret_cast<uint2*>(block + element) =
-              make_uint2(cvt_pair<T>(x[0], x[1]), cvt_pair<T>(x[2], x[3]));
-        }
-      },
+      count, quads_aligned(block), [&](int q, int element) { store_quad(block + element, f.x + 4 * q); },
       [&](int slot, int element) { block[element] = narrow<T>(f.x[slot]); });
 }
 
@@ -165,15 +145,14 @@ __device__ Codes load_codes(const std::uint8_t* block, int count, unsigned beyon
   Codes codes = Codes::all(beyond);
   for_each_quad(
       count, quads_aligned(block),
-      [&](int q, int element) { codes.quad[q] = *reinterpret_cast<const unsigned*>(block + element); },
+      [&](int q, int element) { codes.quad[q] = read_global<unsigned>(block + element); },
       [&](int slot, int element) { codes.set(slot, block[element]); });
   return codes;
 }
 
 __device__ void store_codes(std::uint8_t* block, int count, const Codes& codes) {
   for_each_quad(
-      count, quads_aligned(block),
-      [&](int q, int element) { *reinterpret_cast<unsigned*>(block + element) = codes.quad[q]; },
+      count, quads_aligned(block), [&](int q, int element) { write_global(block + element, codes.quad[q]); },
       [&](int slot, int element) { block[element] = static_cast<std::uint8_t>(codes.at(slot)); });
 }
 
@@ -219,15 +198,7 @@ struct MomentTables {
   __device__ Codes encode(const Floats& f, unsigned top) const {
     Codes codes = Codes::all(Moment::kZeroCode);
     if (top == 0) return codes;
-    const Normaliser normalise(__uint_as_float(top));
-    Floats y;
-    if (normalise.divides()) {
-#pragma unroll
-      for (int slot = 0; slot < kVectorElems; ++slot) y.x[slot] = f.x[slot] / normalise.absmax();
-    } else {
-#pragma unroll
-      for (int slot = 0; slot < kVectorElems; ++slot) y.x[slot] = f.x[slot] * normalise.reciprocal();
-    }
+    const Floats y = normalised(f, Normaliser(__uint_as_float(top)));
 #pragma unroll
     for (int slot = 0; slot < kVectorElems; ++slot) {
       const int below = Moment::code_below(y.x[slot]);
@@ -248,15 +219,7 @@ struct AdamW8Memory {
   std::int64_t n;
 };
 
-__device__ unsigned top_of_block(const Floats& f) {
-  unsigned top = 0;
-#pragma unroll
-  for (int slot = 0; slot < kVectorElems; ++slot) {
-    const unsigned bits = magnitude_bits(f.x[slot]);
-    top = top < bits ? bits : top;
-  }
-  return __reduce_max_sync(kFullWarp, top);
-}
+__device__ unsigned top_of_block(const Floats& f) { return __reduce_max_sync(kFullWarp, top_magnitude(f)); }
 
 // A warp takes one block of 256 elements after the other and meets no other warp. Elements that the last
 // block lacks have moments that are and stay 0, which leaves both maxima alone.
@@ -315,15 +278,11 @@ void run(const AdamW& op, const Context& context) {
 
 void run(const AdamW8& op, const Context& context) {
   const std::int64_t n = op.master.elems();
-  const std::int64_t needed = blocks_for(q8_scale_count(n), kWarps);
-  const std::int64_t most = std::int64_t{context.multiprocessors} * kBlocksPerMultiprocessor;
+  LaunchShape shape = filling_shape("adamw8_kernel", blocks_for(q8_scale_count(n), kWarps), kThreads, context,
+                                    kBlocksPerMultiprocessor);
+  shape.shared_bytes = 2 * MomentTables::bytes();
   with_master_and_gradient(op.master.dtype, op.grad.dtype, [&]<class P, class G>() {
-    launch({.name = "adamw8_kernel",
-            .blocks = needed < most ? needed : most,
-            .threads = kThreads,
-            .shared_bytes = 2 * MomentTables::bytes(),
-            .stream = context.stream},
-           adamw8_kernel<P, G>,
+    launch(shape, adamw8_kernel<P, G>,
            AdamW8Memory<P, G>{.master = op.master.as<P>(),
                               .grad = op.grad.as<G>(),
                               .m_codes = op.m_codes.as<std::uint8_t>(),

@@ -3,6 +3,7 @@
 
 #include <initializer_list>
 
+#include "kernels/aligned.h"
 #include "kernels/cuda/attention_args.cuh"
 #include "kernels/cuda/context.h"
 
@@ -28,7 +29,7 @@ AttentionArgs attention_args(const Op& op) {
 inline bool fits_tensor_cores(const AttentionArgs& args, DType dtype,
                               std::initializer_list<const TensorView*> tensors) {
   bool fits = dtype != DType::f32 && args.D <= 128 && args.D % 8 == 0 && args.scale > 0;
-  for (const TensorView* x : tensors) fits = fits && reinterpret_cast<std::uintptr_t>(x->data) % 16 == 0;
+  for (const TensorView* x : tensors) fits = fits && is_aligned16(x->data);
   return fits;
 }
 

@@ -21,6 +21,7 @@ struct SimtTiles {
   static constexpr int kSquareElems = kRows * kPitch;
   static constexpr int kSharedBytes =
       3 * shared_array_bytes(kSquareElems, 4) + shared_array_bytes(kRows * kOutCols, 4);
+  static_assert(kSharedBytes <= kMaxSharedBytes);
 };
 
 // The block's shared memory, and who does what: a warp has four rows, a lane two rows and two columns of the

@@ -131,7 +131,7 @@ __device__ void store_rows(const HeadRows<T>& to, int first, int rows, int D, co
     const int at = i * kWarpThreads + lane, row = at / kPieces, piece = at % kPieces;
     const uint4 out = staging.template read_as<uint4>(tile_at<kD>(row, piece));
     if (row < rows && piece * kPieceElems < D) {
-      *reinterpret_cast<uint4*>(to.row(first + row) + piece * kPieceElems) = out;
+      write_global(to.row(first + row) + piece * kPieceElems, out);
     }
   }
 }

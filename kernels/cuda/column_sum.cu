@@ -27,16 +27,8 @@ __global__ void column_sum_kernel(Matrix<T> m, RowBlocks blocks, float* sums) {
   const std::int64_t n = global_thread() * kVectorElems;
   const int count = vector_count(n, m.N);
   if (count == 0) return;
-  const auto sum_with = [&](auto&& load) {
-    const T* const column = m.x + n;
-    Floats sum = load(column + first * m.pitch);
-#pragma unroll 8
-    for (std::int64_t row = first + 1; row < end; ++row) add_floats(sum, load(column + row * m.pitch));
-    return sum;
-  };
   const bool aligned = count == kVectorElems && rows_aligned16(m.x, m.pitch);
-  const Floats sum = aligned ? sum_with([](const T* p) { return widen(load_packed(p)); })
-                             : sum_with([&](const T* p) { return load_floats(p, count); });
+  const Floats sum = sum_of_rows<8>(m.x + n, m.pitch, first, end, count, aligned);
   store_floats(sums + block * m.N + n, count, sum);
 }
 

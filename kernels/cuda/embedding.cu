@@ -13,9 +13,9 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarpThreads;
 template <class T>
 __device__ void copy_vector(const T* from, T* to, int count) {
   if (count == kVectorElems && is_aligned16(from) && is_aligned16(to)) {
-    const uint4 low = reinterpret_cast<const uint4*>(from)[0];
-    if constexpr (sizeof(T) == 4) reinterpret_cast<uint4*>(to)[1] = reinterpret_cast<const uint4*>(from)[1];
-    reinterpret_cast<uint4*>(to)[0] = low;
+    const uint4 low = read_global<uint4>(from);
+    if constexpr (sizeof(T) == 4) write_global(to + 4, read_global<uint4>(from + 4));
+    write_global(to, low);
     return;
   }
 #pragma unroll
@@ -60,15 +60,7 @@ template <class G, class D>
 __global__ void position_bwd_kernel(const G* dy, D* dpositions, std::int64_t elems, std::int64_t batch) {
   const bool aligned = rows_aligned16(dy, elems);
   for_each_vector(elems, [&](std::int64_t first, int count) {
-    const auto sum_with = [&](auto&& load) {
-      Floats sum = load(dy + first);
-#pragma unroll 4
-      for (std::int64_t b = 1; b < batch; ++b) add_floats(sum, load(dy + b * elems + first));
-      return sum;
-    };
-    const Floats sum = aligned && count == kVectorElems
-                           ? sum_with([](const G* p) { return widen(load_packed(p)); })
-                           : sum_with([&](const G* p) { return load_floats(p, count); });
+    const Floats sum = sum_of_rows<4>(dy + first, elems, 0, batch, count, aligned && count == kVectorElems);
     Floats total = load_floats(dpositions + first, count);
     add_floats(total, sum);
     store_floats(dpositions + first, count, total);

@@ -17,6 +17,7 @@
 
 #include <cstdint>
 
+#include "kernels/aligned.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
@@ -55,6 +56,7 @@ struct GemmTile {
   static constexpr int kAStages = 3, kBStages = 2;
   static constexpr int kStageElems = kTile * kSquare;
   static constexpr int kSharedBytes = shared_array_bytes((kAStages + kBStages) * kStageElems, 2);
+  static_assert(kSharedBytes <= kMaxSharedBytes);
   static std::int64_t blocks(std::int64_t M, std::int64_t N) {
     return blocks_for(M, kTile) * blocks_for(N, kTile);
   }
@@ -160,7 +162,7 @@ __device__ void store_sums(const GemmProblem<T>& p, const GemmSums<kTile>& sums,
       at.m * kTile + warp_id() / Tile::kWarpsAcross * Tile::kWarpRows + lane_id() / 4;
   const std::int64_t first_col =
       at.n * kTile + warp_id() % Tile::kWarpsAcross * Tile::kWarpCols + lane_id() % 4 * 2;
-  const bool in_pairs = p.c_pitch % 2 == 0 && reinterpret_cast<std::uintptr_t>(p.c) % 4 == 0;
+  const bool in_pairs = p.c_pitch % 2 == 0 && is_aligned<4>(p.c);
 #pragma unroll
   for (int across = 0; across < GemmSums<kTile>::kAcross; ++across) {
     const std::int64_t col = first_col + 8 * across;
@@ -176,7 +178,7 @@ __device__ void store_sums(const GemmProblem<T>& p, const GemmSums<kTile>& sums,
         if (p.bias != nullptr) low += low_bias, high += high_bias;
         T* const to = p.c + row * p.c_pitch + col;
         if (in_pairs && col + 1 < p.N) {
-          *reinterpret_cast<std::uint32_t*>(to) = cvt_pair<T>(low, high);
+          write_global(to, cvt_pair<T>(low, high));
         } else {
           to[0] = narrow<T>(low);
           if (col + 1 < p.N) to[1] = narrow<T>(high);

@@ -99,15 +99,8 @@ __device__ void load_columns(const T* p, float (&to)[kColumns]) {
   static_assert(kColumns == 1 || kColumns == 4);
   if constexpr (kColumns == 1) {
     to[0] = widen(*p);
-  } else if constexpr (sizeof(T) == 4) {
-    const float4 four = *reinterpret_cast<const float4*>(p);
-    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
   } else {
-    const uint2 pairs = *reinterpret_cast<const uint2*>(p);
-    to[0] = widen(T{static_cast<std::uint16_t>(pairs.x & 0xFFFFu)});
-    to[1] = widen(T{static_cast<std::uint16_t>(pairs.x >> 16)});
-    to[2] = widen(T{static_cast<std::uint16_t>(pairs.y & 0xFFFFu)});
-    to[3] = widen(T{static_cast<std::uint16_t>(pairs.y >> 16)});
+    load_quad(p, to);
   }
 }
 

@@ -58,7 +58,7 @@ class LogitRow {
         float4 four = make_float4(otherwise, otherwise, otherwise, otherwise);
         if (i < V_) {
           const float* const p = row_ + i;
-          four = is_aligned16(p) ? *reinterpret_cast<const float4*>(p) : make_float4(p[0], p[1], p[2], p[3]);
+          four = is_aligned16(p) ? read_global<float4>(p) : make_float4(p[0], p[1], p[2], p[3]);
         }
         f.x[k] = four.x, f.x[k + 1] = four.y, f.x[k + 2] = four.z, f.x[k + 3] = four.w;
       } else {
@@ -78,12 +78,7 @@ class LogitRow {
       T* const p = to + i;
       if constexpr (kWidth == 4) {
         if (is_aligned16(row_)) {
-          if constexpr (sizeof(T) == 4) {
-            *reinterpret_cast<float4*>(p) = make_float4(f.x[k], f.x[k + 1], f.x[k + 2], f.x[k + 3]);
-          } else {
-            *reinterpret_cast<uint2*>(p) =
-                make_uint2(cvt_pair<T>(f.x[k], f.x[k + 1]), cvt_pair<T>(f.x[k + 2], f.x[k + 3]));
-          }
+          store_quad(p, f.x + k);
           continue;
         }
       }

@@ -27,7 +27,7 @@ class PlainLoader {
       const std::int64_t n = row * kSquare + row_of(part), k = col * kSquare + unit() * kUnitElems;
       const T* const from = b_ + n * pitch_ + k;
       if constexpr (kAligned) {
-        piece.units[part] = n < N_ && k < K_ ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+        piece.units[part] = n < N_ && k < K_ ? read_global<uint4>(from) : make_uint4(0, 0, 0, 0);
       } else {
         piece.units[part] = load_unit(from, n < N_ ? K_ - k : 0);
       }
@@ -81,7 +81,7 @@ void launch_biased(const BlasProduct& product, const Context& context) {
 template <class T>
 void biased_product(const BlasProduct& product, const Context& context) {
   const auto whole_units = [](const void* data, std::int64_t pitch) {
-    return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && pitch % kUnitElems == 0;
+    return is_aligned16(data) && pitch % kUnitElems == 0;
   };
   const bool aligned = product.R % kUnitElems == 0 && whole_units(product.a, product.a_pitch) &&
                        whole_units(product.b, product.b_pitch);

@@ -1,24 +1,17 @@
 // Packed weights on their way into a matrix product: loaders (see gemm_tile.cuh) that take the codes and
 // scales of a 64 x 64 square into registers and write its canonical weights to shared memory.
-//
-// The code points lie in shared memory once: sixteen f32 in sixteen banks, so that a look-up never conflicts.
-// A weight is code point times scale in f32, rounded once to bf16: the bits of Nf4::decode.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/cuda/code_points.cuh"
 #include "kernels/cuda/gemm_tile.cuh"
 #include "quant/tiles.h"
 
 namespace qt::cuda {
 
-inline constexpr int kCodePoints = 16;
 inline constexpr int kScaleBlock = 64;  // elements that share a scale
 static_assert(kTileSide == kSquare && kTileSlots == kSquareThreads);
-
-struct CodePoints {
-  float value[kCodePoints];
-};
 
 // A matrix [N, K] of 4-bit codes, two a byte with the first in the high half, and a scale for each 64
 // elements of the flat order; or the same in the tiles of quant/tiles.h.
@@ -28,16 +21,6 @@ struct PackedMatrix {
   std::int64_t N = 0, K = 0;
   bool in_tiles = false;
 };
-
-__device__ inline SharedArray<float> take_code_points(SharedMemory& shared, const CodePoints& points) {
-  const SharedArray<float> table = shared.take<float>(kCodePoints);
-  // By constant indices: any other would put the parameter into local memory.
-  if (threadIdx.x == 0) {
-#pragma unroll
-    for (int i = 0; i < kCodePoints; ++i) table.write(i, points.value[i]);
-  }
-  return table;
-}
 
 // Code i of the eight in a word, in the order of their elements.
 __device__ inline int code_of(unsigned word, int i) {
@@ -73,7 +56,7 @@ class BlockLoader {
     const std::int64_t n = row * kSquare + row_, k = col * kSquare;
     if (n >= w_.N || k >= w_.K) return {};
     const std::int64_t block = (n * w_.K + k) / kScaleBlock;
-    const uint4 codes = reinterpret_cast<const uint4*>(w_.codes)[2 * block + half_];
+    const uint4 codes = read_global<uint4>(reinterpret_cast<const uint4*>(w_.codes) + (2 * block + half_));
     return {{codes.x, codes.y, codes.z, codes.w}, w_.absmax[block]};
   }
 
@@ -161,11 +144,12 @@ class TileLoader {
   __device__ Piece load(std::int64_t row, std::int64_t col) const {
     if (row * kSquare >= w_.N || col * kSquare >= w_.K) return {};
     const std::int64_t tile = row * (w_.K / kSquare) + col;
-    const uint4 codes = reinterpret_cast<const uint4*>(w_.codes)[tile * kTileSlots + slot_];
+    const uint4 codes =
+        read_global<uint4>(reinterpret_cast<const uint4*>(w_.codes) + (tile * kTileSlots + slot_));
     Piece piece{{codes.x, codes.y, codes.z, codes.w}, {}};
 #pragma unroll
     for (int i = 0; i < kParts; ++i)
-      piece.scales[i] = *reinterpret_cast<const float2*>(w_.absmax + tile * kSquare + 16 * i + 2 * p_);
+      piece.scales[i] = read_global<float2>(w_.absmax + tile * kSquare + 16 * i + 2 * p_);
     return piece;
   }
 

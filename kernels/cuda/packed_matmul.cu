@@ -22,8 +22,6 @@ struct Weight {
   bool in_blocks = false;  // flat, as BlockLoader wants it
 };
 
-bool begins_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
-
 Weight weight_of(const PackedView& w) {
   Weight weight;
   weight.matrix = {.codes = w.codes.as<std::uint8_t>(),
@@ -31,12 +29,10 @@ Weight weight_of(const PackedView& w) {
                    .N = w.N,
                    .K = w.K,
                    .in_tiles = w.layout == PackedLayout::tiles};
-  dispatch_format(w.format, [&]<class F>() {
-    static_assert(F::kCodeBits == 4 && F::kCodebook.size() == kCodePoints && F::kBlockElems == kScaleBlock);
-    std::copy(F::kCodebook.begin(), F::kCodebook.end(), weight.points.value);
-  });
-  const bool aligned = begins_aligned(weight.matrix.codes);
-  QT_CHECK(!weight.matrix.in_tiles || (aligned && begins_aligned(weight.matrix.absmax)), ShapeError,
+  dispatch_format(w.format, [&]<class F>() { static_assert(F::kBlockElems == kScaleBlock); });
+  weight.points = code_points_of(w.format);
+  const bool aligned = is_aligned16(weight.matrix.codes);
+  QT_CHECK(!weight.matrix.in_tiles || (aligned && is_aligned16(weight.matrix.absmax)), ShapeError,
            "{}: tiles of w begin at no multiple of 16 bytes", PackedMatmul::kName);
   weight.in_blocks = !weight.matrix.in_tiles && w.K % kScaleBlock == 0 && aligned;
   return weight;
@@ -57,10 +53,12 @@ __global__ __launch_bounds__(GemmTile<kTile>::kThreads,
 
 template <class Loader, int kTile, bool kSumOverRows, bool kAligned>
 void launch_fused(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
+  constexpr int kSharedBytes = GemmTile<kTile>::kSharedBytes + kCodePointBytes;
+  static_assert(kSharedBytes <= kMaxSharedBytes);
   launch({.name = "packed_gemm_kernel",
           .blocks = GemmTile<kTile>::blocks(p.M, p.N),
           .threads = GemmTile<kTile>::kThreads,
-          .shared_bytes = GemmTile<kTile>::kSharedBytes + shared_array_bytes(kCodePoints, sizeof(float)),
+          .shared_bytes = kSharedBytes,
           .stream = context.stream},
          packed_gemm_kernel<Loader, kTile, kSumOverRows, kAligned>, p, weight.matrix, weight.points);
 }
@@ -74,7 +72,7 @@ void fused_in_squares(const GemmProblem<bf16>& p, const Weight& weight, const Co
 
 template <bool kSumOverRows>
 void fused(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
-  const bool aligned = p.R % kUnitElems == 0 && begins_aligned(p.a);
+  const bool aligned = p.R % kUnitElems == 0 && is_aligned16(p.a);
   if (weight.matrix.in_tiles) {
     if (aligned) return fused_in_squares<TileLoader, kSumOverRows>(p, weight, context);
     return launch_fused<TileLoader, 64, kSumOverRows, false>(p, weight, context);
@@ -154,8 +152,7 @@ void fused(const GemmProblem<float>& p, const Weight& weight, const Context& con
   launch({.name = "packed_gemm_f32_kernel",
           .blocks = blocks_for(p.M, kF32Tile) * blocks_for(p.N, kF32Tile),
           .threads = kF32Threads,
-          .shared_bytes = shared_array_bytes(kCodePoints, sizeof(float)) +
-                          2 * shared_array_bytes(kF32Step * kF32Pitch, sizeof(float)),
+          .shared_bytes = kCodePointBytes + 2 * shared_array_bytes(kF32Step * kF32Pitch, sizeof(float)),
           .stream = context.stream},
          packed_gemm_f32_kernel<kSumOverRows>, p, weight.matrix, weight.points);
 }
@@ -201,14 +198,10 @@ __global__ __launch_bounds__(kSquareThreads) void expand_slice_kernel(Slice slic
 
 template <class T>
 void expand(const Slice& slice, const Weight& weight, T* to, const Context& context) {
-  constexpr int kBlocksPerMultiprocessor = 8;
-  const LaunchShape shape{
-      .name = "expand_slice_kernel",
-      .blocks = std::min(blocks_for(slice.rows, kSquare) * blocks_for(slice.cols, kSquare),
-                         std::int64_t{context.multiprocessors} * kBlocksPerMultiprocessor),
-      .threads = kSquareThreads,
-      .shared_bytes = shared_array_bytes(kCodePoints, sizeof(float)) + shared_array_bytes(kSquareElems, 2),
-      .stream = context.stream};
+  LaunchShape shape =
+      filling_shape("expand_slice_kernel", blocks_for(slice.rows, kSquare) * blocks_for(slice.cols, kSquare),
+                    kSquareThreads, context);
+  shape.shared_bytes = kCodePointBytes + shared_array_bytes(kSquareElems, 2);
   if (weight.matrix.in_tiles) {
     launch(shape, expand_slice_kernel<TileLoader, T>, slice, weight.matrix, weight.points, to);
   } else if (weight.in_blocks) {

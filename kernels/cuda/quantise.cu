@@ -1,7 +1,8 @@
 // Packing and unpacking of NF4, bit for bit as quant/nf4.h has it: one pass over memory, eight elements a
 // lane.
-#include <algorithm>
-
+#include "kernels/aligned.h"
+#include "kernels/cuda/block_scale.cuh"
+#include "kernels/cuda/code_points.cuh"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -20,13 +21,8 @@ constexpr int kBlock = Nf4::kBlockElems;
 constexpr int kBlockLanes = kBlock / kVectorElems;  // a block of the format has so many lanes
 constexpr int kWarpElems = kWarpThreads * kVectorElems;
 
-// Enough blocks of kThreads to fill the card, and no more than `work` warps' worth.
-LaunchShape warps_shape(const char* kernel, std::int64_t work, const Context& context) {
-  constexpr int kBlocksPerMultiprocessor = 8;
-  const std::int64_t needed = blocks_for(work, kWarps);
-  const std::int64_t most = std::int64_t{context.multiprocessors} * kBlocksPerMultiprocessor;
-  return {
-      .name = kernel, .blocks = needed < most ? needed : most, .threads = kThreads, .stream = context.stream};
+LaunchShape warps_shape(const char* kernel, std::int64_t warps, const Context& context) {
+  return filling_shape(kernel, blocks_for(warps, kWarps), kThreads, context);
 }
 
 // ---- packing -----------------------------------------------------------------------------------------
@@ -43,28 +39,12 @@ __device__ T block_max(T x) {
 }
 
 // The bits of the largest magnitude in the lane's block.
-__device__ unsigned block_top(const Floats& f) {
-  unsigned top = 0;
-#pragma unroll
-  for (int i = 0; i < kVectorElems; ++i) {
-    const unsigned bits = magnitude_bits(f.x[i]);
-    top = top < bits ? bits : top;
-  }
-  return block_max(top);
-}
+__device__ unsigned block_top(const Floats& f) { return block_max(top_magnitude(f)); }
 
 // A lane's eight codes, as the four bytes of the flat layout.
 __device__ unsigned encode(const Floats& f, unsigned top) {
   if (top == 0) return (Nf4::kZeroCode << 4 | Nf4::kZeroCode) * 0x01010101u;
-  const Normaliser normalise(__uint_as_float(top));
-  Floats y;
-  if (normalise.divides()) {
-#pragma unroll
-    for (int i = 0; i < kVectorElems; ++i) y.x[i] = f.x[i] / normalise.absmax();
-  } else {
-#pragma unroll
-    for (int i = 0; i < kVectorElems; ++i) y.x[i] = f.x[i] * normalise.reciprocal();
-  }
+  const Floats y = normalised(f, Normaliser(__uint_as_float(top)));
   unsigned bytes = 0;
 #pragma unroll
   for (int i = 0; i < kVectorElems; ++i) {
@@ -107,7 +87,7 @@ template <class T>
 __global__ __launch_bounds__(kThreads) void quantise_kernel(const T* src, std::int64_t first, std::int64_t n,
                                                             std::uint8_t* codes, float* absmax,
                                                             unsigned long long* bad_index) {
-  const bool aligned = reinterpret_cast<std::uintptr_t>(codes) % 4 == 0;
+  const bool aligned = is_aligned<4>(codes);
   const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * kWarps;
   for (std::int64_t w = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id(); w * kWarpElems < n;
        w += warps) {
@@ -121,7 +101,7 @@ __global__ __launch_bounds__(kThreads) void quantise_kernel(const T* src, std::i
     const unsigned bytes = encode(f, top);
     std::uint8_t* const to = codes + (first + at) / 2;
     if (aligned && count == kVectorElems) {
-      *reinterpret_cast<unsigned*>(to) = bytes;
+      write_global(to, bytes);
     } else {
 #pragma unroll
       for (int b = 0; b < kVectorElems / 2; ++b) {
@@ -206,9 +186,9 @@ __global__ __launch_bounds__(kThreads) void quantise_tiles_kernel(const T* src, 
   for (int w = 0; w < kWarps; ++w) tile_is_whole = tile_is_whole && warp_is_whole.read(w) != 0;
 
   std::uint8_t* const to = codes + tile * kTileCodeBytes;
-  if (tile_is_whole && reinterpret_cast<std::uintptr_t>(to) % kTileSlotBytes == 0) {
+  if (tile_is_whole && is_aligned<kTileSlotBytes>(to)) {
     const int slot = static_cast<int>(threadIdx.x);
-    if (slot < kTileSlots) reinterpret_cast<uint4*>(to)[slot] = words.read_as<uint4>(8 * slot);
+    if (slot < kTileSlots) write_global(to + slot * kTileSlotBytes, words.read_as<uint4>(8 * slot));
     return;
   }
 #pragma unroll
@@ -224,37 +204,10 @@ __global__ __launch_bounds__(kThreads) void quantise_tiles_kernel(const T* src, 
 
 // ---- unpacking ---------------------------------------------------------------------------------------
 
-// The code book in shared memory: sixteen entries in as many banks, so that no look-up waits for another.
-struct CodebookParam {
-  float level[Nf4::kLevels];
-};
-
-CodebookParam codebook_param() {
-  CodebookParam book;
-  std::copy(Nf4::kCodebook.begin(), Nf4::kCodebook.end(), book.level);
-  return book;
+// What the canonical weight is rounded from (Nf4::decode).
+__device__ float product(const SharedArray<float>& table, unsigned code, float absmax) {
+  return table.read(static_cast<int>(code)) * absmax;
 }
-
-class Codebook {
- public:
-  static constexpr int kBytes = shared_array_bytes(Nf4::kLevels, 4);
-
-  // Every thread of the block must come.
-  __device__ Codebook(SharedMemory& shared, const CodebookParam& book)
-      : level_(shared.take<float>(Nf4::kLevels)) {
-    const int c = static_cast<int>(threadIdx.x);
-    if (c < Nf4::kLevels) level_.write(c, book.level[c]);
-    __syncthreads();
-  }
-
-  // What the canonical weight is rounded from (Nf4::decode).
-  __device__ float product(unsigned code, float absmax) const {
-    return level_.read(static_cast<int>(code)) * absmax;
-  }
-
- private:
-  SharedArray<float> level_;
-};
 
 // Stores canonical weights, which are bf16 whatever they are stored as.
 __device__ void store_weights(bf16* p, int count, const Floats& products) {
@@ -272,26 +225,27 @@ __device__ void store_weights(float* p, int count, const Floats& products) {
 template <class T>
 __global__ __launch_bounds__(kThreads) void dequantise_kernel(const std::uint8_t* codes, const float* absmax,
                                                               std::int64_t first, T* dst, std::int64_t n,
-                                                              const __grid_constant__ CodebookParam book) {
+                                                              CodePoints points) {
   SharedMemory shared;
-  const Codebook codebook(shared, book);
-  const bool aligned = reinterpret_cast<std::uintptr_t>(codes) % 4 == 0 && first % kVectorElems == 0;
+  const SharedArray<float> table = take_code_points(shared, points);
+  __syncthreads();
+  const bool aligned = is_aligned<4>(codes) && first % kVectorElems == 0;
   for_each_vector(n, [&](std::int64_t at, int count) {
     const std::int64_t element = first + at;
     Floats f = {};
     if (aligned && count == kVectorElems) {
-      const unsigned bytes = *reinterpret_cast<const unsigned*>(codes + element / 2);
+      const unsigned bytes = read_global<unsigned>(codes + element / 2);
       const float scale = absmax[element / kBlock];
 #pragma unroll
       for (int i = 0; i < kVectorElems; ++i) {
-        f.x[i] = codebook.product(bytes >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0)) & 0xFu, scale);
+        f.x[i] = product(table, bytes >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0)) & 0xFu, scale);
       }
     } else {
 #pragma unroll
       for (int i = 0; i < kVectorElems; ++i) {
         if (i >= count) continue;
         const std::int64_t e = element + i;
-        f.x[i] = codebook.product(codes[e / 2] >> (e % 2 == 0 ? 4 : 0) & 0xFu, absmax[e / kBlock]);
+        f.x[i] = product(table, codes[e / 2] >> (e % 2 == 0 ? 4 : 0) & 0xFu, absmax[e / kBlock]);
       }
     }
     store_weights(dst + at, count, f);
@@ -300,16 +254,16 @@ __global__ __launch_bounds__(kThreads) void dequantise_kernel(const std::uint8_t
 
 // Two weights side by side.
 __device__ void store_pair(bf16* p, float low, float high) {
-  if (reinterpret_cast<std::uintptr_t>(p) % 4 == 0) {
-    *reinterpret_cast<unsigned*>(p) = cvt_pair<bf16>(low, high);
+  if (is_aligned<4>(p)) {
+    write_global(p, cvt_pair<bf16>(low, high));
   } else {
     p[0] = cvt_bf16(low), p[1] = cvt_bf16(high);
   }
 }
 __device__ void store_pair(float* p, float low, float high) {
   const float2 pair = make_float2(widen(cvt_bf16(low)), widen(cvt_bf16(high)));
-  if (reinterpret_cast<std::uintptr_t>(p) % 8 == 0) {
-    *reinterpret_cast<float2*>(p) = pair;
+  if (is_aligned<8>(p)) {
+    write_global(p, pair);
   } else {
     p[0] = pair.x, p[1] = pair.y;
   }
@@ -317,7 +271,7 @@ __device__ void store_pair(float* p, float low, float high) {
 
 // The 16 bytes of a slot.
 __device__ uint4 load_slot(const std::uint8_t* p) {
-  if (reinterpret_cast<std::uintptr_t>(p) % kTileSlotBytes == 0) return *reinterpret_cast<const uint4*>(p);
+  if (is_aligned<kTileSlotBytes>(p)) return read_global<uint4>(p);
   unsigned words[4] = {};
 #pragma unroll
   for (int b = 0; b < kTileSlotBytes; ++b) words[b / 4] |= static_cast<unsigned>(p[b]) << (8 * (b % 4));
@@ -327,11 +281,13 @@ __device__ uint4 load_slot(const std::uint8_t* p) {
 // A thread has a slot, which is pairs of columns of eight rows. Neighbouring lanes have neighbouring pairs,
 // so that rows are written in whole sectors of 32 bytes.
 template <class T>
-__global__ __launch_bounds__(kThreads) void dequantise_tiles_kernel(
-    const std::uint8_t* codes, const float* absmax, std::int64_t first, TiledRange range, T* dst,
-    const __grid_constant__ CodebookParam book) {
+__global__ __launch_bounds__(kThreads) void dequantise_tiles_kernel(const std::uint8_t* codes,
+                                                                    const float* absmax, std::int64_t first,
+                                                                    TiledRange range, T* dst,
+                                                                    CodePoints points) {
   SharedMemory shared;
-  const Codebook codebook(shared, book);
+  const SharedArray<float> table = take_code_points(shared, points);
+  __syncthreads();
   for (std::int64_t t = global_thread(); t < range.tiles * kTileSlots; t += global_threads()) {
     const std::int64_t tile = range.first_tile + t / kTileSlots;
     const int slot = static_cast<int>(t % kTileSlots);
@@ -349,8 +305,8 @@ __global__ __launch_bounds__(kThreads) void dequantise_tiles_kernel(
 #pragma unroll
         for (int s = 0; s < 2; ++s) {
           const unsigned byte = words[2 * s + i / 2] >> (16 * (i % 2) + 8 * dn);
-          const float low = codebook.product(byte >> 4 & 0xFu, scale),
-                      high = codebook.product(byte & 0xFu, scale);
+          const float low = product(table, byte >> 4 & 0xFu, scale),
+                      high = product(table, byte & 0xFu, scale);
           if (range.has(block)) store_pair(to + 16 * s, low, high);
         }
       }
@@ -395,16 +351,17 @@ void run(const Dequantise& op, const Context& context) {
     const std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
     const float* const absmax = op.w.absmax.as<float>();
     T* const dst = op.dst.as<T>();
+    const CodePoints points = code_points_of(op.w.format);
     if (op.w.layout == PackedLayout::flat) {
       LaunchShape shape = elementwise_shape("dequantise_kernel", n, context);
-      shape.shared_bytes = Codebook::kBytes;
-      launch(shape, dequantise_kernel<T>, codes, absmax, op.first, dst, n, codebook_param());
+      shape.shared_bytes = kCodePointBytes;
+      launch(shape, dequantise_kernel<T>, codes, absmax, op.first, dst, n, points);
     } else {
       const TiledRange range = tiled_range(op.w, op.first, n);
       LaunchShape shape =
           warps_shape("dequantise_tiles_kernel", range.tiles * (kTileSlots / kWarpThreads), context);
-      shape.shared_bytes = Codebook::kBytes;
-      launch(shape, dequantise_tiles_kernel<T>, codes, absmax, op.first, range, dst, codebook_param());
+      shape.shared_bytes = kCodePointBytes;
+      launch(shape, dequantise_tiles_kernel<T>, codes, absmax, op.first, range, dst, points);
     }
   };
   dispatch_format(op.w.format, [&]<class F>() {

@@ -1,5 +1,6 @@
 // Ops that draw random numbers: initial weights and dropout. A thread takes whole blocks of the generator,
 // and which draw belongs to which element is a matter of the element's number alone.
+#include "kernels/aligned.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/runtime.h"
@@ -31,18 +32,6 @@ struct Pieces {
 using InitPieces = Pieces<kDrawsPerBlock>;
 using DropoutPieces = Pieces<kVectorElems>;
 
-// What one block of the generator gives, in one access.
-template <class T>
-__device__ bool is_aligned_quad(const T* p) {
-  return reinterpret_cast<std::uintptr_t>(p) % (kDrawsPerBlock * sizeof(T)) == 0;
-}
-__device__ void store_quad(float* p, const float (&x)[kDrawsPerBlock]) {
-  *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
-}
-__device__ void store_quad(bf16* p, const float (&x)[kDrawsPerBlock]) {
-  *reinterpret_cast<uint2*>(p) = make_uint2(cvt_pair<bf16>(x[0], x[1]), cvt_pair<bf16>(x[2], x[3]));
-}
-
 struct InitScale {
   float stddev, constant;
 };
@@ -58,7 +47,8 @@ __global__ void init_normal_kernel(T* x, InitPieces pieces, InitScale scale, Rng
     const auto draws = rng_block(rng, static_cast<std::uint64_t>(pieces.lowest() + piece));
     const float values[kDrawsPerBlock] = {value(draws[0]), value(draws[1]), value(draws[2]), value(draws[3])};
     const std::int64_t begin = pieces.begin(piece);
-    if (begin >= 0 && begin + kDrawsPerBlock <= pieces.n && is_aligned_quad(x + begin)) {
+    const bool whole = begin >= 0 && begin + kDrawsPerBlock <= pieces.n;
+    if (whole && is_aligned<kDrawsPerBlock * static_cast<int>(sizeof(T))>(x + begin)) {
       store_quad(x + begin, values);
       continue;
     }

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "kernels/aligned.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vector.cuh"
 
@@ -112,7 +113,7 @@ class Row<T, kGroup, 0> {
 
 template <class... Views>
 bool all_aligned16(const Views&... views) {
-  return ((reinterpret_cast<std::uintptr_t>(views.data) % 16 == 0) && ...);
+  return (is_aligned16(views.data) && ...);
 }
 
 // Calls fn.operator()<kGroup, kVectors>() with what rows of C elements ask for; aligned: where they begin, in

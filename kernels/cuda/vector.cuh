@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/aligned.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -25,11 +26,6 @@ struct Packed<float> {
   float4 low, high;
 };
 
-template <class T>
-__device__ bool is_aligned16(const T* p) {
-  return reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
-}
-
 // Whether every row of a matrix begins at such an address. Asked once, before a loop over rows: in a loop the
 // question would stand between its loads.
 template <class T>
@@ -41,9 +37,9 @@ __device__ bool rows_aligned16(const T* p, std::int64_t pitch) {
 template <class T>
 __device__ Packed<T> load_packed(const T* p) {
   if constexpr (sizeof(T) == 4) {
-    return {*reinterpret_cast<const float4*>(p), *reinterpret_cast<const float4*>(p + 4)};
+    return {read_global<float4>(p), read_global<float4>(p + 4)};
   } else {
-    return {*reinterpret_cast<const uint4*>(p)};
+    return {read_global<uint4>(p)};
   }
 }
 
@@ -68,11 +64,35 @@ __device__ Floats widen(const Packed<T>& packed) {
 template <class T>
 __device__ void store_packed(T* p, const Floats& f) {
   if constexpr (sizeof(T) == 4) {
-    *reinterpret_cast<float4*>(p) = make_float4(f.x[0], f.x[1], f.x[2], f.x[3]);
-    *reinterpret_cast<float4*>(p + 4) = make_float4(f.x[4], f.x[5], f.x[6], f.x[7]);
+    write_global(p, make_float4(f.x[0], f.x[1], f.x[2], f.x[3]));
+    write_global(p + 4, make_float4(f.x[4], f.x[5], f.x[6], f.x[7]));
   } else {
-    *reinterpret_cast<uint4*>(p) = make_uint4(cvt_pair<T>(f.x[0], f.x[1]), cvt_pair<T>(f.x[2], f.x[3]),
-                                              cvt_pair<T>(f.x[4], f.x[5]), cvt_pair<T>(f.x[6], f.x[7]));
+    write_global(p, make_uint4(cvt_pair<T>(f.x[0], f.x[1]), cvt_pair<T>(f.x[2], f.x[3]),
+                               cvt_pair<T>(f.x[4], f.x[5]), cvt_pair<T>(f.x[6], f.x[7])));
+  }
+}
+
+// Four elements at p, which is aligned to the four of them: to[0] .. to[3], widened.
+template <class T>
+__device__ void load_quad(const T* p, float* to) {
+  if constexpr (sizeof(T) == 4) {
+    const float4 quad = read_global<float4>(p);
+    to[0] = quad.x, to[1] = quad.y, to[2] = quad.z, to[3] = quad.w;
+  } else {
+    const uint2 pairs = read_global<uint2>(p);
+    to[0] = widen(T{static_cast<std::uint16_t>(pairs.x & 0xFFFFu)});
+    to[1] = widen(T{static_cast<std::uint16_t>(pairs.x >> 16)});
+    to[2] = widen(T{static_cast<std::uint16_t>(pairs.y & 0xFFFFu)});
+    to[3] = widen(T{static_cast<std::uint16_t>(pairs.y >> 16)});
+  }
+}
+// One rounding each.
+template <class T>
+__device__ void store_quad(T* p, const float* x) {
+  if constexpr (sizeof(T) == 4) {
+    write_global(p, make_float4(x[0], x[1], x[2], x[3]));
+  } else {
+    write_global(p, make_uint2(cvt_pair<T>(x[0], x[1]), cvt_pair<T>(x[2], x[3])));
   }
 }
 
@@ -107,6 +127,22 @@ __device__ inline void add_floats(Floats& sum, const Floats& f) {
   for (int i = 0; i < kVectorElems; ++i) sum.x[i] += f.x[i];
 }
 
+// The sum of rows [first, end) of a matrix, at least one, in ascending order: of `count` columns from p on,
+// which is the first of them in row 0. aligned: count is kVectorElems, and p is at a multiple of 16 bytes in
+// every row.
+template <int kUnroll, class T>
+__device__ Floats sum_of_rows(const T* p, std::int64_t pitch, std::int64_t first, std::int64_t end, int count,
+                              bool aligned) {
+  const auto sum_with = [&](auto&& load) {
+    Floats sum = load(p + first * pitch);
+#pragma unroll kUnroll
+    for (std::int64_t row = first + 1; row < end; ++row) add_floats(sum, load(p + row * pitch));
+    return sum;
+  };
+  return aligned ? sum_with([](const T* at) { return widen(load_packed(at)); })
+                 : sum_with([&](const T* at) { return load_floats(at, count); });
+}
+
 // Calls fn(first, count) for pieces of kVectorElems that cover [0, n), spread over the grid.
 template <class Fn>
 __device__ void for_each_vector(std::int64_t n, Fn&& fn) {
@@ -115,13 +151,18 @@ __device__ void for_each_vector(std::int64_t n, Fn&& fn) {
   }
 }
 
-// Enough blocks to fill the card, and no more than the elements need. The grid never enters a result.
-inline LaunchShape elementwise_shape(const char* kernel, std::int64_t n, const Context& context) {
-  constexpr int kThreads = 256, kBlocksPerMultiprocessor = 8;
-  const std::int64_t needed = blocks_for(n, std::int64_t{kThreads} * kVectorElems);
-  const std::int64_t most = std::int64_t{context.multiprocessors} * kBlocksPerMultiprocessor;
+// For kernels whose blocks take one piece of work after the other: enough blocks to fill the card, and no
+// more than `needed`. The grid never enters a result.
+inline LaunchShape filling_shape(const char* kernel, std::int64_t needed, int threads, const Context& context,
+                                 int blocks_per_multiprocessor = 8) {
+  const std::int64_t most = std::int64_t{context.multiprocessors} * blocks_per_multiprocessor;
   return {
-      .name = kernel, .blocks = needed < most ? needed : most, .threads = kThreads, .stream = context.stream};
+      .name = kernel, .blocks = needed < most ? needed : most, .threads = threads, .stream = context.stream};
+}
+
+inline LaunchShape elementwise_shape(const char* kernel, std::int64_t n, const Context& context) {
+  constexpr int kThreads = 256;
+  return filling_shape(kernel, blocks_for(n, std::int64_t{kThreads} * kVectorElems), kThreads, context);
 }
 
 }  // namespace qt::cuda
