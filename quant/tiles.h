@@ -1,7 +1,12 @@
-// The layout of 4-bit matrices on a card: tiles of 64 x 64 weights, each one piece of 2 KiB, from which a
-// warp takes operands of both products, x W^T and dy W, with 16-byte reads that meet no bank conflict. Files
-// and the cpu keep the flat layout of quant/nf4.h; blocks of 64 along a row are the same in both, so that
-// going from one to the other moves bytes and changes none.
+// The layout of 4-bit matrices on a card: tiles of 64 x 64 weights, each one piece of 2 KiB that serves both
+// products, x W^T and dy W. Files and the cpu keep the flat layout of quant/nf4.h; blocks of 64 along a row
+// are the same in both, so that going from one to the other moves bytes and changes none.
+//
+// The kernels of today read slots straight from global memory, a slot of 16 bytes a thread, and write the
+// weights behind it to shared memory as bf16 (kernels/cuda/packed_gemm.cuh). A slot holds what the lanes of
+// an mma want of either product: its pairs along k and along n. The swizzle permits more than that: in a tile
+// copied to shared memory as it is, lanes 4 g + t of a warp may take the chunks (g, t) or (t, g) by 16-byte
+// reads that meet no bank conflict.
 //
 //   tile     (n / 64) * (K / 64) + k / 64; inside it n, k in 0..63:
 //              n = 2 (8 i + p) + dn     k = 2 (8 s + q) + dk     p, q in 0..7   i, s in 0..3   dn, dk in 0..1
