@@ -67,6 +67,7 @@ AttentionShape oracle_shape(const Case& t, const Sizes& s, double scale) {
           .D = size(s.D),
           .scale = t.is("scale is dropped") ? 1.0 : scale,
           .dtype = t.dtype(),
+          .adding = t.adding(),
           .dropout = {},
           .mask_off_by_one = t.is("the mask is off by one"),
           .heads_interleaved = t.is("query head h reads key head h modulo G"),

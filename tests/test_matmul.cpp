@@ -99,8 +99,9 @@ void matmul(Case& t) {
           }
           if (t.is("b is read along the other dimension"))
             b = transposed(b, static_cast<size_t>(b_rows), static_cast<size_t>(b_cols));
-          const auto want = oracle::matmul<Tracked>(layout, tracked(a), tracked(b), static_cast<size_t>(rows),
-                                                    static_cast<size_t>(cols), static_cast<size_t>(inner));
+          const auto want =
+              oracle::matmul<Tracked>(layout, tracked(a), tracked(b), static_cast<size_t>(rows),
+                                      static_cast<size_t>(cols), static_cast<size_t>(inner), t.adding());
           t.expect(fmt::format("c {}", dtype_name(out)).c_str(), op.c, finished(want, bias, before, out));
         }
       }
@@ -144,7 +145,7 @@ void packed_matmul(Case& t) {
                               .low_nibble_first = t.is("the nibbles are swapped"),
                               .blocks_restart_in_rows = t.is("every row begins a block")});
       auto want = oracle::matmul<Tracked>(layout, tracked(x), tracked(w), static_cast<size_t>(M),
-                                          static_cast<size_t>(cols), static_cast<size_t>(inner));
+                                          static_cast<size_t>(cols), static_cast<size_t>(inner), t.adding());
       t.expect("y", op.y, finished(std::move(want), bias, {}, t.dtype()));
     }
   }

@@ -217,6 +217,46 @@ TEST(ErrorModel, CoversPlainF32ArithmeticAndIsNotMuchWider) {
   EXPECT_GT(worst, 0.2);
 }
 
+// What tensor cores do to a group of products and the running sum.
+double add_group(double sum, std::span<const double> products) {
+  double largest = std::abs(sum);
+  for (const double x : products) largest = std::max(largest, std::abs(x));
+  if (largest == 0) return 0;
+  const auto cut = [](double x, double like) {
+    const double unit = std::ldexp(1.0, std::ilogb(like) - 23);
+    return std::trunc(x / unit) * unit;
+  };
+  double total = cut(sum, largest);
+  for (const double x : products) total += cut(x, largest);
+  return total == 0 ? 0 : cut(total, total);
+}
+
+TEST(ErrorModel, CoversSumsThatAreCutOffInGroupsWhichTheBoundForRoundingDoesNot) {
+  for (const std::size_t n : {1, 2, 3, 4, 5, 8, 9, 64}) {
+    for (unsigned seed = 0; seed < 500; ++seed) {
+      const auto a = normal(n, 100 + seed), b = normal(n, 9000 + seed);
+      std::vector<double> products;
+      Sum<Tracked> bound;
+      for (std::size_t i = 0; i < n; ++i) {
+        // Of 16 bits each: exact.
+        products.push_back(round_to(a[i], DType::bf16) * round_to(std::exp(3 * b[i]), DType::bf16));
+        bound.add(Tracked(products.back()));
+      }
+      double sum = 0;
+      for (std::size_t i = 0; i < n; i += 4)
+        sum = add_group(sum, std::span(products).subspan(i, std::min<std::size_t>(4, n - i)));
+      const Tracked want = bound.value(Adding::truncated);
+      ASSERT_LE(std::abs(sum - want.value), want.error) << n << " products, seed " << seed;
+    }
+  }
+  const std::vector<double> lost = {1, 0x1p-23 - 0x1p-31};  // the second lies below the last bit of the first
+  Sum<Tracked> bound;
+  for (const double x : lost) bound.add(Tracked(x));
+  const double error = std::abs(add_group(0, lost) - bound.value().value);
+  EXPECT_GT(error, bound.value(Adding::rounded).error);
+  EXPECT_LE(error, bound.value(Adding::truncated).error);
+}
+
 TEST(ErrorModel, TrackedAndDoubleSeeTheSameValue) {
   const AttentionShape s{.B = 1, .Tq = 4, .Tk = 6, .H = 2, .G = 1, .D = 4, .scale = 0.5};
   const auto q = normal(32, 20), k = normal(24, 21), v = normal(24, 22);

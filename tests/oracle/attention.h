@@ -16,6 +16,7 @@ struct AttentionShape {
   std::size_t B = 1, Tq = 1, Tk = 1, H = 1, G = 1, D = 1;
   double scale = 1;
   DType dtype = DType::f32;
+  Adding adding = Adding::rounded;  // of the products, which tensor cores may make
 
   // Factor of each probability after the softmax, [B, H, Tq, Tk]: 0 or 1 / (1 - dropout). Empty: 1.
   std::vector<double> dropout = {};
@@ -51,7 +52,7 @@ std::vector<T> attention_scores(const AttentionShape& s, std::span<const T> q, s
     Sum<T> dot;
     for (std::size_t d = 0; d < s.D; ++d)
       dot.add(q[s.q_at(b, i, h) + d] * k[s.k_at(b, j, s.key_head(h)) + d]);
-    scores.push_back(T(s.scale) * dot.value() * T(1.0));
+    scores.push_back(T(s.scale) * dot.value(s.adding) * T(1.0));
   }
   return scores;
 }
@@ -102,7 +103,8 @@ Attended<T> attention(const AttentionShape& s, std::span<const T> q, std::span<c
             if (s.kept(b, h, i, j) != 0) y.add(stored(p[j], s.dtype) * v[s.k_at(b, j, s.key_head(h)) + d]);
           }
           // A multiplication by the reciprocal rounds once more than a division.
-          out.y[s.q_at(b, i, h) + d] = stored(T(y.value() / total.value() * T(s.keep_scale())), s.dtype);
+          out.y[s.q_at(b, i, h) + d] =
+              stored(T(y.value(s.adding) / total.value() * T(s.keep_scale())), s.dtype);
         }
       }
     }
@@ -138,7 +140,7 @@ AttentionGradient<T> attention_backward(const AttentionShape& s, std::span<const
           Sum<T> dp;
           for (std::size_t d = 0; d < s.D; ++d) dp.add(dy[row + d] * v[col + d]);
           const bool kept = s.kept(b, h, i, j) != 0;
-          const T dp_kept = kept ? T(dp.value() * T(s.keep_scale())) : T{};
+          const T dp_kept = kept ? T(dp.value(s.adding) * T(s.keep_scale())) : T{};
           const T slope = with_delta ? T(dp_kept - delta.value()) : dp_kept;
           const T ds = stored(T(p * slope * T(with_scale ? s.scale : 1.0)), s.dtype);
           const T p_stored = stored(p, s.dtype);
@@ -153,11 +155,12 @@ AttentionGradient<T> attention_backward(const AttentionShape& s, std::span<const
   }
   const auto values = [&](const std::vector<Sum<T>>& sums) {
     std::vector<T> out;
-    for (const Sum<T>& sum : sums) out.push_back(stored(sum.value(), s.dtype));
+    for (const Sum<T>& sum : sums) out.push_back(stored(sum.value(s.adding), s.dtype));
     return out;
   };
   std::vector<T> dv_scaled;
-  for (const Sum<T>& sum : dv) dv_scaled.push_back(stored(T(sum.value() * T(s.keep_scale())), s.dtype));
+  for (const Sum<T>& sum : dv)
+    dv_scaled.push_back(stored(T(sum.value(s.adding) * T(s.keep_scale())), s.dtype));
   return {.dq = values(dq), .dk = values(dk), .dv = dv_scaled};
 }
 

@@ -16,7 +16,7 @@ namespace qt::oracle {
 //   cols]
 template <class T>
 std::vector<T> matmul(GemmLayout layout, std::span<const T> a, std::span<const T> b, std::size_t rows,
-                      std::size_t cols, std::size_t inner) {
+                      std::size_t cols, std::size_t inner, Adding adding = Adding::rounded) {
   std::vector<T> c;
   c.reserve(rows * cols);
   for (std::size_t r = 0; r < rows; ++r) {
@@ -27,7 +27,7 @@ std::vector<T> matmul(GemmLayout layout, std::span<const T> a, std::span<const T
         const std::size_t at_b = layout == GemmLayout::nt ? k * inner + i : i * cols + k;
         dot.add(a[at_a] * b[at_b]);
       }
-      c.push_back(dot.value());
+      c.push_back(dot.value(adding));
     }
   }
   return c;

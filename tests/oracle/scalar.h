@@ -105,13 +105,20 @@ inline Tracked stored(const Tracked& x, DType dtype) {
   return {x.value, x.error + roundoff * (std::abs(x.value) + x.error) + underflow};
 }
 
-// A sum of f32 terms in any order and any grouping: n terms meet n - 1 roundings at most, each of at most a
-// roundoff times the sum of the magnitudes.
+// How the additions of a sum of products cut what f32 does not hold: each rounds to nearest, or they are
+// those of a card's tensor cores.
+enum class Adding : std::uint8_t { rounded, truncated };
+
+// A sum of f32 terms in any order and any grouping.
+//   rounded     n terms meet n - 1 roundings at most, each of at most a roundoff times the sum of the
+//   magnitudes truncated   a group of k >= 4 terms and the running sum are aligned to the largest exponent
+//   and cut off
+//               behind its 24 bits, all but the largest; so is the result: k + 1 cuts of 2 roundoffs at most
 template <class T>
 class Sum {
  public:
   void add(const T& term) { value_ += term; }
-  T value() const { return value_; }
+  T value(Adding = Adding::rounded) const { return value_; }
 
  private:
   T value_{};
@@ -125,8 +132,10 @@ class Sum<Tracked> {
     magnitude_ += std::abs(term.value) + term.error;
     ++terms_;
   }
-  Tracked value() const {
-    const double n = std::max<double>(0, static_cast<double>(terms_ - 1)) * kF32Roundoff;
+  Tracked value(Adding adding = Adding::rounded) const {
+    const std::int64_t roundoffs =
+        adding == Adding::rounded ? std::max<std::int64_t>(0, terms_ - 1) : 2 * (terms_ + (terms_ + 3) / 4);
+    const double n = static_cast<double>(roundoffs) * kF32Roundoff;
     return {value_, error_ + n / (1 - n) * magnitude_};
   }
 

@@ -107,6 +107,11 @@ class Case {
         region_(backend_.allocate(Space::device, kRegionBytes)) {}
 
   DType dtype() const { return dtype_; }
+  // Of the backend's products with operands of dtype().
+  oracle::Adding adding() const {
+    return backend_name_ == "cuda" && dtype_ != DType::f32 ? oracle::Adding::truncated
+                                                           : oracle::Adding::rounded;
+  }
   bool mutating() const { return !mutant_.empty(); }
   bool is(std::string_view mutant) const { return mutant_ == mutant; }
   double worst() const { return worst_; }
