@@ -108,8 +108,7 @@ void Optimizer::cut_slabs(std::int64_t max_slab_bytes) {
     // a slab.
     const std::int64_t moment_bytes = states_[i].eight_bit ? 2 * kStateBlock + 8 : 8 * kStateBlock;
     const std::int64_t block_bytes = dtype_bytes(states_[i].master.dtype) * kStateBlock + moment_bytes;
-    std::int64_t most =
-        (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
+    std::int64_t most = (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
     QT_CHECK(most > 0, PlanError, "slabs of {} bytes cannot hold a block of optimizer state", max_slab_bytes);
     // A tile that two slabs share would be written byte by byte, so cut between rows of tiles where one fits.
     const std::int64_t tile_row = kTileSide * params_[i].K;

@@ -292,11 +292,8 @@ void expect_one_of_the_two(SmallRun& run, const std::string& saved_hash) {
   EXPECT_EQ(newest.hash, newest.step == SmallRun::kFirstStep ? run.first_hash() : saved_hash);
 }
 
-// What the libraries' twins are called where a person reads it.
-std::string said_as(const std::string& call) {
-  if (call == "multiply") return "matrix product";
-  return call == "sort_pairs" ? "a sort" : call;
-}
+// What a library's twin is called where a person reads it.
+std::string said_as(const std::string& call) { return call == "sort_pairs" ? "a sort" : call; }
 
 bool given_back_midway(const std::string& name) { return name == "cudaFree" || name == "cudaFreeHost"; }
 

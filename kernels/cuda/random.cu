@@ -48,7 +48,7 @@ __global__ void init_normal_kernel(T* x, InitPieces pieces, InitScale scale, Rng
     const float values[kDrawsPerBlock] = {value(draws[0]), value(draws[1]), value(draws[2]), value(draws[3])};
     const std::int64_t begin = pieces.begin(piece);
     const bool whole = begin >= 0 && begin + kDrawsPerBlock <= pieces.n;
-    if (whole && is_aligned<kDrawsPerBlock * static_cast<int>(sizeof(T))>(x + begin)) {
+    if (whole && is_aligned<kDrawsPerBlock* static_cast<int>(sizeof(T))>(x + begin)) {
       store_quad(x + begin, values);
       continue;
     }
