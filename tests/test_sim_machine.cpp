@@ -185,7 +185,10 @@ class Streams : public ::testing::TestWithParam<sim::Streams> {
     sim::set_streams(GetParam());
   }
   void TearDown() override { sim::set_streams(sim::Streams::lazy); }
-  bool lazy() const { return GetParam() == sim::Streams::lazy; }
+  bool copies_in_wait() const {
+    return GetParam() == sim::Streams::lazy || GetParam() == sim::Streams::copies_out_first;
+  }
+  bool kernels_wait() const { return GetParam() != sim::Streams::eager; }
 };
 
 // x on the card is 1 and becomes 5 by a copy on its own stream; y = x + x on the compute stream.
@@ -206,9 +209,56 @@ float sum_behind_a_copy(bool wait) {
   return result;
 }
 
-TEST_P(Streams, ShowAMissingWaitWhenTheyAreLazyAndHideItWhenTheyAreEager) {
+// x on the card is 1, y = x + x on the compute stream, and x becomes 5 by a copy on its own stream behind
+// that.
+float sum_before_a_copy(bool wait) {
+  const auto backend = make_cuda_backend(cuda_target(86));
+  const auto device = backend->allocate(Space::device, 4096), host = backend->allocate(Space::host, 4096);
+  const TensorView x(device->base(), DType::f32, {1}), y(device->base() + 512, DType::f32, {1});
+  const TensorView there(host->base(), DType::f32, {1}, Space::host);
+  backend->run(Fill{.x = x, .value = 1});
+  backend->synchronize();
+  *there.as<float>() = 5;
+  backend->run(Add{.a = x, .b = x, .y = y});
+  const Event read = backend->record(Stream::compute);
+  if (wait) backend->wait(Stream::copy_in, read);
+  backend->copy(there, x, Stream::copy_in);
+  float result = 0;
+  backend->download(y, std::as_writable_bytes(std::span(&result, 1)));
+  return result;
+}
+
+TEST_P(Streams, ShowAReadThatComesTooEarlyWhenTheyAreLazy) {
   EXPECT_EQ(sum_behind_a_copy(true), 10);
-  EXPECT_EQ(sum_behind_a_copy(false), lazy() ? 2 : 10);
+  EXPECT_EQ(sum_behind_a_copy(false), copies_in_wait() ? 2 : 10);
+}
+
+TEST_P(Streams, ShowAWriteThatComesTooEarlyWhenCopiesInComeFirst) {
+  EXPECT_EQ(sum_before_a_copy(true), 2);
+  EXPECT_EQ(sum_before_a_copy(false), GetParam() == sim::Streams::copies_in_first ? 10 : 2);
+}
+
+// x on the card is 1 and becomes 2 on the compute stream; x leaves by a copy on its own stream behind that,
+// for which the compute stream waits.
+float left_behind_a_sum(bool wait) {
+  const auto backend = make_cuda_backend(cuda_target(86));
+  const auto device = backend->allocate(Space::device, 4096), host = backend->allocate(Space::host, 4096);
+  const TensorView x(device->base(), DType::f32, {1}), there(host->base(), DType::f32, {1}, Space::host);
+  backend->run(Fill{.x = x, .value = 1});
+  backend->synchronize();
+  backend->run(Add{.a = x, .b = x, .y = x});
+  const Event written = backend->record(Stream::compute);
+  if (wait) backend->wait(Stream::copy_out, written);
+  backend->copy(x, there, Stream::copy_out);
+  backend->wait(Stream::compute, backend->record(Stream::copy_out));
+  backend->run(Fill{.x = x, .value = 3});
+  backend->synchronize();
+  return *there.as<float>();
+}
+
+TEST_P(Streams, ShowACopyThatLeavesTooEarlyWhenCopiesOutComeFirst) {
+  EXPECT_EQ(left_behind_a_sum(true), 2);
+  EXPECT_EQ(left_behind_a_sum(false), GetParam() == sim::Streams::copies_out_first ? 1 : 2);
 }
 
 __global__ void note_kernel(std::vector<int>* order, int what) {
@@ -234,9 +284,9 @@ TEST_P(Streams, KeepAnEventsOldMeaningForThoseWhoWaitForIt) {
   note(second, 2);
   cuda::check(cudaStreamSynchronize(second.get()), "synchronize");
   // Lazy: what the second stream waits for, and no more.
-  EXPECT_EQ(order, lazy() ? (std::vector<int>{1, 2}) : (std::vector<int>{1, 4, 3, 2}));
+  EXPECT_EQ(order, kernels_wait() ? (std::vector<int>{1, 2}) : (std::vector<int>{1, 4, 3, 2}));
   cuda::check(cudaEventSynchronize(event), "synchronize");
-  EXPECT_EQ(order, lazy() ? (std::vector<int>{1, 2, 3}) : (std::vector<int>{1, 4, 3, 2}));
+  EXPECT_EQ(order, kernels_wait() ? (std::vector<int>{1, 2, 3}) : (std::vector<int>{1, 4, 3, 2}));
   cuda::check(cudaDeviceSynchronize(), "synchronize");
   EXPECT_EQ(order.size(), 4u);
   cudaEventDestroy(event);
@@ -251,12 +301,16 @@ TEST_P(Streams, DoNoMoreWorkOnceACallHasFailedForGood) {
   sim::fail_runtime_call(0, cudaErrorIllegalAddress);
   EXPECT_EQ(cudaStreamSynchronize(stream.get()), cudaErrorIllegalAddress);
   EXPECT_EQ(cudaStreamSynchronize(stream.get()), cudaErrorIllegalAddress);
-  EXPECT_EQ(order.size(), lazy() ? 0u : 1u);
+  EXPECT_EQ(order.size(), kernels_wait() ? 0u : 1u);
   sim::fail_runtime_call(-1, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Both, Streams, ::testing::Values(sim::Streams::lazy, sim::Streams::eager),
-                         [](const auto& how) { return how.param == sim::Streams::lazy ? "lazy" : "eager"; });
+constexpr sim::Streams kStreams[] = {sim::Streams::lazy, sim::Streams::eager, sim::Streams::copies_in_first,
+                                     sim::Streams::copies_out_first};
+constexpr const char* kStreamNames[] = {"lazy", "eager", "copies_in_first", "copies_out_first"};
+
+INSTANTIATE_TEST_SUITE_P(Every, Streams, ::testing::ValuesIn(kStreams),
+                         [](const auto& how) { return kStreamNames[static_cast<std::size_t>(how.param)]; });
 
 }  // namespace
 }  // namespace qt::test

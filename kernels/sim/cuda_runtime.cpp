@@ -6,6 +6,8 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -32,6 +34,7 @@ struct Work {
 
 struct StreamState {
   std::deque<Work> queue;
+  bool has_kernels = false;  // and not copies alone
 };
 
 struct EventState {
@@ -40,8 +43,19 @@ struct EventState {
 
 namespace {
 
+Streams streams_at_start() {
+  const char* name = std::getenv("QTRAIN_SIM_STREAMS");
+  const std::string_view wanted = name == nullptr ? "lazy" : name;
+  if (wanted == "lazy") return Streams::lazy;
+  if (wanted == "eager") return Streams::eager;
+  if (wanted == "copies_in_first") return Streams::copies_in_first;
+  if (wanted == "copies_out_first") return Streams::copies_out_first;
+  throw SimError("QTRAIN_SIM_STREAMS is lazy, eager, copies_in_first or copies_out_first, not " +
+                 std::string(wanted));
+}
+
 struct Runtime {
-  Streams how = Streams::lazy;
+  Streams how = streams_at_start();
   cudaError_t last = cudaSuccess;
   std::vector<std::string> calls;
   std::int64_t fail_at = -1;
@@ -125,6 +139,16 @@ void enqueue(StreamState* stream, Work work) {
   if (runtime().how == Streams::eager) drain(*stream);
 }
 
+// A copy to there is of the direction that goes first.
+bool comes_first(const void* to) {
+  const Runtime& r = runtime();
+  if (r.how != Streams::copies_in_first && r.how != Streams::copies_out_first) return false;
+  auto region = r.device.upper_bound(const_cast<void*>(to));
+  const bool on_card =
+      region != r.device.begin() && to < static_cast<const std::byte*>((--region)->first) + region->second;
+  return on_card == (r.how == Streams::copies_in_first);
+}
+
 // On a card memory comes as it was left: nobody may count on zeros. Aligned to 256 bytes as the runtime
 // promises for the card's, and to no more; pinned memory, for which it promises nothing, likewise.
 constexpr std::size_t kPageBytes = 4096, kBeyondPage = 256;
@@ -185,9 +209,11 @@ cudaError_t injected_error() { return static_cast<cudaError_t>(runtime().fail_wi
 
 void enqueue_launch(cudaStream_t stream, const std::string& kernel, std::function<void()> work) {
   if (enter(kernel.c_str()) != cudaSuccess) return;  // cudaGetLastError tells
+  if (stream != nullptr) stream->has_kernels = true;
   enqueue(stream, {.run = std::move(work), .waits_for = {}, .records = {}});
 }
 void enqueue_work(cudaStream_t stream, std::function<void()> work) {
+  if (stream != nullptr) stream->has_kernels = true;
   enqueue(stream, {.run = std::move(work), .waits_for = {}, .records = {}});
 }
 
@@ -367,6 +393,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     if (bytes > 0) std::memcpy(to, from, bytes);
   };
   qt::sim::enqueue(stream, {.run = copy, .waits_for = {}, .records = {}});
+  if (qt::sim::comes_first(to) && !stream->has_kernels) qt::sim::drain(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {

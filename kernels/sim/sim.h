@@ -50,9 +50,14 @@ std::int64_t used_bytes_of_card();
 // What this process has taken and not given back, on the card and pinned on the host.
 std::int64_t allocated_bytes();
 
-// Work waits on its stream until something synchronises with it: a missing wait then shows every time. Eager:
-// each call does its work at once, in program order, as the cpu backend does.
-enum class Streams : std::uint8_t { lazy, eager };
+// When a stream does its work; what is right under each is ordered by events and not by luck.
+//   lazy      once something synchronises with it: who reads too early what a copy brings sees what was there
+//   eager     at once, in program order, as the cpu backend does
+//   copies_in_first, copies_out_first   lazily but for copies to the card, or from it, on streams without
+//             kernels, which come at once: one that waits for too little overwrites what kernels have still
+//             to read, or takes what they have still to write
+// Lazy, unless QTRAIN_SIM_STREAMS names another when the program begins.
+enum class Streams : std::uint8_t { lazy, eager, copies_in_first, copies_out_first };
 void set_streams(Streams how);
 
 // ---- faults ------------------------------------------------------------------------------------------

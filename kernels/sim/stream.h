@@ -1,5 +1,6 @@
 // Streams of the simulator. Lazy ones, the default, do nothing until something waits for them, and then no
-// more than what is waited for: work that nothing orders happens as late as it can.
+// more than what is waited for: work that nothing orders happens as late as it can. Streams of
+// kernels/sim/sim.h says what else there is.
 #pragma once
 
 #include <functional>
