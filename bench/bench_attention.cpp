@@ -1,6 +1,6 @@
 // Causal attention, forward and backward, at the shapes of d12, d20 and d32 and of GPT-2: milliseconds and
 // TFLOP/s. Operations are counted as the causal half of the four (backward: ten) products: 2 B H T T D and 5
-// B H T T D, recomputation left out, so that the figures compare with tools/torch_gpu.py attention.
+// B H T T D, recomputation left out, so that the figures compare with tools/torch_kernels.py attention.
 //
 //   bench_attention --device cuda --rows 8
 //

@@ -8,8 +8,8 @@
 // measured routes of this card, and those of other cards that this build knows, as the source that --gemm
 // auto reads. The cpu has one route only.
 #include <cstdio>
-#include <fstream>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -20,6 +20,7 @@
 #include "bench/harness.h"
 #include "kernels/gemm_routes.h"
 #include "src/core/units.h"
+#include "src/io/file.h"
 #include "src/train/machine.h"
 #include "src/train/option_table.h"
 
@@ -98,20 +99,19 @@ void write_table(const std::string& path, int sm, const std::vector<MeasuredProd
     if (p.sm != sm) rows.push_back(p);
   }
   rows.insert(rows.end(), measured.begin(), measured.end());
-  std::ofstream file(path);
-  file << "// Written by bench_gemm --table on each card that has been measured; not by hand. "
-          "kernels/gemm_routes.h says\n"
-          "// how it is read.\n#include <vector>\n\n#include \"kernels/gemm_routes.h\"\n\nnamespace qt {\n\n"
-          "std::span<const MeasuredProduct> measured_products() {\n  // clang-format off\n"
-          "  static const std::vector<MeasuredProduct> table = {\n"
-          "      // sm, layout, M, N, K, fused us, scratch us\n";
+  std::string text =
+      "// Written by bench_gemm --table on each card that has been measured; not by hand. "
+      "kernels/gemm_routes.h says\n"
+      "// how it is read.\n#include <vector>\n\n#include \"kernels/gemm_routes.h\"\n\nnamespace qt {\n\n"
+      "std::span<const MeasuredProduct> measured_products() {\n  // clang-format off\n"
+      "  static const std::vector<MeasuredProduct> table = {\n"
+      "      // sm, layout, M, N, K, fused us, scratch us\n";
   for (const MeasuredProduct& p : rows) {
-    file << fmt::format("      {{{}, GemmLayout::{}, {}, {}, {}, {:.2f}, {:.2f}}},\n", p.sm,
+    text += fmt::format("      {{{}, GemmLayout::{}, {}, {}, {}, {:.2f}, {:.2f}}},\n", p.sm,
                         layout_name(p.layout), p.M, p.N, p.K, p.fused_us, p.scratch_us);
   }
-  file << "  };\n  // clang-format on\n  return table;\n}\n\n}  // namespace qt\n";
-  file.close();
-  QT_CHECK(file.good(), DiskError, "cannot write {}", path);
+  text += "  };\n  // clang-format on\n  return table;\n}\n\n}  // namespace qt\n";
+  write_file_atomically(posix_fs(), path, std::as_bytes(std::span(text)));
   fmt::print("{} measured products written to {}\n", rows.size(), path);
 }
 

@@ -394,9 +394,9 @@ void add_products(Backend& backend, const Shapes& shapes) {
 
 int run(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);  // takes its own flags out
+  add_built_backends();
   const Options options = load_options(std::vector<std::string>(argv + 1, argv + argc)).options;
   const Target target = target_from_options(options);
-  bench::add_backends();
   const auto backend = bench::open_backend(target);
   benchmark::AddCustomContext("qtrain_device", bench::device_name(target));
   for (const Shapes& shapes : kShapes) {

@@ -15,8 +15,10 @@
 #include <cstdint>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -50,18 +52,10 @@ struct Arguments {
 
 Arguments read_arguments(std::vector<std::string> words) {
   Arguments arguments;
-  std::int64_t rows = 0;
-  std::vector<std::string> rest;
-  for (std::size_t i = 0; i < words.size(); ++i) {
-    if (words[i] == "--profile") {
-      arguments.profile = true;
-    } else if (words[i] == "--rows" && i + 1 < words.size()) {
-      rows = parse_count(words[++i], "--rows");
-    } else {
-      rest.push_back(words[i]);
-    }
-  }
-  const LoadedOptions loaded = load_options(rest);
+  const std::string rows_given = bench::take_option(words, "rows", "");
+  std::int64_t rows = rows_given.empty() ? 0 : parse_count(rows_given, "--rows");
+  arguments.profile = std::erase(words, "--profile") > 0;
+  const LoadedOptions loaded = load_options(words);
   Options& o = arguments.options = loaded.options;
   if (!loaded.given("steps")) o.steps = kDefaultSteps;
   QT_CHECK(o.steps > 0, ConfigError, "--steps must be at least 1");
@@ -110,9 +104,11 @@ void print_profile(const Profile& profile, double total_seconds) {
 
 void run(const std::vector<std::string>& words) {
   const auto [options, profiling] = read_arguments(words);
-  const Target target = target_from_options(options);
+  Target target = target_from_options(options);
+  std::unique_ptr<Backend> opened = bench::open_backend(target);
   const bool on_card = target.kind == DeviceKind::cuda;
   Limits limits = limits_from_options(options, target);
+  adopt_facts(opened->device(), target, limits);
   limits.disk_bytes.reset();  // nothing is saved
   const PlannedRun planned = plan_run(options, target, limits, 0);
   if (!planned.fits())
@@ -120,7 +116,7 @@ void run(const std::vector<std::string>& words) {
                    "`qtrain plan` with the same options shows what it needs");
 
   const EngineOptions& e = planned.engine;
-  Engine engine(bench::open_backend(target), e, planned.plan);
+  Engine engine(std::move(opened), e, planned.plan);
   engine.init_weights(options.seed);
   const std::vector<std::int32_t> ids =
       synthetic_tokens(e.micro_batch_tokens(), e.model.vocab_size, options.seed);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/built_backends.h"
 #include "kernels/scratch.h"
 #include "src/core/units.h"
 #include "src/train/planner.h"
@@ -20,9 +21,6 @@
 namespace qt::bench {
 
 inline constexpr double kGiga = 1e9;
-
-// To be called before the first open_backend().
-void add_backends();
 
 inline std::unique_ptr<Backend> open_backend(const Target& target) {
   return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
@@ -64,8 +62,9 @@ class Buffers {
     return view;
   }
 
+  // In the layout that a run on this backend gives it.
   PackedView packed(FormatId format, std::int64_t N, std::int64_t K) {
-    PackedView w{.format = format, .N = N, .K = K};
+    PackedView w{.format = format, .N = N, .K = K, .layout = packed_layout(N, K, backend_.target())};
     w.codes = empty({code_bytes(format, N * K)}, DType::u8);
     w.absmax = empty({scale_count(format, N * K)}, DType::f32);
     const TensorView src = normal({N * K}, DType::f32);
@@ -139,7 +138,7 @@ inline std::vector<std::int64_t> counts_of(const std::string& list, const std::s
 template <class Run>
 int run_benchmark(const char* name, int argc, char** argv, Run&& run) {
   try {
-    add_backends();
+    add_built_backends();
     run(std::vector<std::string>(argv + 1, argv + argc));
     return 0;
   } catch (const Error& e) {

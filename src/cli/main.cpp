@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "kernels/cuda_entry.h"
+#include "kernels/built_backends.h"
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/suggest.h"
@@ -15,13 +15,10 @@
 
 namespace {
 
-// The only place that knows which backends this build has.
 #ifdef QTRAIN_HAVE_CUDA
 constexpr const char* kDevices = "on a CUDA card or the CPU";
-void add_backends() { qt::add_backend("cuda", qt::make_cuda_backend, qt::probe_cuda_device); }
 #else
 constexpr const char* kDevices = "on the CPU";
-void add_backends() {}
 #endif
 
 constexpr const char* kVersion = "qtrain 0.1.0";
@@ -115,7 +112,7 @@ void run(std::vector<std::string> args) {
 
 int main(int argc, char** argv) {
   try {
-    add_backends();
+    qt::add_built_backends();
     run(std::vector<std::string>(argv + 1, argv + argc));
     // A result that reached nobody is no success: `qtrain plan --json > full-disk.json`.
     if (!std::cout.flush()) throw qt::DiskError("cannot write to standard output");
