@@ -1,13 +1,16 @@
-# cmake -DROOT=<tree> -DLAUNCHES=<folder> -P tests/kernel_coverage.cmake
+# cmake -DROOT=<tree> -DLAUNCHES=<folder> -DNOTES=<file>:<file>... -P tests/kernel_coverage.cmake
 #
 # Every kernel that kernels/cuda defines has run on the simulator, and was launched under its own name. The names of
-# launched kernels lie in the files of LAUNCHES, one a line, where the tests before this one left them
-# (QTRAIN_SIM_LAUNCHES, kernels/sim/sim.h).
+# launched kernels lie in these files of LAUNCHES, one a line, where the tests before this one left them
+# (QTRAIN_SIM_LAUNCHES, kernels/sim/sim.h). What else lies there is of tests that are no more.
 cmake_minimum_required(VERSION 3.25)
-file(GLOB launched_files "${LAUNCHES}/*.txt")
+string(REPLACE ":" ";" files "${NOTES}")
 set(launched "")
-foreach(file IN LISTS launched_files)
-  file(STRINGS "${file}" names)
+foreach(file IN LISTS files)
+  if(NOT EXISTS "${LAUNCHES}/${file}")
+    message(FATAL_ERROR "no test has left ${LAUNCHES}/${file}")
+  endif()
+  file(STRINGS "${LAUNCHES}/${file}" names)
   list(APPEND launched ${names})
 endforeach()
 list(REMOVE_DUPLICATES launched)

@@ -1,8 +1,12 @@
 // What every backend does around an op, whoever computes it: memory, copies, the order of streams, numbers
 // read back, the names it is made by, and the observer that profiles are made with. The cuda backend runs on
 // the simulator.
+#include "tests/support/test_backend.h"
+
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -18,7 +22,7 @@ namespace qt::test {
 namespace {
 
 std::unique_ptr<Backend> backend_named(const std::string& name) {
-  return name == "cuda" ? make_cuda_backend(cuda_target(86)) : make_backend(name, cpu_target(1));
+  return name == "cuda" ? make_cuda_backend(target_of("cuda", 1)) : make_backend(name, cpu_target(1));
 }
 
 // Of the backends that hold memory.
@@ -119,7 +123,8 @@ TEST_P(Contract, CopiesOfOtherSizesAndOntoThemselvesAreRefused) {
 INSTANTIATE_TEST_SUITE_P(Every, Contract, ::testing::Values("cpu", "cuda"),
                          [](const auto& b) { return std::string(b.param); });
 
-TEST(Names, AreThoseThatWereAdded) {
+// In a child: a backend that was added stays for the life of a process.
+[[noreturn]] void expect_names_that_were_added() {
   const auto message = [](std::string_view name) {
     try {
       make_backend(name, cpu_target(1));
@@ -132,9 +137,16 @@ TEST(Names, AreThoseThatWereAdded) {
   EXPECT_NE(message("cuda").find("has no CUDA backend / use --device cpu"), std::string::npos);
   EXPECT_THROW(probe_device("cuda"), ConfigError);
   add_backend("cuda", make_cuda_backend, [] { return DeviceFacts{.name = "a card", .sm = 86}; });
-  EXPECT_EQ(make_backend("cuda", cuda_target(86))->name(), "cuda");
+  EXPECT_EQ(make_backend("cuda", target_of("cuda", 1))->name(), "cuda");
   EXPECT_EQ(probe_device("cuda").name, "a card");
   EXPECT_EQ(probe_device("cpu").name, "");
+  std::fprintf(stderr, "%s", ::testing::Test::HasFailure() ? "expectations failed" : "all as expected");
+  std::exit(::testing::Test::HasFailure() ? 1 : 0);
+}
+TEST(Names, AreThoseThatWereAdded) {
+  GTEST_FLAG_SET(death_test_style,
+                 "threadsafe");  // from the start: a card opened before cannot be used in a fork
+  EXPECT_EXIT(expect_names_that_were_added(), ::testing::ExitedWithCode(0), "all as expected");
 }
 
 struct Seen {
