@@ -5,6 +5,7 @@
 
 #include "tests/oracle/attention.h"
 #include "tests/support/proofs.h"
+#include "tests/support/shifted.h"
 
 #ifdef QTRAIN_TEST_SIM
 #include "kernels/sim/sim.h"
@@ -175,6 +176,73 @@ const Proves kBackward({"attention_bwd",
                          "dropout is forgotten", "every head has the same mask", "first_row is ignored",
                          "kept probabilities are not scaled"},
                         attention_bwd});
+
+// ---- addresses ----
+
+// Heads that tensor cores would take, were they not at odd addresses: other kernels read those, in another
+// order of sums.
+const std::vector<Sizes> kOddlyPlaced = {{2, 7, 7, 4, 2, 16}, {1, 34, 34, 2, 1, 128}, {1, 65, 65, 2, 2, 64}};
+
+void attention_at_odd_addresses(Case& t, bool backward) {
+  for (const Sizes& s : kOddlyPlaced) {
+    if (!t.next(s.text() + " at odd addresses")) return;
+    Shifted odd(t, 1);
+    const std::int64_t queries = s.B * s.Tq * s.H * s.D, keys = s.B * s.Tk * s.G * s.D;
+    const auto q = t.normal(static_cast<size_t>(queries)), dy = t.normal(q.size());
+    const auto k = t.normal(static_cast<size_t>(keys)), v = t.normal(k.size());
+    const float scale = scale_of(s);
+    AttentionShape shape = oracle_shape(t, s, static_cast<double>(scale));
+    shape.adding = oracle::Adding::rounded;  // not by tensor cores
+    AttentionShape right = shape;  // what the op is given is no mistake of the oracle's
+    if (backward) right.mask_off_by_one = right.heads_interleaved = false;
+    const auto forward = oracle::attention<Tracked>(right, tracked(q), tracked(k), tracked(v));
+    const auto q_in = odd.in(q, {s.B, s.Tq, s.H, s.D}, t.dtype());
+    const auto k_in = odd.in(k, {s.B, s.Tk, s.G, s.D}, t.dtype());
+    const auto v_in = odd.in(v, {s.B, s.Tk, s.G, s.D}, t.dtype());
+    if (!backward) {
+      const AttentionFwd op{.q = q_in,
+                            .k = k_in,
+                            .v = v_in,
+                            .y = odd.out(queries, {s.B, s.Tq, s.H, s.D}, t.dtype()),
+                            .lse = t.out({s.B, s.H, s.Tq}, DType::f32),
+                            .scale = scale};
+      t.run(op);
+      t.expect("y", op.y, forward.y);
+      t.expect("lse", op.lse, forward.lse);
+      continue;
+    }
+    const auto y = rounded(forward.y, t.dtype()), lse = rounded(forward.lse, DType::f32);
+    AttentionBwd op{.q = q_in,
+                    .k = k_in,
+                    .v = v_in,
+                    .y = odd.in(y, {s.B, s.Tq, s.H, s.D}, t.dtype()),
+                    .lse = t.in(lse, {s.B, s.H, s.Tq}, DType::f32),
+                    .dy = odd.in(dy, {s.B, s.Tq, s.H, s.D}, t.dtype()),
+                    .dq = odd.out(queries, {s.B, s.Tq, s.H, s.D}, t.dtype()),
+                    .dk = odd.out(keys, {s.B, s.Tk, s.G, s.D}, t.dtype()),
+                    .dv = odd.out(keys, {s.B, s.Tk, s.G, s.D}, t.dtype()),
+                    .scale = scale};
+    op.scratch = t.scratch_for(op);
+    t.run(op);
+    const auto want =
+        oracle::attention_backward<Tracked>(shape, tracked(q), tracked(k), tracked(v), tracked(y),
+                                            tracked(lse), tracked(dy), !t.is("delta is dropped"), true);
+    t.expect("dq", op.dq, want.dq);
+    t.expect("dk", op.dk, want.dk);
+    t.expect("dv", op.dv, want.dv);
+  }
+}
+
+const Proves kForwardOdd({"attention_fwd",
+                          {DType::bf16, DType::f16},
+                          {"the mask is off by one", "query head h reads key head h modulo G"},
+                          [](Case& t) { attention_at_odd_addresses(t, false); },
+                          "_at_odd_addresses"});
+const Proves kBackwardOdd({"attention_bwd",
+                           {DType::bf16, DType::f16},
+                           {"the mask is off by one", "delta is dropped"},
+                           [](Case& t) { attention_at_odd_addresses(t, true); },
+                           "_at_odd_addresses"});
 
 // ---- what the kernels of a card do to its memory ----
 

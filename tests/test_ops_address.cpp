@@ -5,41 +5,13 @@
 #include <span>
 
 #include "tests/support/proofs.h"
+#include "tests/support/random_weight.h"
+#include "tests/support/shifted.h"
 
 namespace qt::test {
 namespace {
 
 using std::size_t;
-
-// Tensors of a case, each beginning `skip` elements behind an address that is aligned to everything.
-class Shifted {
- public:
-  Shifted(Case& t, std::int64_t skip) : t_(t), skip_(skip) {}
-
-  TensorView in(std::span<const double> x, Shape shape, DType dtype) {
-    return behind(t_.in(padded(x), {skip_ + count(x)}, dtype), shape);
-  }
-  TensorView inout(std::span<const double> x, Shape shape, DType dtype) {
-    return behind(t_.inout(padded(x), {skip_ + count(x)}, dtype), shape);
-  }
-  TensorView out(std::int64_t elems, Shape shape, DType dtype) {
-    return inout(std::vector<double>(static_cast<size_t>(elems), 7.0), shape, dtype);
-  }
-
- private:
-  static std::int64_t count(std::span<const double> x) { return static_cast<std::int64_t>(x.size()); }
-  std::vector<double> padded(std::span<const double> x) const {
-    std::vector<double> all(static_cast<size_t>(skip_), 5.0);
-    all.insert(all.end(), x.begin(), x.end());
-    return all;
-  }
-  TensorView behind(const TensorView& all, Shape shape) const {
-    return {all.data + skip_ * dtype_bytes(all.dtype), all.dtype, shape};
-  }
-
-  Case& t_;
-  std::int64_t skip_;
-};
 
 class AnyAddress : public ::testing::TestWithParam<DType> {
  protected:
@@ -159,8 +131,67 @@ TEST_P(AnyAddress, GivesTheLossTheSameBits) {
   });
 }
 
+// Codes, and activations but for the scratch route, where the library may take another algorithm for another
+// alignment. Widths of whole blocks, of odd ones, and of whole tiles (which a card has).
+TEST_P(AnyAddress, GivesAPackedProductTheSameBits) {
+  const DType dtype = GetParam();
+  if (dtype == DType::f16) return;  // no packed products
+  struct Sizes {
+    std::int64_t M, N, K;
+  };
+  for (const GemmLayout layout : {GemmLayout::nt, GemmLayout::nn}) {
+    for (const Sizes& s : {Sizes{5, 72, 128}, Sizes{66, 65, 100}, Sizes{70, 128, 192}}) {
+      const bool nt = layout == GemmLayout::nt;
+      const auto product = [&](Case& t, const RandomWeight& weight, Shifted* x_place, Shifted* w_place) {
+        Shifted aligned(t, 0);
+        const std::int64_t inner = nt ? s.K : s.N, cols = nt ? s.N : s.K;
+        PackedMatmul op{
+            .x = (x_place != nullptr ? *x_place : aligned).in(t.normal(s.M * inner), {s.M, inner}, dtype),
+            .w = weight.view(t, s.N, s.K, w_place != nullptr ? PackedLayout::flat : t.layout_for(s.N, s.K)),
+            .y = t.out({s.M, cols}, dtype),
+            .layout = layout};
+        if (w_place != nullptr) op.w.codes = w_place->in_bytes(weight.codes);
+        op.scratch = t.scratch_for(op);
+        t.run(op);
+        return op;
+      };
+      expect_same_bits("packed_matmul.x", [&](Case& t, Shifted& place) -> std::vector<TensorView> {
+        const RandomWeight weight(t, s.N * s.K);
+        const PackedMatmul op = product(t, weight, &place, nullptr);
+        if (packed_route(op, t.target()) == GemmRoute::scratch) return {};
+        return {op.y};
+      });
+      expect_same_bits("packed_matmul.w.codes", [&](Case& t, Shifted& place) -> std::vector<TensorView> {
+        const RandomWeight weight(t, s.N * s.K);
+        return {product(t, weight, nullptr, &place).y};
+      });
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Floats, AnyAddress, ::testing::ValuesIn(kFloats),
                          [](const auto& subject) { return std::string(dtype_name(subject.param)); });
+
+// What cannot be read in pieces of 16 bytes is refused, not read wrongly.
+TEST(PackedMatmulOp, RefusesTilesAtAnOddAddress) {
+  constexpr std::int64_t M = 3, kSide = 128;
+  Case t(computing_backends().front(), DType::bf16);
+  t.next("tiles");
+  const PackedLayout layout = t.layout_for(kSide, kSide);
+  if (layout != PackedLayout::tiles) return;  // the cpu has none
+  const RandomWeight weight(t, kSide * kSide);
+  Shifted odd(t, 1);
+  PackedMatmul op{.x = t.in(t.normal(M * kSide), {M, kSide}),
+                  .w = weight.view(t, kSide, kSide, layout),
+                  .y = t.out({M, kSide})};
+  op.scratch = t.scratch_for(op);
+  t.run(op);
+  PackedMatmul codes = op, absmax = op;
+  codes.w.codes = odd.in_bytes(weight.codes);
+  absmax.w.absmax = odd.in(weight.absmax, {static_cast<std::int64_t>(weight.absmax.size())}, DType::f32);
+  EXPECT_THROW(t.run(codes), ShapeError);
+  EXPECT_THROW(t.run(absmax), ShapeError);
+}
 
 }  // namespace
 }  // namespace qt::test

@@ -109,9 +109,12 @@ class Case {
   DType dtype() const { return dtype_; }
   // Of the backend's products with operands of dtype().
   oracle::Adding adding() const {
-    return backend_name_ == "cuda" && dtype_ != DType::f32 ? oracle::Adding::truncated
-                                                           : oracle::Adding::rounded;
+    return backend_name_.starts_with("cuda") && dtype_ != DType::f32 ? oracle::Adding::truncated
+                                                                     : oracle::Adding::rounded;
   }
+  const Target& target() const { return backend_.target(); }
+  // As the planner places a packed weight on this backend.
+  PackedLayout layout_for(std::int64_t N, std::int64_t K) const { return packed_layout(N, K, target()); }
   bool mutating() const { return !mutant_.empty(); }
   bool is(std::string_view mutant) const { return mutant_ == mutant; }
   double worst() const { return worst_; }
