@@ -193,7 +193,7 @@ void attention_at_odd_addresses(Case& t, bool backward) {
     const float scale = scale_of(s);
     AttentionShape shape = oracle_shape(t, s, static_cast<double>(scale));
     shape.adding = oracle::Adding::rounded;  // not by tensor cores
-    AttentionShape right = shape;  // what the op is given is no mistake of the oracle's
+    AttentionShape right = shape;            // what the op is given is no mistake of the oracle's
     if (backward) right.mask_off_by_one = right.heads_interleaved = false;
     const auto forward = oracle::attention<Tracked>(right, tracked(q), tracked(k), tracked(v));
     const auto q_in = odd.in(q, {s.B, s.Tq, s.H, s.D}, t.dtype());

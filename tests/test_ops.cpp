@@ -26,26 +26,6 @@ class IsaLimit : public ::testing::Environment {
 };
 ::testing::Environment* const isa_limit = ::testing::AddGlobalTestEnvironment(new IsaLimit);
 
-#ifdef QTRAIN_TEST_CUDA
-// Without a card nothing here can run: said once, with the reason, and with the exit code that CTest takes
-// for skipped. A machine that must have a card fails instead.
-class CardNeeded : public ::testing::Environment {
- public:
-  void SetUp() override {
-    try {
-      probe_cuda_device();
-    } catch (const Error& error) {
-      const char* required = std::getenv("QTRAIN_REQUIRE_CUDA");
-      const bool must = required != nullptr && std::string_view(required) == "1";
-      fmt::print("{}: no op runs on cuda: {}\n", must ? "QTRAIN_REQUIRE_CUDA=1" : "skipped", error.what());
-      constexpr int kFailed = 1, kSkipped = 77;
-      std::exit(must ? kFailed : kSkipped);
-    }
-  }
-};
-::testing::Environment* const card_needed = ::testing::AddGlobalTestEnvironment(new CardNeeded);
-#endif
-
 struct Subject {
   std::string backend;
   OpProof proof;
@@ -115,23 +95,6 @@ TEST(OpCoverage, NoMutantIsListedTwice) {
           << proof.op << ": " << mutant;
     }
   }
-}
-
-// A machine that must have a card cannot be green by accident.
-TEST(OpCoverage, ACardIsTestedOrItsAbsenceIsSaid) {
-  const auto backends = computing_backends();
-  if (std::find(backends.begin(), backends.end(), "cuda") != backends.end()) return;
-  std::string reason = "a backend that tests/support/case.h does not list";
-  try {
-    make_backend("cuda", cuda_target(80));
-  } catch (const Error& error) {
-    reason = error.what();
-  }
-  const char* required = std::getenv("QTRAIN_REQUIRE_CUDA");
-  if (required != nullptr && std::string_view(required) == "1") {
-    FAIL() << "QTRAIN_REQUIRE_CUDA=1, but no op ran on cuda: " << reason;
-  }
-  GTEST_SKIP() << "no op runs on cuda: " << reason;
 }
 
 // ---- the fixture itself ----

@@ -3,7 +3,7 @@
 //   cpu           the default
 //   sim           kernels/cuda on the simulator; packed products take the route that `auto` picks
 //   sim-fused, sim-scratch   ... this route
-//   cuda          a card
+//   cuda, cuda-fused, cuda-scratch   likewise on a card
 //
 // A test knows sim only where it is linked with it, which QTRAIN_TEST_SIM says, and cuda likewise.
 #pragma once
@@ -23,13 +23,27 @@ inline std::string test_backend_name() {
 }
 inline bool is_sim(const std::string& backend) { return backend.starts_with("sim"); }
 
+// Where a program is linked with one of them: the card that it plans for.
+inline int test_sm() {
+#ifdef QTRAIN_TEST_CUDA
+  static const int sm = probe_cuda_device().sm;
+  return sm;
+#else
+  return 86;
+#endif
+}
+
 // threads: of the cpu backend; the others have none.
 inline Target target_of(const std::string& backend, int threads) {
   if (backend == "cpu") return cpu_target(threads);
-  QT_CHECK(is_sim(backend) || backend == "cuda", ConfigError, "no test target for backend '{}'", backend);
-  Target target = cuda_target(86);
-  if (backend.ends_with("-fused")) target.gemm = GemmRoute::fused;
-  if (backend.ends_with("-scratch")) target.gemm = GemmRoute::scratch;
+  const std::string device = backend.substr(0, backend.find('-'));
+  const std::string route = backend.substr(device.size());
+  QT_CHECK(
+      (device == "sim" || device == "cuda") && (route.empty() || route == "-fused" || route == "-scratch"),
+      ConfigError, "no test target for backend '{}'", backend);
+  Target target = cuda_target(test_sm());
+  if (route == "-fused") target.gemm = GemmRoute::fused;
+  if (route == "-scratch") target.gemm = GemmRoute::scratch;
   return target;
 }
 inline Target test_target(int threads) { return target_of(test_backend_name(), threads); }
