@@ -17,6 +17,9 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda_entry.h"
+#include "kernels/scratch.h"
+#include "src/core/half.h"
+#include "src/core/rng.h"
 
 namespace qt::test {
 namespace {
@@ -118,6 +121,47 @@ TEST_P(Contract, CopiesOfOtherSizesAndOntoThemselvesAreRefused) {
                ShapeError);
   EXPECT_THROW(backend->copy(x, TensorView(device->base() + 4, DType::f32, {kElems})), ShapeError);
   EXPECT_THROW(backend->upload({}, x), ShapeError);
+}
+
+// Another algorithm sums in another order: who continues a run takes over those that it had. The cpu has none
+// to choose from.
+TEST_P(Contract, AlgorithmsAreTakenOverAsTheyWereGivenAndGiveTheSameBits) {
+  constexpr std::int64_t kRows = 16, kTerms = 64;
+  std::vector<bf16> drawn;
+  for (std::uint64_t i = 0; i < 2 * kRows * kTerms; ++i)
+    drawn.push_back(to_bf16(rng_unit(rng_u32(RngStream{.seed = 5}, i)) - 0.5f));
+  const auto product = [&](Backend& by) {
+    const auto operands = by.allocate(Space::device, 2 * 2 * kRows * kTerms);
+    const auto result = by.allocate(Space::device, 4 * kRows * kRows);
+    by.upload(std::as_bytes(std::span(drawn)),
+              TensorView(operands->base(), DType::bf16, {2 * kRows * kTerms}));
+    Matmul op{.a = TensorView(operands->base(), DType::bf16, {kRows, kTerms}),
+              .b = TensorView(operands->base() + 2 * kRows * kTerms, DType::bf16, {kRows, kTerms}),
+              .c = TensorView(result->base(), DType::f32, {kRows, kRows})};
+    const auto scratch = by.allocate(Space::device, scratch_bytes(op, by.target()));
+    if (scratch->bytes() > 0) op.scratch = TensorView(scratch->base(), DType::u8, {scratch->bytes()});
+    by.run(op);
+    std::vector<float> values(kRows * kRows);
+    by.download(op.c, std::as_writable_bytes(std::span(values)));
+    return values;
+  };
+  const std::string before = backend->algorithms();
+  const auto values = product(*backend);
+  EXPECT_NE(values, std::vector<float>(values.size()));
+  const std::string chosen = backend->algorithms();
+  EXPECT_EQ(chosen == before, std::string(GetParam()) == "cpu") << chosen;
+
+  const auto other = backend_named(GetParam());
+  EXPECT_EQ(other->algorithms(), before);
+  EXPECT_EQ(other->use_algorithms(chosen), std::vector<std::string>());
+  EXPECT_EQ(other->algorithms(), chosen);
+  EXPECT_EQ(product(*other), values);
+  EXPECT_EQ(other->algorithms(), chosen) << "what was taken over is not chosen anew";
+
+  const auto third = backend_named(GetParam());
+  EXPECT_FALSE(third->use_algorithms("another library on another card\nand what it chose\n").empty());
+  EXPECT_EQ(third->algorithms(), before);
+  EXPECT_EQ(product(*third), values) << "what is left out is chosen anew";
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, Contract, ::testing::Values("cpu", "cuda"),
