@@ -72,13 +72,21 @@ std::string command_of(const Options& options, const PlannedRun& run) {
     chosen.head_lr = defaults.head_lr;
   }
   std::set<const OptionSpec*> said{find_option("model")};
-  for (bool complete = false; !complete;) {
+  const auto say_what_is_missing = [&] {
+    bool more = false;
     const Options read = reading(chosen, said);
-    complete = true;
     for (const OptionSpec& spec : option_table()) {
       // What has been said and is read otherwise was said in vain: again would not help.
-      if (option_text(chosen, spec) != option_text(read, spec) && said.insert(&spec).second) complete = false;
+      if (option_text(chosen, spec) != option_text(read, spec)) more |= said.insert(&spec).second;
     }
+    return more;
+  };
+  try {
+    while (say_what_is_missing()) {
+    }
+  } catch (const ConfigError&) {
+    // Options that contradict each other, as those of a run that is continued with others: who checks them
+    // says so, and a plan is none the worse.
   }
   std::string command = "qtrain";
   for (const OptionSpec& spec : option_table()) {
