@@ -40,15 +40,23 @@ struct KeyHash {
   }
 };
 
-dnnl::matmul::primitive_desc describe(const dnnl::engine& engine, const dnnl::memory::desc& a,
-                                      const dnnl::memory::desc& b, const dnnl::memory::desc& c,
-                                      const dnnl::primitive_attr& attr) {
+// A product as the library would do it.
+struct Description {
+  Description(const dnnl::engine& engine, const dnnl::memory::desc& a, const dnnl::memory::desc& b,
+              const dnnl::memory::desc& c, const dnnl::primitive_attr& attr)
 #if DNNL_VERSION_MAJOR >= 3  // operation descriptors are gone: Debian 13, Ubuntu 24.04
-  return {engine, a, b, c, attr};
+      : primitive(engine, a, b, c, attr){}
 #else
-  return {dnnl::matmul::desc(a, b, c), attr, engine};
+      : operation(a, b, c), primitive(operation, attr, engine) {
+  }
+  // primitive.next_impl() reads it where it lies, and keeps no copy.
+  dnnl::matmul::desc operation;
 #endif
-}
+        Description(const Description&) = delete;
+  Description& operator=(const Description&) = delete;
+
+  dnnl::matmul::primitive_desc primitive;
+};
 
 bool is_brgemm(const dnnl::matmul::primitive_desc& desc) {
   return std::string_view(desc.impl_info_str()).starts_with("brg");
@@ -107,7 +115,8 @@ class Products {
     }
     const bool dense = wants_dense(M);
     if (dense) attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    auto desc = describe(engine_, a, b, c, attr);
+    Description description(engine_, a, b, c, attr);
+    dnnl::matmul::primitive_desc& desc = description.primitive;
     // Matrix-vector products are not for brgemm, which would pack a matrix to use it once.
     while ((M == 1 && is_brgemm(desc)) || (dense && scratch_bytes(desc) > kLibraryScratchBytes)) {
       QT_CHECK(desc.next_impl(), DeviceError, "oneDNN has no product of [{}, {}] by [{}, {}]", M, K, K, N);
@@ -153,7 +162,7 @@ bool multiplies_dense() {
     using dnnl::memory;
     const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
     const memory::desc square({64, 64}, memory::data_type::f32, memory::format_tag::ab);
-    return is_brgemm(describe(engine, square, square, square, dnnl::primitive_attr()));
+    return is_brgemm(Description(engine, square, square, square, dnnl::primitive_attr()).primitive);
   }();
   return answer;
 }
