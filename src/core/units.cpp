@@ -33,17 +33,6 @@ std::string_view skip_blanks(std::string_view text) {
   return text;
 }
 
-// Takes a number that starts with a digit or a point off the front of text: no sign, no "inf", no "nan".
-std::optional<double> take_number(std::string_view& text) {
-  if (text.empty() || (text.front() != '.' && (text.front() < '0' || text.front() > '9')))
-    return std::nullopt;
-  double value = 0;
-  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (status != std::errc{}) return std::nullopt;
-  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
-  return value;
-}
-
 const Unit* find_unit(std::span<const Unit> units, std::string_view name) {
   std::string lower;
   for (const char c : name) lower += (c >= 'A' && c <= 'Z') ? static_cast<char>(c - 'A' + 'a') : c;
@@ -76,6 +65,16 @@ std::optional<std::int64_t> parse_whole(std::string_view text, std::span<const U
 }
 
 }  // namespace
+
+std::optional<double> take_number(std::string_view& text) {
+  if (text.empty() || (text.front() != '.' && (text.front() < '0' || text.front() > '9')))
+    return std::nullopt;
+  double value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (status != std::errc{}) return std::nullopt;
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return value;
+}
 
 std::string format_bytes(std::int64_t bytes) {
   constexpr std::array<const char*, 5> kNames = {"B", "KiB", "MiB", "GiB", "TiB"};

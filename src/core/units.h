@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -15,6 +16,10 @@ std::string format_bytes(std::int64_t bytes);      // "512 B", "3.2 MiB", "11.0 
 std::string format_duration(double seconds);       // "0.8 s", "3 min 12 s", "12 d 4 h"
 std::string format_count(std::int64_t count);      // "950", "36.7M", "1.88B"
 std::string format_thousands(std::int64_t count);  // "37,580,963,840"
+
+// Takes a number that starts with a digit or a point off the front of text: no sign, no "inf", no "nan".
+// Nothing where there is none, or one that no double holds.
+std::optional<double> take_number(std::string_view& text);
 
 // "12GiB" (also "12G"), "900MiB", "8GB" (10^9), "4096": ConfigError names `option` when the text is not a
 // size.
