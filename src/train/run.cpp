@@ -70,19 +70,6 @@ std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target&
   return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
 }
 
-// What the newest checkpoint that can be read says of its run; whether it can be used is found out later.
-std::optional<RunState> run_in(const std::string& folder) {
-  std::vector<Checkpoint> newest_first = find_checkpoints(folder);
-  std::reverse(newest_first.begin(), newest_first.end());
-  for (const Checkpoint& checkpoint : newest_first) {
-    try {
-      return CheckpointStore::read_state(checkpoint.path.string());
-    } catch (const DataError&) {
-    }
-  }
-  return std::nullopt;
-}
-
 // For verbs that keep nothing: stopping them loses nothing and leaves nothing to continue.
 void poll_read_only() {
   if (stop_requested())
@@ -150,7 +137,7 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   install_stop_handlers();
   if (names_weights(o.init_from)) {
     // A run that has begun has its shape, and needs the weights no more.
-    if (const std::optional<RunState> begun = run_in(o.out)) {
+    if (const std::optional<RunState> begun = newest_readable_state(o.out)) {
       adopt_resolved(o, *begun);
     } else {
       adopt_weights_shape(o);

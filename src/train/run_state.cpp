@@ -244,4 +244,16 @@ RunState CheckpointStore::load(const std::string& checkpoint, Engine& engine) co
   return state;
 }
 
+std::optional<RunState> newest_readable_state(const std::string& run_dir) {
+  std::vector<Checkpoint> newest_first = find_checkpoints(run_dir);
+  std::reverse(newest_first.begin(), newest_first.end());
+  for (const Checkpoint& checkpoint : newest_first) {
+    try {
+      return CheckpointStore::read_state(checkpoint.path.string());
+    } catch (const DataError&) {
+    }
+  }
+  return std::nullopt;
+}
+
 }  // namespace qt

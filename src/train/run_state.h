@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -76,5 +77,9 @@ class CheckpointStore {
   bool pruned_before_ = false;
   mutable std::vector<std::byte> staging_;  // allocated once; every tensor passes through it
 };
+
+// What the newest checkpoint that can be read says of the run in a folder; whether it can be used is found
+// out later. Nothing where there is none.
+std::optional<RunState> newest_readable_state(const std::string& run_dir);
 
 }  // namespace qt
