@@ -84,6 +84,13 @@ std::optional<int> sm_from_name(const std::string& name) {
                     "use --arch auto, sm_80, sm_86, sm_89, sm_90 or sm_120");
 }
 
+Target card_target(const Options& o, int sm) {
+  Target target = cuda_target(sm);
+  if (o.gemm == "fused") target.gemm = GemmRoute::fused;
+  if (o.gemm == "scratch") target.gemm = GemmRoute::scratch;
+  return target;
+}
+
 }  // namespace
 
 Target target_from_options(const Options& o) {
@@ -98,10 +105,7 @@ Target target_from_options(const Options& o) {
              o.threads);
     return cpu_target(o.threads > 0 ? static_cast<int>(o.threads) : cores);
   }
-  Target target = cuda_target(named_sm ? *named_sm : card ? card->sm : kAssumedSm);
-  if (o.gemm == "fused") target.gemm = GemmRoute::fused;
-  if (o.gemm == "scratch") target.gemm = GemmRoute::scratch;
-  return target;
+  return card_target(o, named_sm ? *named_sm : card ? card->sm : kAssumedSm);
 }
 
 Limits limits_from_options(const Options& o, const Target& target) {
@@ -122,6 +126,23 @@ Limits limits_from_options(const Options& o, const Target& target) {
   limits.disk_bytes = disk_free_bytes(o.out);
   if (limits.disk_bytes && std::filesystem::is_directory(o.out))
     *limits.disk_bytes += checkpoint_disk_bytes(o.out);
+  return limits;
+}
+
+std::optional<DeviceFacts> device_here() {
+  std::string why;
+  return find_card(why);
+}
+
+Target target_with_card(const Options& o, const Card& card) { return card_target(o, card.sm); }
+
+Limits limits_with_card(const Options& o, const Card& card) {
+  Limits limits;
+  limits.device_capped = o.vram_bytes > 0;
+  limits.device_bytes = limits.device_capped ? std::min(o.vram_bytes, card.memory_bytes) : card.memory_bytes;
+  limits.reserve_bytes = kDisplayReserveBytes;
+  limits.device_name = card.driver_name;
+  limits.host_bytes = o.ram_bytes;
   return limits;
 }
 

@@ -1,7 +1,10 @@
 // The machine a run is planned for: a card or the processor, and how much of it the run may take.
 #pragma once
 
+#include <optional>
+
 #include "kernels/backend.h"
+#include "src/train/cards.h"
 #include "src/train/options.h"
 #include "src/train/planner.h"
 
@@ -14,6 +17,14 @@ Target target_from_options(const Options& options);
 // --vram and --ram, else what card and machine report; disk from the run folder's file system. A card that
 // drives a display keeps 1 GiB to itself, another one 256 MiB, and one that nobody has looked at 1 GiB.
 Limits limits_from_options(const Options& options, const Target& target);
+
+// The card that this program can use, as the driver describes it.
+std::optional<DeviceFacts> device_here();
+
+// The same for a card that need not be here: its memory, or --vram where that is less, of which a display
+// keeps 1 GiB; --ram, and no other limit of a machine that nobody knows.
+Target target_with_card(const Options& options, const Card& card);
+Limits limits_with_card(const Options& options, const Card& card);
 
 // What an open backend knows better: the context as it was measured, and what others left free of the card.
 void adopt_facts(const DeviceFacts& facts, Target& target, Limits& limits);
