@@ -30,6 +30,7 @@ struct Verb {
 constexpr Verb kVerbs[] = {
     {"train", "train, or continue the run in --out (the default verb)"},
     {"plan", "what the run needs on device, host and disk; --json; exit 3 when it does not fit"},
+    {"estimate", "days, energy and cost of the run on a --card, which need not be there; --compare"},
     {"tokenize", "text to token shards: --data TEXT --cache FOLDER"},
     {"sample", "continue --prompt with the newest checkpoint in --out"},
     {"eval", "validation loss and bits per byte of the newest checkpoint in --out"},
@@ -45,6 +46,12 @@ void print_help() {
                "                    the command line last\n"
                "  --print-config    show every option, its value and where it came from\n";
   qt::print_option_help(std::cout);
+  std::string_view verb;
+  for (const qt::VerbWord& word : qt::verb_words()) {
+    if (verb != word.verb) std::cout << fmt::format("\n[qtrain {}]\n", verb = word.verb);
+    const std::string name = word.value == nullptr ? word.name : fmt::format("{} {}", word.name, word.value);
+    std::cout << fmt::format("  --{:<27} {}\n", name, word.help);
+  }
   std::cout << "\nExit codes: 0 done, 1 a defect, 2 usage, 3 does not fit, 4 bad data, 5 diverged, 6 device, "
                "7 disk, 75 "
                "stopped and resumable.\n";
@@ -97,7 +104,7 @@ void run(std::vector<std::string> args) {
   }
   const bool only_print = take(args, "--print-config");
   const std::string verb = take_verb(args);
-  const bool json = verb == "plan" && take(args, "--json");
+  const qt::VerbValues words = qt::take_verb_words(verb, args);
   const qt::LoadedOptions loaded = qt::load_options(args);
   if (only_print) return qt::print_config(std::cout, loaded);
   if (loaded.options.quiet) qt::set_log_level(qt::LogLevel::warning);
@@ -105,7 +112,8 @@ void run(std::vector<std::string> args) {
   if (verb == "tokenize") return qt::run_tokenize(loaded, std::cout);
   if (verb == "sample") return qt::run_sample(loaded, qt::make_backend, std::cout);
   if (verb == "eval") return qt::run_eval(loaded, qt::make_backend, std::cout);
-  return qt::run_plan(loaded, json, std::cout);
+  if (verb == "estimate") return qt::run_estimate(loaded, words, std::cout);
+  return qt::run_plan(loaded, words.has("json"), std::cout);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "kernels/backend.h"
 #include "src/train/option_table.h"
+#include "src/train/verb_words.h"
 
 namespace qt {
 
@@ -21,6 +22,11 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
 // The plan of the same run, without a byte allocated or a file written. FitError, after printing it, when it
 // does not fit.
 void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out);
+
+// Days, energy and cost of the same run on a card that need not be there; `words` are the verb's own.
+// ConfigError where there is neither a card nor anything measured. A run that does not fit is estimated all
+// the same, and said not to.
+void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out);
 
 // Text to shards, with --data, --val-data, --tokenizer-kind, --vocab-size, --cache.
 void run_tokenize(const LoadedOptions& loaded, std::ostream& out);

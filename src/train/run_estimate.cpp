@@ -1,0 +1,160 @@
+// The verb `estimate`: words to card, plan and what was measured, then text.
+#include <ctime>
+#include <filesystem>
+#include <ostream>
+
+#include "src/core/units.h"
+#include "src/io/checkpoint.h"
+#include "src/train/estimate_compare.h"
+#include "src/train/estimate_text.h"
+#include "src/train/init_from.h"
+#include "src/train/machine.h"
+#include "src/train/resume.h"
+#include "src/train/run.h"
+#include "src/train/run_data.h"
+#include "src/train/run_state.h"
+#include "src/train/step_log.h"
+
+namespace qt {
+
+namespace {
+
+constexpr double kMostWatts = 100'000;
+constexpr double kMostClaim = 1e9;
+
+// A number above zero, with its unit or without.
+double parse_positive(const std::string& text, std::string_view label, std::string_view unit, double most) {
+  std::string_view rest = text;
+  const std::optional<double> value = take_number(rest);
+  if (!value || !(rest.empty() || rest == unit) || !(*value > 0) || *value > most) {
+    throw ConfigError(fmt::format("{}: '{}' is not a number above zero", label, text),
+                      fmt::format("write it as 225 or 225{}; at most {:g}", unit, most));
+  }
+  return *value;
+}
+
+std::optional<Claim> claim_of(const VerbValues& words) {
+  const auto number = [&](const char* name, std::string_view unit) {
+    const std::string* text = words.find(name);
+    return text == nullptr ? 0.0 : parse_positive(*text, fmt::format("--{}", name), unit, kMostClaim);
+  };
+  const Claim claim{.tflops = number("claim-tflops", "TFLOP/s"),
+                    .days = number("claim-days", "d"),
+                    .kwh = number("claim-kwh", "kWh")};
+  if (claim.tflops == 0 && claim.days == 0 && claim.kwh == 0) return std::nullopt;
+  if (claim.tflops == 0 || claim.days == 0) {
+    throw ConfigError(
+        "a claim needs a rate and a time: --claim-tflops and --claim-days",
+        "as in --claim-tflops 20 --claim-days 40, with --claim-kwh 175 where energy is claimed too");
+  }
+  return claim;
+}
+
+// Whether the newest checkpoint of the run folder is of a run that this one would be, as far as its speed
+// goes.
+bool is_same_work(const std::string& folder, const Options& o, const PlannedRun& run) {
+  const std::optional<RunState> state = newest_readable_state(folder);
+  if (!state) return false;
+  const std::map<std::string, std::string> now = effective_options(o, run);
+  constexpr const char* kDecide[] = {"model",   "vocab-size", "seq-len", "n-layer", "n-head",
+                                     "n-embd",  "n-kv-head",  "quant",   "dtype",   "ckpt-activations",
+                                     "threads", "device",     "arch",    "gemm",    "batch-tokens"};
+  for (const char* name : kDecide) {
+    const auto then = state->options.find(name);
+    if (then == state->options.end() || then->second != now.at(name)) return false;
+  }
+  return true;
+}
+
+// The device of the estimate: the named card, else the one that is there, else this processor.
+struct Subject {
+  const Card* card = nullptr;
+  bool is_here = false;  // what was measured in --out counts
+  Target target;
+  Limits limits;
+};
+
+Subject subject_of(const Options& o, const VerbValues& words) {
+  Subject s;
+  const std::optional<DeviceFacts> here = o.device == "cpu" ? std::nullopt : device_here();
+  const Card* own = here ? card_of_device(*here) : nullptr;
+  if (const std::string* name = words.find("card")) {
+    s.card = &card_by_name(*name);
+    QT_CHECK(o.device != "cpu", ConfigError, "--card {} and --device cpu exclude each other", *name);
+    s.is_here = s.card == own;
+    s.target = target_with_card(o, *s.card);
+    s.limits = limits_with_card(o, *s.card);
+    return s;
+  }
+  s.card = own;
+  s.is_here = true;
+  s.target = target_from_options(o);
+  s.limits = limits_from_options(o, s.target);
+  return s;
+}
+
+}  // namespace
+
+void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out) {
+  Options o = loaded.options;
+  EstimateView view{.claim = claim_of(words), .now_unix_s = std::time(nullptr)};
+  if (const std::string* price = words.find("price")) view.price = parse_price(*price, "--price");
+  EstimateInput in;
+  if (const std::string* watts = words.find("watts"))
+    in.watts = parse_positive(*watts, "--watts", "W", kMostWatts);
+  if (names_weights(o.init_from) && !newest_readable_state(o.out)) adopt_weights_shape(o);
+  check_options(o);
+  const Subject subject = subject_of(o, words);
+  in.card = subject.card;
+
+  in.eval_every = o.eval_every;
+  in.save_every = o.save_every;
+  view.eval_tokens_assumed = o.eval_tokens == 0;
+  if (!view.eval_tokens_assumed) in.eval_tokens = o.eval_tokens;
+  if (o.val_fraction == 0 && o.val_data.empty()) {  // nothing to evaluate on
+    in.eval_tokens = 0;
+    view.eval_tokens_assumed = false;
+  }
+  view.efficiency_why = "no such card was measured; tuned trainers of others report 69 to 85 %";
+  const std::string* efficiency = words.find("efficiency");
+  if (efficiency != nullptr && in.card != nullptr) {
+    in.efficiency = parse_efficiency(*efficiency, in.card->peak_flops(), "--efficiency");
+    view.efficiency_why = "as given with --efficiency";
+  }
+
+  const std::int64_t vocab_size = expected_vocab_size(o);
+  const PlannedRun run = plan_run(o, subject.target, subject.limits, vocab_size);
+  if (efficiency == nullptr && subject.is_here && is_same_work(o.out, o, run)) {
+    const std::filesystem::path log = std::filesystem::path(o.out) / "log.jsonl";
+    if (const std::optional<StepTimes> times = read_step_times(log, run.engine.step_tokens())) {
+      in.step_seconds = times->seconds;
+      view.efficiency_why = fmt::format("the last {} steps of {}", times->steps, log.string());
+    }
+  }
+  if (in.card == nullptr && !in.step_seconds) {
+    std::vector<std::string_view> names;
+    for (const Card& card : card_table()) names.emplace_back(card.name);
+    throw ConfigError(
+        efficiency != nullptr
+            ? "--efficiency is a share of a card's peak: name one with --card"
+            : fmt::format(
+                  "no card to estimate for: none that is known is here, and nothing was measured in '{}'",
+                  o.out),
+        fmt::format("name one with --card: {}; without one, a run of some steps has to lie in --out",
+                    fmt::join(names, ", ")));
+  }
+
+  const Estimate e = estimate_run(run, in);
+  if (words.has("json")) {
+    out << estimate_json(run, in, e, view) << "\n";
+  } else {
+    out << estimate_text(run, in, e, view);
+    if (words.has("compare")) {
+      QT_CHECK(in.card != nullptr, ConfigError, "--compare needs a card to compare on: name one with --card");
+      out << "\n" << compare_text(compare_choices(o, subject.target, subject.limits, vocab_size, in));
+    }
+  }
+  out.flush();
+}
+
+}  // namespace qt

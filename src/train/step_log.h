@@ -1,0 +1,22 @@
+// What a run's log.jsonl says about its speed.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+
+#include "src/train/estimate.h"
+
+namespace qt {
+
+struct StepTimes {
+  Range seconds;           // of a step: between the quartiles, and never closer to the median than 5 %
+  std::int64_t steps = 0;  // measured
+};
+
+// From the newest steps of the log, without the first two after a start or a stop, which pay for warm-up.
+// Nothing where there is no log, or fewer than five such steps, or where steps have another number of tokens
+// than step_tokens. A line torn by a kill at the end is left out; DataError for any other that is no record.
+std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens);
+
+}  // namespace qt

@@ -1,0 +1,102 @@
+#include "src/train/verb_words.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "src/core/error.h"
+#include "src/core/suggest.h"
+#include "src/train/nanogpt.h"
+#include "src/train/option_table.h"
+
+namespace qt {
+
+namespace {
+
+constexpr VerbWord kWords[] = {
+    {"plan", "json", nullptr, "one line for programs"},
+    {"estimate", "card", "NAME",
+     "card to estimate for, as 4070 or 'RTX 3060'; absent: the one that is there"},
+    {"estimate", "efficiency", "SHARE",
+     "of the card's peak that is reached: 70%, 60-80% or a rate, 45TFLOP/s; absent: measured in --out, or "
+     "assumed"},
+    {"estimate", "watts", "W",
+     "drawn while it runs, best measured at the wall; absent: the card's board power"},
+    {"estimate", "price", "PRICE", "of a kWh, in any currency: 3.5TWD, 0.30EUR"},
+    {"estimate", "compare", nullptr, "other weights, smaller models, fewer tokens and less power beside it"},
+    {"estimate", "claim-tflops", "T", "a published rate, in TFLOP/s ..."},
+    {"estimate", "claim-days", "D", "... and the days published with it: do they agree?"},
+    {"estimate", "claim-kwh", "E", "the energy published with them"},
+    {"estimate", "json", nullptr, "one line for programs"},
+};
+
+// A letter or two wrong.
+constexpr std::size_t kMostWrongLetters = 2;
+
+const VerbWord* find_word(std::string_view verb, std::string_view name) {
+  const auto* const it = std::find_if(std::begin(kWords), std::end(kWords),
+                                      [&](const VerbWord& w) { return verb == w.verb && name == w.name; });
+  return it == std::end(kWords) ? nullptr : it;
+}
+
+bool is_known_elsewhere(const std::string& name) {
+  const std::vector<std::string_view> theirs = nanogpt_words();
+  return name == "config" || find_option(name) != nullptr ||
+         (name.starts_with("no-") && find_option(name.substr(3)) != nullptr) ||
+         std::find(theirs.begin(), theirs.end(), name) != theirs.end();
+}
+
+void refuse_misspelt(std::string_view verb, const std::string& name) {
+  if (name.empty() || is_known_elsewhere(name)) return;
+  std::vector<std::string_view> names;
+  for (const VerbWord& w : kWords) {
+    if (verb == w.verb) names.emplace_back(w.name);
+  }
+  const std::string_view similar = similar_name(name, names);
+  if (similar.empty() || edit_distance(name, similar) > kMostWrongLetters) return;
+  throw ConfigError(fmt::format("unknown option '{}' (command line)", name),
+                    fmt::format("did you mean --{}? `qtrain --help` lists all options", similar));
+}
+
+}  // namespace
+
+std::span<const VerbWord> verb_words() { return kWords; }
+
+VerbValues take_verb_words(std::string_view verb, std::vector<std::string>& args) {
+  VerbValues values;
+  std::vector<std::string> rest;
+  for (std::size_t i = 0; i < args.size(); ++i) {
+    if (!args[i].starts_with("--")) {
+      rest.push_back(args[i]);
+      continue;
+    }
+    const std::size_t equals = std::min(args[i].find('='), args[i].size());
+    const std::string name = option_name(args[i].substr(2, equals - 2));
+    const VerbWord* word = find_word(verb, name);
+    if (word == nullptr) {
+      refuse_misspelt(verb, name);
+      rest.push_back(args[i]);
+      continue;
+    }
+    QT_CHECK(!values.has(name), ConfigError, "--{} is given twice on the command line", name);
+    if (word->value == nullptr) {
+      if (equals < args[i].size())
+        throw ConfigError(fmt::format("--{} takes no value", name), "it stands alone");
+      values.set(name, "");
+      continue;
+    }
+    std::string value;
+    if (equals < args[i].size()) {
+      value = args[i].substr(equals + 1);
+    } else if (i + 1 < args.size() && !args[i + 1].starts_with("--")) {
+      value = args[++i];
+    }
+    if (value.empty())
+      throw ConfigError(fmt::format("--{} needs a value", name),
+                        fmt::format("--{} {}: {}", name, word->value, word->help));
+    values.set(name, value);
+  }
+  args = std::move(rest);
+  return values;
+}
+
+}  // namespace qt
