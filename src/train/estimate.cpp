@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "src/core/error.h"
 #include "src/core/units.h"
@@ -138,8 +139,16 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
       4.0 * static_cast<double>(model.n_layer * model.n_embd) * static_cast<double>(model.seq_len);
   e.flops_total_recompute = e.flops_total + forward_of_blocks * tokens;
 
-  const double evaluations =
-      1 + (in.eval_every > 0 ? std::floor((steps - 1) / static_cast<double>(in.eval_every)) : 0);
+  // As Trainer::run() has it: evaluations on the way and one at the end, a save before each on the way, those
+  // asked for, and one at the end.
+  const bool evaluates = in.eval_tokens > 0;
+  const auto on_the_way = [&](std::int64_t every) { return every > 0 ? (e.steps - 1) / every : 0; };
+  const std::int64_t on_way_evaluations = evaluates ? on_the_way(in.eval_every) : 0;
+  const std::int64_t both =
+      evaluates && in.eval_every > 0 && in.save_every > 0 ? std::lcm(in.eval_every, in.save_every) : 0;
+  const auto evaluations = static_cast<double>(evaluates ? on_way_evaluations + 1 : 0);
+  const auto saves =
+      static_cast<double>(1 + on_way_evaluations + on_the_way(in.save_every) - on_the_way(both));
   const double eval_batches =
       std::ceil(static_cast<double>(in.eval_tokens) / static_cast<double>(run.engine.micro_batch_tokens()));
   const double eval_flops = evaluations * eval_batches * run.plan.eval_step.executed_flops;
@@ -171,10 +180,7 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
   e.rate_flops = rate;
   e.evaluation_s = {.low = eval_flops / rate.high, .high = eval_flops / rate.low};
 
-  // Every evaluation is preceded by a save, and the run ends with one.
   const auto checkpoint = static_cast<double>(run.checkpoint_bytes);
-  const double asked = in.save_every > 0 ? std::floor(steps / static_cast<double>(in.save_every)) : 0;
-  const double saves = evaluations + asked;
   e.saves_s = {.low = saves * checkpoint / kFastDiskBytesPerSecond,
                .high = saves * checkpoint / kDiskBytesPerSecond};
   if (in.save_every == 0) e.saves_s.high += kSaveShare * (e.step_s.high * steps);

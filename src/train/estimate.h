@@ -39,7 +39,8 @@ Range parse_efficiency(std::string_view text, double peak_flops, std::string_vie
 // done reach half.
 inline constexpr Range kAssumedEfficiency{.low = 0.50, .high = 0.80};
 
-// The size of an evaluation where neither options nor data tell: nanochat's 20 steps of 524,288 tokens.
+// The size of an evaluation where --eval-tokens does not tell: nanochat's 20 steps of 524,288 tokens. Without
+// it a run evaluates its whole validation split, which nobody has counted yet.
 inline constexpr std::int64_t kAssumedEvalTokens = 20 * 524288;
 
 struct EstimateInput {

@@ -103,7 +103,9 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
                        "(not available in this version: bytes by arithmetic)", nf4, format.bits, table);
     row.device_bytes -= static_cast<std::int64_t>(static_cast<double>(nf4.engine.model.matrix_params()) *
                                                   (nf4_bits - format.bits) / 8);
-    row.fits = row.device_bytes <= limits.device_bytes - limits.reserve_bytes;
+    row.fits = row.device_bytes <= limits.device_bytes - limits.reserve_bytes &&
+               std::all_of(nf4.verdicts.begin(), nf4.verdicts.end(),
+                           [](const Verdict& v) { return v.fits || v.resource == "device"; });
   }
 }
 
@@ -145,6 +147,8 @@ void add_smaller_models(Comparison& comparison, const Options& o, const ModelCon
     if (o.n_layer > 0) options += " --n-layer 0";
     if (o.n_head > 0) options += " --n-head 0";
     if (o.n_embd > 0) options += " --n-embd 0";
+    if (o.n_kv_head > 0) options += " --n-kv-head 0";
+    if (o.warmup_steps > 0) options += " --warmup-steps 0";
     comparison.add(fmt::format("{}, {} tokens", name, format_count(run.steps * run.engine.step_tokens())),
                    options, run, kDenseBits, table);
   }
@@ -189,7 +193,9 @@ CompareTable compare_choices(const Options& o, const Target& target, const Limit
 
   EstimateInput capped_input = rated;
   const double full_watts = input.watts > 0 ? input.watts : input.card->board_watts;
-  capped_input.watts = kCappedPower * full_watts;
+  // The cap takes its share of the board's power; what else --watts holds stays.
+  capped_input.watts = std::max(full_watts - (1 - kCappedPower) * input.card->board_watts,
+                                kCappedPower * std::min(full_watts, input.card->board_watts));
   capped_input.efficiency = {.low = kCappedSpeed * rated.efficiency.low,
                              .high = kCappedSpeed * rated.efficiency.high};
   const Estimate capped = estimate_run(run, capped_input);

@@ -99,9 +99,11 @@ void append_parts(std::string& text, const PlannedRun& run, const Estimate& e, c
                         time_range_text(e.paging_s));
   }
   text += fmt::format("    {:<22} {}{}\n", "evaluation", time_range_text(e.evaluation_s),
-                      view.eval_tokens_assumed ? fmt::format(" ({} tokens each assumed: --eval-tokens)",
-                                                             format_count(kAssumedEvalTokens))
-                                               : "");
+                      view.eval_tokens_assumed
+                          ? fmt::format(" ({} tokens each assumed; without --eval-tokens it is "
+                                        "the whole validation split)",
+                                        format_count(kAssumedEvalTokens))
+                          : "");
   text +=
       fmt::format("    {:<22} {} (disk at 2 to 0.5 GB/s, assumed)\n", "saves", time_range_text(e.saves_s));
 }

@@ -134,7 +134,14 @@ std::optional<DeviceFacts> device_here() {
   return find_card(why);
 }
 
-Target target_with_card(const Options& o, const Card& card) { return card_target(o, card.sm); }
+Target target_with_card(const Options& o, const Card& card) {
+  if (const std::optional<int> named = sm_from_name(o.arch); named && *named != card.sm) {
+    throw ConfigError(fmt::format("--arch {} and --card {}, which is sm_{}, exclude each other", o.arch,
+                                  card.name, card.sm),
+                      "leave --arch out");
+  }
+  return card_target(o, card.sm);
+}
 
 Limits limits_with_card(const Options& o, const Card& card) {
   Limits limits;

@@ -65,6 +65,15 @@ void adopt_resolved(Options& options, const RunState& stored) {
   if (is_stored("batch-tokens") && is_stored("seq-len")) adopt("micro-batch");
 }
 
+void adopt_shape_of_weights(Options& options) {
+  if (!names_weights(options.init_from)) return;
+  if (const std::optional<RunState> begun = newest_readable_state(options.out)) {
+    adopt_resolved(options, *begun);
+  } else {
+    adopt_weights_shape(options);
+  }
+}
+
 std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run) {
   Options effective = with_choices(options, run);
   effective.dtype = dtype_name(run.engine.memory.compute);

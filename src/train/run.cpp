@@ -135,14 +135,7 @@ std::string usable_prompt(const LoadedOptions& loaded, const Tokenizer& tokenize
 void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   Options o = loaded.options;
   install_stop_handlers();
-  if (names_weights(o.init_from)) {
-    // A run that has begun has its shape, and needs the weights no more.
-    if (const std::optional<RunState> begun = newest_readable_state(o.out)) {
-      adopt_resolved(o, *begun);
-    } else {
-      adopt_weights_shape(o);
-    }
-  }
+  adopt_shape_of_weights(o);
   check_options(o);
   Target target = target_from_options(o);
   std::unique_ptr<Backend> backend = open_backend(make_backend, target);
@@ -248,7 +241,7 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
 
 void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out) {
   Options o = loaded.options;
-  if (names_weights(o.init_from)) adopt_weights_shape(o);
+  adopt_shape_of_weights(o);
   const Target target = target_from_options(o);
   const Limits limits = limits_from_options(o, target);
   const PlannedRun run = plan_run(o, target, limits, expected_vocab_size(o));

@@ -7,7 +7,6 @@
 #include "src/io/checkpoint.h"
 #include "src/train/estimate_compare.h"
 #include "src/train/estimate_text.h"
-#include "src/train/init_from.h"
 #include "src/train/machine.h"
 #include "src/train/resume.h"
 #include "src/train/run.h"
@@ -50,18 +49,17 @@ std::optional<Claim> claim_of(const VerbValues& words) {
   return claim;
 }
 
-// Whether the newest checkpoint of the run folder is of a run that this one would be, as far as its speed
-// goes.
-bool is_same_work(const std::string& folder, const Options& o, const PlannedRun& run) {
-  const std::optional<RunState> state = newest_readable_state(folder);
-  if (!state) return false;
+// Whether a run that has begun is what this one would be, as far as its speed goes.
+bool is_same_work(const RunState& state, const Options& o, const PlannedRun& run) {
   const std::map<std::string, std::string> now = effective_options(o, run);
-  constexpr const char* kDecide[] = {"model",   "vocab-size", "seq-len", "n-layer", "n-head",
-                                     "n-embd",  "n-kv-head",  "quant",   "dtype",   "ckpt-activations",
-                                     "threads", "device",     "arch",    "gemm",    "batch-tokens"};
+  constexpr const char* kDecide[] = {
+      "model",      "vocab-size", "seq-len", "n-layer", "n-head", "n-embd",           "n-kv-head",
+      "bias",       "dropout",    "quant",   "dtype",   "gemm",   "ckpt-activations", "micro-batch",
+      "grad-dtype", "loss-chunk", "master",  "optim",   "paging", "batch-tokens",     "threads",
+      "device",     "arch"};
   for (const char* name : kDecide) {
-    const auto then = state->options.find(name);
-    if (then == state->options.end() || then->second != now.at(name)) return false;
+    const auto then = state.options.find(name);
+    if (then == state.options.end() || then->second != now.at(name)) return false;
   }
   return true;
 }
@@ -102,10 +100,19 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ost
   EstimateInput in;
   if (const std::string* watts = words.find("watts"))
     in.watts = parse_positive(*watts, "--watts", "W", kMostWatts);
-  if (names_weights(o.init_from) && !newest_readable_state(o.out)) adopt_weights_shape(o);
+  adopt_shape_of_weights(o);
   check_options(o);
   const Subject subject = subject_of(o, words);
   in.card = subject.card;
+  // What `auto` became when the run began, with what was free then, is what was measured.
+  std::optional<RunState> begun;
+  if (subject.is_here) begun = newest_readable_state(o.out);
+  const auto model_of = [](const RunState& state) {
+    const auto it = state.options.find("model");
+    return it == state.options.end() ? std::string() : it->second;
+  };
+  if (begun && model_of(*begun) != o.model) begun.reset();  // a run of something else
+  if (begun) adopt_resolved(o, *begun);
 
   in.eval_every = o.eval_every;
   in.save_every = o.save_every;
@@ -124,7 +131,7 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ost
 
   const std::int64_t vocab_size = expected_vocab_size(o);
   const PlannedRun run = plan_run(o, subject.target, subject.limits, vocab_size);
-  if (efficiency == nullptr && subject.is_here && is_same_work(o.out, o, run)) {
+  if (efficiency == nullptr && begun && is_same_work(*begun, o, run)) {
     const std::filesystem::path log = std::filesystem::path(o.out) / "log.jsonl";
     if (const std::optional<StepTimes> times = read_step_times(log, run.engine.step_tokens())) {
       in.step_seconds = times->seconds;

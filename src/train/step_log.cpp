@@ -1,6 +1,7 @@
 #include "src/train/step_log.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <iterator>
 #include <vector>
