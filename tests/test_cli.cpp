@@ -195,10 +195,10 @@ struct Refusal {
 TEST_F(Cli, RefusesWrongWords) {
   const Refusal cases[] = {
       {{"trian"}, {"'trian'", "qtrain train"}},
-      {{"d32"}, {"'d32'", "Verbs are"}},
+      {{"d32"}, {"'d32'", "verbs are"}},
       {{"--quants", "nf4"}, {"'quants'", "did you mean --quant?"}},
       {{"plan", "--jsn"}, {"'jsn'", "--help"}},
-      {{"train", "--json"}, {"'json'"}},
+      {{"train", "--json"}, {"--json is not for `qtrain train`", "`qtrain plan`, `qtrain estimate`"}},
       {{"--steps"}, {"--steps", "missing"}},
       {{"--steps", "many"}, {"--steps", "'many'"}},
       {{"--steps", "-1"}, {"--steps", "'-1'"}},
@@ -268,6 +268,14 @@ TEST_F(Cli, RefusesValuesOutOfRangeInEveryVerbThatUsesThem) {
     }
   }
   EXPECT_TRUE(std::filesystem::is_empty(dir / "work")) << "what is refused leaves nothing behind";
+}
+
+TEST_F(Cli, NamesTheVerbsToAWordThatIsNoneAndGuessesOnlyWhatIsNear) {
+  expect_refusal(run(Words{"trian"}), 2,
+                 {"unknown verb 'trian'", "did you mean `qtrain train`?", "tokenize"});
+  const Ended far = run(Words{"bogus"});
+  expect_refusal(far, 2, {"unknown verb 'bogus'", "verbs are: train, plan"});
+  EXPECT_EQ(far.err.find("did you mean"), std::string::npos) << far.err;
 }
 
 TEST_F(Cli, RefusesSizesThatDoNotFitTogether) {

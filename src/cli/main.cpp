@@ -88,9 +88,12 @@ std::string take_verb(std::vector<std::string>& args) {
   std::vector<std::string_view> names;
   for (const Verb& v : kVerbs) names.emplace_back(v.name);
   if (std::find(names.begin(), names.end(), verb) == names.end()) {
-    throw qt::ConfigError(fmt::format("unknown verb '{}'", verb),
-                          fmt::format("did you mean `qtrain {}`? Verbs are: {}",
-                                      qt::nearest_name(verb, names), fmt::join(names, ", ")));
+    const std::string_view similar = qt::similar_name(verb, names);
+    throw qt::ConfigError(
+        fmt::format("unknown verb '{}'", verb),
+        fmt::format("{}verbs are: {}; options start with --",
+                    similar.empty() ? std::string() : fmt::format("did you mean `qtrain {}`? ", similar),
+                    fmt::join(names, ", ")));
   }
   return verb;
 }

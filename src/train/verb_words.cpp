@@ -45,8 +45,16 @@ bool is_known_elsewhere(const std::string& name) {
          std::find(theirs.begin(), theirs.end(), name) != theirs.end();
 }
 
-void refuse_misspelt(std::string_view verb, const std::string& name) {
+void refuse_foreign(std::string_view verb, const std::string& name) {
   if (name.empty() || is_known_elsewhere(name)) return;
+  std::vector<std::string> others;
+  for (const VerbWord& w : kWords) {
+    if (name == w.name) others.push_back(fmt::format("`qtrain {}`", w.verb));
+  }
+  if (!others.empty()) {
+    throw ConfigError(fmt::format("--{} is not for `qtrain {}`", name, verb),
+                      fmt::format("it belongs to {}", fmt::join(others, ", ")));
+  }
   std::vector<std::string_view> names;
   for (const VerbWord& w : kWords) {
     if (verb == w.verb) names.emplace_back(w.name);
@@ -73,7 +81,7 @@ VerbValues take_verb_words(std::string_view verb, std::vector<std::string>& args
     const std::string name = option_name(args[i].substr(2, equals - 2));
     const VerbWord* word = find_word(verb, name);
     if (word == nullptr) {
-      refuse_misspelt(verb, name);
+      refuse_foreign(verb, name);
       rest.push_back(args[i]);
       continue;
     }
