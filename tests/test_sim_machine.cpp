@@ -1,6 +1,7 @@
 // What the simulator computes: collectives and matrix instructions against plain loops, and streams that show
 // a missing wait.
 #include <array>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -191,41 +192,43 @@ class Streams : public ::testing::TestWithParam<sim::Streams> {
   bool kernels_wait() const { return GetParam() != sim::Streams::eager; }
 };
 
-// x on the card is 1 and becomes 5 by a copy on its own stream; y = x + x on the compute stream.
+// On the card x is 1, or 5 once the host's number has been copied over it; y = x + x on the compute stream.
+struct SumAndCopy {
+  std::unique_ptr<Backend> backend = make_cuda_backend(cuda_target(86));
+  std::unique_ptr<MemoryRegion> device = backend->allocate(Space::device, 4096),
+                                host = backend->allocate(Space::host, 4096);
+  TensorView x{device->base(), DType::f32, {1}}, y{device->base() + 512, DType::f32, {1}};
+  TensorView there{host->base(), DType::f32, {1}, Space::host};
+
+  SumAndCopy() {
+    backend->run(Fill{.x = x, .value = 1});
+    backend->synchronize();
+    *there.as<float>() = 5;
+  }
+  void sum() { backend->run(Add{.a = x, .b = x, .y = y}); }
+  void copy() { backend->copy(there, x, Stream::copy_in); }
+  void let(Stream later, Stream earlier) { backend->wait(later, backend->record(earlier)); }
+  float result() {
+    float value = 0;
+    backend->download(y, std::as_writable_bytes(std::span(&value, 1)));
+    return value;
+  }
+};
+
 float sum_behind_a_copy(bool wait) {
-  const auto backend = make_cuda_backend(cuda_target(86));
-  const auto device = backend->allocate(Space::device, 4096), host = backend->allocate(Space::host, 4096);
-  const TensorView x(device->base(), DType::f32, {1}), y(device->base() + 512, DType::f32, {1});
-  const TensorView there(host->base(), DType::f32, {1}, Space::host);
-  backend->run(Fill{.x = x, .value = 1});
-  backend->synchronize();
-  *there.as<float>() = 5;
-  backend->copy(there, x, Stream::copy_in);
-  const Event arrived = backend->record(Stream::copy_in);
-  if (wait) backend->wait(Stream::compute, arrived);
-  backend->run(Add{.a = x, .b = x, .y = y});
-  float result = 0;
-  backend->download(y, std::as_writable_bytes(std::span(&result, 1)));
-  return result;
+  SumAndCopy s;
+  s.copy();
+  if (wait) s.let(Stream::compute, Stream::copy_in);
+  s.sum();
+  return s.result();
 }
 
-// x on the card is 1, y = x + x on the compute stream, and x becomes 5 by a copy on its own stream behind
-// that.
 float sum_before_a_copy(bool wait) {
-  const auto backend = make_cuda_backend(cuda_target(86));
-  const auto device = backend->allocate(Space::device, 4096), host = backend->allocate(Space::host, 4096);
-  const TensorView x(device->base(), DType::f32, {1}), y(device->base() + 512, DType::f32, {1});
-  const TensorView there(host->base(), DType::f32, {1}, Space::host);
-  backend->run(Fill{.x = x, .value = 1});
-  backend->synchronize();
-  *there.as<float>() = 5;
-  backend->run(Add{.a = x, .b = x, .y = y});
-  const Event read = backend->record(Stream::compute);
-  if (wait) backend->wait(Stream::copy_in, read);
-  backend->copy(there, x, Stream::copy_in);
-  float result = 0;
-  backend->download(y, std::as_writable_bytes(std::span(&result, 1)));
-  return result;
+  SumAndCopy s;
+  s.sum();
+  if (wait) s.let(Stream::copy_in, Stream::compute);
+  s.copy();
+  return s.result();
 }
 
 TEST_P(Streams, ShowAReadThatComesTooEarlyWhenTheyAreLazy) {
