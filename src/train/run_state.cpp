@@ -236,8 +236,7 @@ RunState CheckpointStore::load(const std::string& checkpoint, Engine& engine) co
   if (!reasons.empty()) {
     log_warning(
         "some matrix products are not computed as they were when '{}' was saved: the run goes on, and its "
-        "bits "
-        "may differ from those of a run that stayed where it was ({}{})",
+        "bits may differ from those of a run that stayed where it was ({}{})",
         checkpoint, reasons.front(),
         reasons.size() == 1 ? "" : fmt::format("; and {} more", reasons.size() - 1));
   }
