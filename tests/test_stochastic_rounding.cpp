@@ -15,6 +15,7 @@
 #include "quant/q8.h"
 #include "tests/support/adamw8_slabs.h"
 #include "tests/support/setups.h"
+#include "tests/support/test_backend.h"
 
 namespace qt::test {
 namespace {
@@ -143,7 +144,6 @@ State op_step(Backend& backend, const State& before, const std::vector<float>& g
   const TensorView grad = narrow_gradient ? memory.put(rounded(g)) : memory.put(g);
   if (slab_ends.empty()) slab_ends = {p.elems()};
   State after;
-  std::int64_t begin = 0;
   if (before.m.empty()) {
     const TensorView mc = memory.put(before.m_codes), vc = memory.put(before.v_codes),
                      ma = memory.put(before.m_absmax), va = memory.put(before.v_absmax);
@@ -163,6 +163,7 @@ State op_step(Backend& backend, const State& before, const std::vector<float>& g
     after.m_absmax = memory.get<float>(ma), after.v_absmax = memory.get<float>(va);
   } else {
     const TensorView m = memory.put(before.m), v = memory.put(before.v);
+    std::int64_t begin = 0;
     for (const std::int64_t end : slab_ends) {
       const std::int64_t n = end - begin;
       backend.run(AdamW{.master = p.flat(begin, n),
@@ -181,12 +182,12 @@ State op_step(Backend& backend, const State& before, const std::vector<float>& g
   return after;
 }
 
-// The cpu in every setup, and the simulator.
+// The cpu in every setup, and the kernels for a card, on the simulator or on a card.
 void on_every_backend(const std::function<void(Backend&)>& fn) {
   on_every_setup(fn);
-  static const std::unique_ptr<Backend> sim = make_cuda_backend(cuda_target(86));
-  SCOPED_TRACE("simulator");
-  fn(*sim);
+  static const std::unique_ptr<Backend> card = make_cuda_backend(cuda_target(test_sm()));
+  SCOPED_TRACE("kernels for a card");
+  fn(*card);
 }
 
 std::vector<float> gradient(size_t n) {
