@@ -1,14 +1,13 @@
 #include "src/data/gpt2_files.h"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
-#include <optional>
-#include <unordered_map>
 #include <vector>
 
 #include "src/core/error.h"
 #include "src/data/base64.h"
+#include "src/data/byte_symbols.h"
+#include "src/data/hf_tokenizer.h"
 #include "src/data/utf8.h"
 #include "src/io/file.h"
 #include "src/io/json.h"
@@ -20,6 +19,7 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kMaxFileBytes = std::size_t{64} << 20;
 constexpr const char* kPattern = "gpt2";
+constexpr const char* kHuggingFace = "tokenizer.json";
 constexpr const char* kPairHint =
     "vocab.json and merges.txt must come from one byte-level BPE tokenizer, as GPT-2's do";
 
@@ -29,47 +29,6 @@ struct PairNames {
 };
 constexpr PairNames kPairs[] = {
     {"vocab.json", "merges.txt"}, {"gpt2_vocab.json", "gpt2_merges.txt"}, {"encoder.json", "vocab.bpe"}};
-
-// GPT-2's bytes_to_unicode(): printable Latin-1 stands for itself, the 68 other bytes for U+0100 onwards.
-struct ByteSymbols {
-  std::array<char32_t, 256> symbol{};
-  std::array<int, 512> byte{};  // of a code point; -1
-
-  ByteSymbols() {
-    byte.fill(-1);
-    char32_t next = 256;
-    for (int b = 0; b < 256; ++b) {
-      const bool printable = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-      const char32_t c = printable ? static_cast<char32_t>(b) : next++;
-      symbol[static_cast<std::size_t>(b)] = c;
-      byte[c] = b;
-    }
-  }
-};
-
-const ByteSymbols& byte_symbols() {
-  static const ByteSymbols symbols;
-  return symbols;
-}
-
-std::string to_symbols(std::string_view bytes) {
-  std::string text;
-  for (const char c : bytes) utf8_append(text, byte_symbols().symbol[static_cast<unsigned char>(c)]);
-  return text;
-}
-
-// The bytes that a word of symbols stands for; nothing when one of its characters stands for none.
-std::optional<std::string> from_symbols(std::string_view text) {
-  std::string bytes;
-  for (std::size_t pos = 0; pos < text.size();) {
-    const CodePoint c = utf8_at(text, pos);
-    if (c.bytes == 0 || c.value >= byte_symbols().byte.size() || byte_symbols().byte[c.value] < 0)
-      return std::nullopt;
-    bytes.push_back(static_cast<char>(byte_symbols().byte[c.value]));
-    pos += static_cast<std::size_t>(c.bytes);
-  }
-  return bytes;
-}
 
 [[noreturn]] void fail_pair(const std::string& what) { throw DataError(what, kPairHint); }
 
@@ -133,7 +92,7 @@ std::vector<std::string> tokens_by_id(const Json& json, const std::string& origi
 // What a split pattern lets through as one token is one piece of it or the part of one: under GPT-2's pattern
 // a part of a piece is a piece itself, but for the contractions ('ll, 've, 're) and for parts of characters.
 // So a token that comes apart was learnt under another pattern, whose texts would get other ids here.
-void require_pattern(const Tokenizer& tokenizer, const std::string& origin) {
+void require_gpt2_pattern(const Tokenizer& tokenizer, const std::string& origin) {
   const Splitter splitter(kPattern);
   for (std::int32_t id = 0; id < tokenizer.bpe()->size(); ++id) {
     const std::string_view token = tokenizer.bpe()->token(id);
@@ -152,7 +111,7 @@ void require_pattern(const Tokenizer& tokenizer, const std::string& origin) {
 Tokenizer made_of(const std::vector<std::string>& tokens, const std::vector<std::string>& specials,
                   const std::string& origin) {
   Tokenizer tokenizer = Tokenizer::make_bpe(tokens, kPattern, origin, specials);
-  require_pattern(tokenizer, origin);
+  require_gpt2_pattern(tokenizer, origin);
   return tokenizer;
 }
 
@@ -274,6 +233,7 @@ Tokenizer load_folder(const fs::path& folder) {
     if (fs::exists(folder / pair.vocab) && fs::exists(folder / pair.merges))
       return load_pair(folder / pair.vocab, folder / pair.merges);
   }
+  if (fs::exists(folder / kHuggingFace)) return Tokenizer::load(folder / kHuggingFace);
   std::vector<std::string> found;
   for (const std::string& name : list_dir(folder)) {
     if (name.ends_with(".tiktoken")) found.push_back(name);
@@ -283,7 +243,7 @@ Tokenizer load_folder(const fs::path& folder) {
                       ? fmt::format("{}: no tokenizer in this folder", folder.string())
                       : fmt::format("{}: several tokenizers: {}", folder.string(), fmt::join(found, ", ")),
                   found.empty() ? "it should hold tokenizer.txt, vocab.json and merges.txt, encoder.json and "
-                                  "vocab.bpe, or one *.tiktoken"
+                                  "vocab.bpe, tokenizer.json, or one *.tiktoken"
                                 : "name the file itself");
 }
 
@@ -304,6 +264,7 @@ Tokenizer Tokenizer::load(const fs::path& path) {
     return load_pair(vocab, merges);
   }
   const std::string file = read_file(path, std::uint64_t{256} << 20);
+  if (name == kHuggingFace) return parse_hf_tokenizer(file, path.string());
   if (looks_like_tiktoken(file)) return parse_tiktoken(file, path.string());
   if (file.starts_with("{") || file.starts_with("#version")) {
     throw DataError(

@@ -15,13 +15,15 @@ constexpr std::int64_t kHeadDim = 128;
 constexpr std::int64_t kMinDepth = 2;
 constexpr std::int64_t kMaxDepth = 34;
 
+constexpr std::string_view kOwnNanochat = "nanochat";  // a shape of one's own
+
 constexpr std::int64_t kGptSeqLen = 1024;
 constexpr std::int64_t kPadFrom = 4096;
 constexpr std::int64_t kPadTo = 64;
 
 constexpr const char* kHint =
     "use --model d2, d4, d6 ... d34 (nanochat; width is 64 times the depth), gpt2, gpt2-medium, gpt2-large, "
-    "gpt2-xl, or gpt with --n-layer, --n-head and --n-embd";
+    "gpt2-xl, or gpt (or nanochat) with --n-layer, --n-head and --n-embd";
 
 struct GptShape {
   std::string_view name;
@@ -65,7 +67,23 @@ ModelConfig gpt_model(const GptShape& shape, const ModelOverrides& o) {
   return c;
 }
 
+ModelConfig own_nanochat_model(const ModelOverrides& o) {
+  if (o.n_layer == 0 || o.n_head == 0 || o.n_embd == 0) {
+    throw ConfigError("--model nanochat is a shape of your own: it needs --n-layer, --n-head and --n-embd",
+                      "for example --n-layer 4 --n-head 4 --n-embd 256; or use --model d4");
+  }
+  QT_CHECK(!o.bias.value_or(false) && o.dropout.value_or(0.0) == 0, ConfigError,
+           "--model nanochat has neither biases nor dropout");
+  ModelConfig c;
+  c.name = std::string(kOwnNanochat);
+  c.n_layer = o.n_layer;
+  c.n_head = o.n_head;
+  c.n_embd = o.n_embd;
+  return c;
+}
+
 ModelConfig nanochat_model(std::string_view name, const ModelOverrides& o) {
+  if (name == kOwnNanochat) return own_nanochat_model(o);
   std::int64_t depth = 0;
   const char* begin = name.data() + (name.empty() ? 0 : 1);
   const char* end = name.data() + name.size();
@@ -148,6 +166,7 @@ ModelConfig model_by_name(std::string_view name, const ModelOverrides& overrides
   config.n_kv_head = overrides.n_kv_head > 0 ? overrides.n_kv_head : config.n_head;
   if (overrides.vocab_size > 0) config.vocab_size = overrides.vocab_size;
   if (overrides.seq_len > 0) config.seq_len = overrides.seq_len;
+  if (overrides.norm_eps > 0) config.norm_eps = static_cast<float>(overrides.norm_eps);
   config.validate();
   return config;
 }

@@ -63,15 +63,16 @@ struct ModelOverrides {
   std::int64_t vocab_size = 0;
   std::int64_t seq_len = 0;
   std::int64_t n_kv_head = 0;
-  std::int64_t n_layer = 0;  // this and the next two: gpt family only
+  std::int64_t n_layer = 0;  // this and the next two: not of d2 .. d34, whose depth tells them
   std::int64_t n_head = 0;
   std::int64_t n_embd = 0;
+  double norm_eps = 0;
   std::optional<bool> bias;       // gpt family only
   std::optional<double> dropout;  // gpt family only
 };
 
 // "d2" .. "d34" with even depth: n_embd = 64 depth, heads of 128. "gpt2", "gpt2-medium", "gpt2-large",
-// "gpt2-xl", and "gpt" for a shape of one's own. Throws ConfigError explaining what exists.
+// "gpt2-xl". "nanochat" and "gpt" for shapes of one's own. Throws ConfigError explaining what exists.
 ModelConfig model_by_name(std::string_view name, const ModelOverrides& overrides = {});
 std::vector<std::string> model_names();
 

@@ -26,6 +26,7 @@ constexpr Alias kAliases[] = {
     {"lr-decay-iters", "decay-steps"},
     {"grad-clip", "clip"},
     {"out-dir", "out"},
+    {"init", "init-from"},  // not nanoGPT's: what the hand types
 };
 
 // Words with a rule of their own below.

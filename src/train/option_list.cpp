@@ -14,7 +14,8 @@ using O = Options;
 
 constexpr OptionSpec kTable[] = {
     {"model", "model", K::text, &O::model,
-     "d2, d4 ... d34 (nanochat), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or gpt with a shape of your own"},
+     "d2, d4 ... d34 (nanochat), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or gpt or nanochat with a "
+     "shape of your own"},
     {"model", "vocab-size", K::count, &O::vocab_size,
      "vocabulary; 0: the tokenizer's (4096 where one is made)"},
     {"model", "seq-len", K::count, &O::seq_len, "tokens per sequence; 0: the model's own"},
@@ -22,6 +23,8 @@ constexpr OptionSpec kTable[] = {
     {"model", "n-head", K::count, &O::n_head, "attention heads; 0: the model's own"},
     {"model", "n-embd", K::count, &O::n_embd, "width; 0: the model's own"},
     {"model", "n-kv-head", K::count, &O::n_kv_head, "key/value heads; 0: as many as heads"},
+    {"model", "norm-eps", K::number, &O::norm_eps,
+     "added to the mean square under the root of norms; 0: the model's own"},
     {"model", "bias", K::flag, &O::bias, "biases in linear layers and norms (gpt models)"},
     {"model", "dropout", K::number, &O::dropout, "share of activations dropped in training (gpt models)"},
 
@@ -74,7 +77,8 @@ constexpr OptionSpec kTable[] = {
     {"run", "gradient-accumulation-steps", K::count, &O::gradient_accumulation_steps,
      "nanoGPT's micro-batches per step; sets --batch-tokens"},
     {"run", "init-from", K::text, &O::init_from,
-     "scratch | resume | file or folder of safetensors weights to start from"},
+     "scratch | resume | weights to start from: a Hugging Face folder, a safetensors file, a checkpoint "
+     "(also --init)"},
     {"run", "steps", K::count, &O::steps, "optimizer steps; 0: from --tokens"},
     {"run", "tokens", K::count, &O::tokens, "tokens to train on, as 600k or 37.6B; 0: 20 per parameter"},
     {"run", "seed", K::count, &O::seed, "of weights, data order and samples"},
@@ -96,6 +100,14 @@ constexpr OptionSpec kTable[] = {
      "every token once an epoch, rows mixed or as they lie, or nanoGPT's random offsets",
      "shuffle | sequential | random"},
     {"data", "cache", K::text, &O::cache, "folder for token shards made from text"},
+
+    {"export", "to", K::text, &O::to, "folder to write; empty: hf in the run folder"},
+    {"export", "format", K::text, &O::format, "numbers of the weights; auto: the run's --dtype",
+     "auto | f32 | bf16 | fp16"},
+    {"export", "weights", K::text, &O::weights, "as the forward pass saw them, or the master copy",
+     "packed | master"},
+    {"export", "shard-bytes", K::bytes, &O::shard_bytes, "most bytes of tensors in one file of weights"},
+    {"export", "overwrite", K::flag, &O::overwrite, "replace an earlier export in the same place"},
 
     {"watch", "eval-every", K::count, &O::eval_every, "steps between evaluations; 0: only at the end"},
     {"watch", "eval-tokens", K::count, &O::eval_tokens, "validation tokens per evaluation; 0: all"},

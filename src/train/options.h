@@ -19,6 +19,7 @@ struct Options {
   std::int64_t n_head = 0;
   std::int64_t n_embd = 0;
   std::int64_t n_kv_head = 0;  // 0: as many as heads
+  double norm_eps = 0.0;       // 0: the model's own
   bool bias = false;
   double dropout = 0.0;  // share of activations
 
@@ -80,6 +81,13 @@ struct Options {
   double val_fraction = 0.1;
   std::string data_order = "shuffle";  // shuffle | random (offsets, as nanoGPT)
   std::string cache;                   // token cache of text input; empty: <first input>.tokens
+
+  // [export]
+  std::string to;                      // folder; empty: <out>/hf
+  std::string format = "auto";         // auto: the run's --dtype
+  std::string weights = "packed";      // packed: as the forward pass saw them | master
+  std::int64_t shard_bytes = 5'000'000'000;  // of one file of weights
+  bool overwrite = false;              // replace an earlier export
 
   // [watch]
   std::int64_t eval_every = 250;  // steps; 0: only at the end

@@ -285,6 +285,7 @@ ModelConfig model_from_options(const Options& o, std::int64_t vocab_size) {
   overrides.n_layer = o.n_layer;
   overrides.n_head = o.n_head;
   overrides.n_embd = o.n_embd;
+  overrides.norm_eps = o.norm_eps;
   overrides.bias = o.bias;
   overrides.dropout = o.dropout;
   return model_by_name(o.model, overrides);

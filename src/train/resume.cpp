@@ -13,7 +13,7 @@ namespace {
 
 // Decide which tensors a checkpoint holds: another value cannot read it.
 constexpr std::string_view kFixed[] = {"model",  "vocab-size", "seq-len", "n-layer", "n-head",
-                                       "n-embd", "n-kv-head",  "bias",    "train"};
+                                       "n-embd", "n-kv-head",  "bias",    "train",   "norm-eps"};
 // Decide how it holds them: likewise, but a new run can start from its master weights.
 constexpr std::string_view kStoredAs[] = {"quant", "dtype", "optim", "master"};
 // Decide which run it is: another value is another experiment.
@@ -31,7 +31,9 @@ constexpr std::string_view kFree[] = {"stop-after",    "batch-size",    "gradien
                                       "temperature",   "top-k",         "log-every",
                                       "quiet",         "cache",         "data",
                                       "val-data",      "tokenizer",     "tokenizer-kind",
-                                      "split-pattern", "val-fraction"};
+                                      "split-pattern", "val-fraction",  "to",
+                                      "format",        "weights",       "shard-bytes",
+                                      "overwrite"};
 
 template <std::size_t n>
 bool is_in(std::string_view name, const std::string_view (&list)[n]) {
@@ -56,7 +58,7 @@ void adopt_resolved(Options& options, const RunState& stored) {
     adopt(name);
   // The shape came with the weights, whatever was typed; and they may be gone by now.
   if (names_weights(options.init_from)) {
-    for (const std::string_view name : {"n-layer", "n-head", "n-embd", "bias", "vocab-size"}) {
+    for (const std::string_view name : {"model", "n-layer", "n-head", "n-embd", "n-kv-head", "bias", "norm-eps", "vocab-size"}) {
       const auto it = stored.options.find(std::string(name));
       if (it != stored.options.end()) set_option(options, *find_option(name), {it->second}, "checkpoint");
     }
