@@ -32,10 +32,8 @@ constexpr const char* kNoPattern = "";
 using Ordered = nlohmann::ordered_json;
 
 Ordered byte_level(bool use_regex) {
-  return Ordered{{"type", "ByteLevel"},
-                 {"add_prefix_space", false},
-                 {"trim_offsets", true},
-                 {"use_regex", use_regex}};
+  return Ordered{
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", use_regex}};
 }
 
 Ordered pre_tokenizer(const Tokenizer& tokenizer) {
@@ -84,8 +82,8 @@ std::string pattern_of(const Json& file, const std::string& origin) {
   if (steps.size() != 2 || !steps[0].is_object() || !is_byte_level(steps[1]) ||
       steps[1].value("use_regex", true))
     unknown("Sequence");
-  if (text_field(steps[0], "type", where) != "Split" || text_field(steps[0], "behavior", where) != "Isolated" ||
-      steps[0].value("invert", false))
+  if (text_field(steps[0], "type", where) != "Split" ||
+      text_field(steps[0], "behavior", where) != "Isolated" || steps[0].value("invert", false))
     unknown(text_field(steps[0], "type", where));
   const std::string& regex =
       text_field(json_object(steps[0], "pattern", where), "Regex", where + ": pattern");
@@ -100,7 +98,8 @@ std::vector<std::string> words_of(const Json& file, const Json& model, const std
   const Json& vocab = json_object(model, "vocab", origin + ": model");
   std::vector<std::pair<std::int64_t, std::string>> words;
   const auto add = [&](const std::string& word, const Json& id) {
-    if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() >= Tokenizer::kMaxVocab)
+    if (!id.is_number_integer() || id.get<std::int64_t>() < 0 ||
+        id.get<std::int64_t>() >= Tokenizer::kMaxVocab)
       fail(fmt::format("{}: {} has the id {}", origin, in_quotes(word), id.dump()));
     words.emplace_back(id.get<std::int64_t>(), word);
   };
@@ -152,7 +151,8 @@ Tokenizer char_tokenizer(const std::vector<std::string>& words, const std::strin
     const CodePoint c = utf8_at(word, 0);
     if (c.bytes == 0 || static_cast<std::size_t>(c.bytes) != word.size() ||
         (!chars.empty() && chars.back() >= c.value))
-      fail(fmt::format("{}: {} is not the next character of a character vocabulary", origin, in_quotes(word)));
+      fail(
+          fmt::format("{}: {} is not the next character of a character vocabulary", origin, in_quotes(word)));
     chars.push_back(c.value);
   }
   if (chars.empty()) fail(fmt::format("{}: an empty vocabulary", origin));
@@ -237,12 +237,13 @@ Tokenizer parse_hf_tokenizer(std::string_view text, const std::string& origin) {
     fail(fmt::format("{}: it has a normalizer, which would change the text", origin));
   std::vector<std::string> words = words_of(file, model, origin);
   const Json& merges = json_array(model, "merges", origin + ": model");
-  if (json_field(file, "pre_tokenizer", origin).is_null() && merges.empty()) return char_tokenizer(words, origin);
+  if (json_field(file, "pre_tokenizer", origin).is_null() && merges.empty())
+    return char_tokenizer(words, origin);
   const std::string pattern = pattern_of(file, origin);
   const std::size_t ordinary = 256 + merges.size();
   if (words.size() < ordinary)
-    fail(fmt::format("{}: {} tokens, but 256 bytes and {} merges make {}", origin, words.size(), merges.size(),
-                     ordinary));
+    fail(fmt::format("{}: {} tokens, but 256 bytes and {} merges make {}", origin, words.size(),
+                     merges.size(), ordinary));
   std::vector<std::string> tokens;
   for (std::size_t id = 0; id < ordinary; ++id) {
     const std::optional<std::string> bytes = from_symbols(words[id]);
@@ -268,7 +269,8 @@ Tokenizer parse_hf_tokenizer(std::string_view text, const std::string& origin) {
     const std::string where = fmt::format("{}: merge {}", origin, i + 1);
     const auto [left, right] = merge_of(merges[i], where);
     const auto [l, r] = tokenizer.bpe()->parts(static_cast<std::int32_t>(256 + i));
-    if (to_symbols(tokenizer.bpe()->token(l)) == left && to_symbols(tokenizer.bpe()->token(r)) == right) continue;
+    if (to_symbols(tokenizer.bpe()->token(l)) == left && to_symbols(tokenizer.bpe()->token(r)) == right)
+      continue;
     fail(fmt::format("{} joins {} and {}, which is not what makes token {}", where, in_quotes(left),
                      in_quotes(right), 256 + i));
   }

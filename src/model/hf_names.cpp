@@ -104,8 +104,8 @@ std::vector<HfTensor> hf_tensors(const ModelConfig& config, const ModelParams& m
 }
 
 bool hf_ignored(const ModelConfig& config, std::string_view name) {
-  return is_gpt(config) && (name == "lm_head.weight" || name.ends_with(".attn.bias") ||
-                            name.ends_with(".attn.masked_bias"));
+  return is_gpt(config) &&
+         (name == "lm_head.weight" || name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"));
 }
 
 }  // namespace qt

@@ -1,5 +1,5 @@
-// The one table between our tensors and those of Hugging Face's NanoChatForCausalLM and GPT2LMHeadModel: names,
-// and how each of theirs is made of ours. Export writes by it, import reads by it; config.json is
+// The one table between our tensors and those of Hugging Face's NanoChatForCausalLM and GPT2LMHeadModel:
+// names, and how each of theirs is made of ours. Export writes by it, import reads by it; config.json is
 // src/train/hf_config.h.
 #pragma once
 

@@ -13,6 +13,9 @@
 #include "src/io/file.h"
 #include "src/io/json.h"
 #include "src/io/safetensors.h"
+#include "src/train/hf_config.h"
+#include "src/train/param_source.h"
+#include "src/train/planner.h"
 
 namespace qt {
 
@@ -26,8 +29,10 @@ constexpr const char* kMaster = "master.";  // of a checkpoint's state.safetenso
 fs::path weights_file(const std::string& path) {
   if (!fs::is_directory(path)) return path;
   const fs::path exported = fs::path(path) / "model.safetensors",
-                 state = fs::path(path) / "state.safetensors";
-  return !fs::exists(exported) && fs::exists(state) ? state : exported;
+                 state = fs::path(path) / "state.safetensors",
+                 index = fs::path(path) / "model.safetensors.index.json";
+  if (fs::exists(exported)) return exported;
+  return fs::exists(state) ? state : fs::exists(index) ? index : exported;
 }
 
 // Archives of torch.save, and pickles.
@@ -95,6 +100,26 @@ bool names_weights(const std::string& init_from) {
   return !init_from.empty() && init_from != "scratch" && init_from != "resume";
 }
 
+bool has_tokenizer(const std::string& folder) {
+  for (const char* name : {"tokenizer.txt", "tokenizer.json", "vocab.json"}) {
+    if (fs::exists(fs::path(folder) / name)) return true;
+  }
+  return false;
+}
+
+void adopt_weights(Options& o) {
+  const bool was_gpt = is_gpt_name(o.model);
+  adopt_weights_shape(o);
+  if (!fs::is_directory(o.init_from) || !is_hf_folder(o.init_from)) return;
+  if (is_gpt_name(o.model) != was_gpt) {
+    throw ConfigError(fmt::format("--init-from '{}' holds a {}, another family than --model names",
+                                  o.init_from, was_gpt ? "nanochat model" : "GPT"),
+                      was_gpt ? "leave --model out: the folder tells it"
+                              : "add --model gpt: a GPT trains with other rates");
+  }
+  if (o.tokenizer.empty() && has_tokenizer(o.init_from)) o.tokenizer = o.init_from;
+}
+
 void adopt_weights_shape(Options& o) {
   const fs::path file = weights_file(o.init_from);
   if (!fs::is_regular_file(file)) {
@@ -111,6 +136,13 @@ void adopt_weights_shape(Options& o) {
   }
   const fs::path config = file.parent_path() / "config.json";
   if (!fs::is_directory(o.init_from) || !fs::is_regular_file(config)) return;
+  if (is_hf_folder(o.init_from)) {
+    set_hf_shape(o.init_from, o);
+    const ModelConfig c = model_from_options(o, 0);
+    log_info("the model takes the shape of '{}': {}, {} layers, {} heads, width {}, vocabulary {}, {} tokens",
+             o.init_from, o.model, c.n_layer, c.n_head, c.n_embd, c.vocab_size, c.seq_len);
+    return;
+  }
   const std::string origin = config.string();
   const Json json = parse_json(read_file(config, JsonLimits{}.max_bytes), origin);
   QT_CHECK(json.is_object(), DataError, "{}: not a JSON object", origin);
@@ -130,7 +162,31 @@ void adopt_weights_shape(Options& o) {
            o.init_from, o.n_layer, o.n_head, o.n_embd, o.bias ? "on" : "off", o.vocab_size);
 }
 
+namespace {
+
+void load_hf_weights(Engine& engine, const std::string& folder) {
+  const ModelConfig& config = engine.options().model;
+  const ModelParams model = make_params(config);
+  HfParams source(folder, config, model);
+  std::map<std::string, TensorView> masters;
+  for (const NamedView& v : engine.state()) masters[v.name] = v.view;
+  std::vector<float> piece;
+  std::vector<bf16> narrow;
+  for (std::size_t i = 0; i < model.params.size(); ++i) {
+    const Param& p = model.params[i];
+    for (std::int64_t first = 0; first < p.elems(); first += kPieceElems) {
+      piece.resize(static_cast<std::size_t>(std::min(kPieceElems, p.elems() - first)));
+      source.read(i, first, piece);
+      write_master(engine.backend(), masters.at("master." + p.name), first, piece, narrow);
+    }
+  }
+  engine.encode_weights();
+}
+
+}  // namespace
+
 void load_weights(Engine& engine, const std::string& path) {
+  if (fs::is_directory(path) && is_hf_folder(path)) return load_hf_weights(engine, path);
   const fs::path file = weights_file(path);
   const Safetensors weights = Safetensors::open(file);
   std::map<std::string, const StoredTensor*> stored;

@@ -83,11 +83,11 @@ struct Options {
   std::string cache;                   // token cache of text input; empty: <first input>.tokens
 
   // [export]
-  std::string to;                      // folder; empty: <out>/hf
-  std::string format = "auto";         // auto: the run's --dtype
-  std::string weights = "packed";      // packed: as the forward pass saw them | master
+  std::string to;                            // folder; empty: <out>/hf
+  std::string format = "auto";               // auto: the run's --dtype
+  std::string weights = "packed";            // packed: as the forward pass saw them | master
   std::int64_t shard_bytes = 5'000'000'000;  // of one file of weights
-  bool overwrite = false;              // replace an earlier export
+  bool overwrite = false;                    // replace an earlier export
 
   // [watch]
   std::int64_t eval_every = 250;  // steps; 0: only at the end

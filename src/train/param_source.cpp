@@ -79,7 +79,8 @@ WeightsOf weights_of_name(std::string_view name) {
   return WeightsOf::master;
 }
 
-// ---- checkpoints -------------------------------------------------------------------------------------------
+// ---- checkpoints
+// -------------------------------------------------------------------------------------------
 
 CheckpointParams::CheckpointParams(const fs::path& checkpoint, const ModelParams& model, WeightsOf which,
                                    FormatId format)
@@ -91,7 +92,8 @@ CheckpointParams::CheckpointParams(const fs::path& checkpoint, const ModelParams
     Place place;
     place.values = &file_.header().get(masters ? "master." + p.name : p.name);
     if (!masters && p.group == ParamGroup::matrix && format != FormatId::none) {
-      const std::int64_t codes[] = {code_bytes(format, p.elems())}, scales[] = {scale_count(format, p.elems())};
+      const std::int64_t codes[] = {code_bytes(format, p.elems())},
+                         scales[] = {scale_count(format, p.elems())};
       place.values = &file_.header().get(p.name, DType::u8, codes);
       place.scales = &file_.header().get(p.name + ".absmax", DType::f32, scales);
     } else if (place.values->elems() != p.elems()) {
@@ -113,14 +115,15 @@ void CheckpointParams::read(std::size_t index, std::int64_t first, std::span<flo
   }
 }
 
-// From the beginning of the block that holds `first` to the end of the one that holds the last element: scales
-// and codes then begin where the format says that a range may.
+// From the beginning of the block that holds `first` to the end of the one that holds the last element:
+// scales and codes then begin where the format says that a range may.
 void CheckpointParams::read_packed(const Place& place, std::int64_t elems, std::int64_t first,
                                    std::span<float> out) {
   dispatch_format(format_, [&]<class F>() {
     const std::int64_t begin = first / F::kBlockElems * F::kBlockElems;
-    const std::int64_t end = std::min<std::int64_t>(
-        elems, (first + static_cast<std::int64_t>(out.size()) + F::kBlockElems - 1) / F::kBlockElems * F::kBlockElems);
+    const std::int64_t end =
+        std::min<std::int64_t>(elems, (first + static_cast<std::int64_t>(out.size()) + F::kBlockElems - 1) /
+                                          F::kBlockElems * F::kBlockElems);
     codes_.resize(static_cast<std::size_t>(code_bytes(F::kId, end - begin)));
     scales_.resize(static_cast<std::size_t>(scale_count(F::kId, end - begin)));
     block_.resize(static_cast<std::size_t>(end - begin));
@@ -132,7 +135,8 @@ void CheckpointParams::read_packed(const Place& place, std::int64_t elems, std::
   });
 }
 
-// ---- Hugging Face folders ----------------------------------------------------------------------------------
+// ---- Hugging Face folders
+// ----------------------------------------------------------------------------------
 
 bool HfParams::is_there(const fs::path& folder) {
   return fs::exists(folder / kModelFile) || fs::exists(folder / kIndexFile);
@@ -145,7 +149,8 @@ HfParams::HfParams(const fs::path& folder, const ModelConfig& config, const Mode
     files_.push_back(std::make_unique<TensorFile>(folder / name));
     for (const StoredTensor& t : files_.back()->header().tensors()) {
       // OpenAI's own files lack the prefix.
-      const bool bare = config.arch == "gpt" && !t.name.starts_with("transformer.") && t.name != "lm_head.weight";
+      const bool bare =
+          config.arch == "gpt" && !t.name.starts_with("transformer.") && t.name != "lm_head.weight";
       const std::string full = bare ? "transformer." + t.name : t.name;
       QT_CHECK(found.emplace(full, Stored{files_.back().get(), &t}).second, DataError,
                "{}: tensor {} is there twice", files_.back()->header().file(), in_quotes(t.name));
@@ -162,7 +167,8 @@ HfParams::HfParams(const fs::path& folder, const ModelConfig& config, const Mode
     std::set<std::string> names;
     for (const auto& [tensor, file] : map.items()) {
       const bool plain = file.is_string() && plain_file_name(file.get<std::string>());
-      QT_CHECK(plain, DataError, "{}: field 'weight_map' gives tensor {} no file name", origin, in_quotes(tensor));
+      QT_CHECK(plain, DataError, "{}: field 'weight_map' gives tensor {} no file name", origin,
+               in_quotes(tensor));
       names.insert(file.get<std::string>());
     }
     for (const std::string& name : names) open(name);
@@ -207,8 +213,8 @@ void HfParams::check_zero(std::size_t tensor) {
   std::vector<float> values(static_cast<std::size_t>(s.tensor->elems()));
   s.file->read(*s.tensor, 0, std::span(values));
   QT_CHECK(std::all_of(values.begin(), values.end(), [](float x) { return x == 0; }), DataError,
-           "{}: tensor {} is not zero, but config.json says that there are no biases", s.file->header().file(),
-           in_quotes(s.tensor->name));
+           "{}: tensor {} is not zero, but config.json says that there are no biases",
+           s.file->header().file(), in_quotes(s.tensor->name));
 }
 
 void HfParams::hold(std::size_t tensor) {
@@ -217,7 +223,8 @@ void HfParams::hold(std::size_t tensor) {
   held_tensor_ = kNoTensor;
   held_.resize(static_cast<std::size_t>(s.tensor->elems()));
   for (std::size_t done = 0; done < held_.size();) {
-    const std::span<float> piece = std::span(held_).subspan(done, std::min<std::size_t>(held_.size() - done, kPieceElems));
+    const std::span<float> piece =
+        std::span(held_).subspan(done, std::min<std::size_t>(held_.size() - done, kPieceElems));
     s.file->read(*s.tensor, static_cast<std::int64_t>(done), piece);
     done += piece.size();
   }
@@ -241,7 +248,8 @@ void HfParams::read(std::size_t index, std::int64_t first, std::span<float> out)
   }
 }
 
-// ---- rounding ----------------------------------------------------------------------------------------------
+// ---- rounding
+// ----------------------------------------------------------------------------------------------
 
 float rounded_to(DType type, float x) {
   if (type == DType::bf16) return to_float(to_bf16(x));

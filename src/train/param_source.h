@@ -24,8 +24,8 @@ namespace qt {
 class ParamSource {
  public:
   virtual ~ParamSource() = default;
-  // Elements [first, first + out.size()) of param `index`, row-major over its [N, K]. DataError naming file and
-  // tensor for what is no finite number.
+  // Elements [first, first + out.size()) of param `index`, row-major over its [N, K]. DataError naming file
+  // and tensor for what is no finite number.
   virtual void read(std::size_t index, std::int64_t first, std::span<float> out) = 0;
 };
 
@@ -73,8 +73,8 @@ class CheckpointParams : public ParamSource {
   std::vector<float> scales_, block_;
 };
 
-// A folder as transformers writes it: model.safetensors, or shards with an index. Conv1D's matrices are turned
-// round: one tensor at a time is then held whole.
+// A folder as transformers writes it: model.safetensors, or shards with an index. Conv1D's matrices are
+// turned round: one tensor at a time is then held whole.
 class HfParams : public ParamSource {
  public:
   // DataError naming file and tensor when one is missing, unknown or has another shape, or when one that this

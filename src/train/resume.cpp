@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <optional>
 #include <string_view>
 
 #include "src/train/command.h"
@@ -58,7 +60,8 @@ void adopt_resolved(Options& options, const RunState& stored) {
     adopt(name);
   // The shape came with the weights, whatever was typed; and they may be gone by now.
   if (names_weights(options.init_from)) {
-    for (const std::string_view name : {"model", "n-layer", "n-head", "n-embd", "n-kv-head", "bias", "norm-eps", "vocab-size"}) {
+    for (const std::string_view name :
+         {"model", "n-layer", "n-head", "n-embd", "n-kv-head", "bias", "norm-eps", "vocab-size"}) {
       const auto it = stored.options.find(std::string(name));
       if (it != stored.options.end()) set_option(options, *find_option(name), {it->second}, "checkpoint");
     }
@@ -67,12 +70,17 @@ void adopt_resolved(Options& options, const RunState& stored) {
   if (is_stored("batch-tokens") && is_stored("seq-len")) adopt("micro-batch");
 }
 
-void adopt_shape_of_weights(Options& options) {
+void adopt_named_weights(Options& options) {
   if (!names_weights(options.init_from)) return;
-  if (const std::optional<RunState> begun = newest_readable_state(options.out)) {
-    adopt_resolved(options, *begun);
-  } else {
-    adopt_weights_shape(options);
+  const std::optional<RunState> begun = newest_readable_state(options.out);
+  if (!begun) return adopt_weights(options);
+  adopt_resolved(options, *begun);
+  // A vocabulary that came with the weights: the run has its own copy, and the weights may be gone by now.
+  const auto named = begun->options.find("tokenizer");
+  const std::filesystem::path own = std::filesystem::path(options.out) / "tokenizer.txt";
+  if (options.tokenizer.empty() && named != begun->options.end() && !named->second.empty() &&
+      std::filesystem::exists(own)) {
+    options.tokenizer = own.string();
   }
 }
 

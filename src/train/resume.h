@@ -14,10 +14,10 @@ namespace qt {
 // Values that `auto` got when the run began stay: fills options that are still auto from the stored ones.
 void adopt_resolved(Options& options, const RunState& stored);
 
-// With --init-from, before any work: the shape that the weights have; or, where the run folder holds a run
-// that has begun with them, what that run has, because it needs the weights no more. Throws as
-// adopt_weights_shape().
-void adopt_shape_of_weights(Options& options);
+// With --init-from, before any work: the shape and the vocabulary that the weights have; or, where the run
+// folder holds a run that has begun with them, what that run has, because it needs the weights no more.
+// Throws as adopt_weights().
+void adopt_named_weights(Options& options);
 
 // The options of a planned run as text, auto resolved: what a checkpoint stores.
 std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run);

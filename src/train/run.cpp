@@ -10,6 +10,8 @@
 
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
+#include "src/model/hf_names.h"
+#include "src/train/export.h"
 #include "src/train/init_from.h"
 #include "src/train/machine.h"
 #include "src/train/planner.h"
@@ -17,6 +19,7 @@
 #include "src/train/run_data.h"
 #include "src/train/screen.h"
 #include "src/train/stop.h"
+#include "src/train/trained_model.h"
 #include "src/train/trainer.h"
 
 namespace qt {
@@ -65,54 +68,10 @@ void require_fit(const PlannedRun& run, const Limits& limits) {
   throw FitError("this run does not fit:\n\n" + plan_text(run, limits), fit_hint(run));
 }
 
-// Before any work: a run that this build cannot compute is refused at once, not after an hour of tokenizing.
-std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target& target) {
-  return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
-}
-
 // For verbs that keep nothing: stopping them loses nothing and leaves nothing to continue.
 void poll_read_only() {
   if (stop_requested())
     throw StopRequested("stopped on request", "nothing was changed; the same command starts over");
-}
-
-// An engine with the weights of the newest checkpoint and nothing else, for sample and eval.
-struct LoadedModel {
-  std::unique_ptr<Engine> engine;
-  RunState state;
-  Tokenizer tokenizer;
-};
-
-LoadedModel load_model(const Options& o, BackendFactory make_backend, std::int64_t micro_batch_rows) {
-  const Target target = target_from_options(o);
-  std::unique_ptr<Backend> backend = open_backend(make_backend, target);
-  constexpr const char* kHint =
-      "name the run folder with --out; a checkpoint is there once training has saved one";
-  if (!fs::is_directory(o.out)) throw ConfigError(fmt::format("there is no run folder '{}'", o.out), kHint);
-  const CheckpointStore store(o.out, o.keep);
-  std::string explanation;
-  const std::string checkpoint = store.newest(explanation);
-  if (!explanation.empty()) log_warning("{}", explanation);
-  if (checkpoint.empty()) throw ConfigError(fmt::format("'{}' holds no checkpoint", o.out), kHint);
-  RunState state = CheckpointStore::read_state(checkpoint);
-  EngineOptions engine;
-  try {
-    const Options trained = stored_options(state, checkpoint);
-    engine.model = model_from_options(trained, 0);
-    engine.memory.compute = dtype_from_name(trained.dtype);
-    engine.memory.weights = format_from_name(trained.quant);
-  } catch (const ConfigError& e) {
-    // Not typed by anybody: advice about options would mislead.
-    throw DataError(fmt::format("{}/run.json: field 'options': {}", checkpoint, e.what()));
-  }
-  engine.memory.micro_batch_rows = micro_batch_rows;
-  engine.sample_tokens = engine.model.seq_len;
-  engine.inference = true;
-  const RunPlan plan = Engine::rehearse(engine, target);
-  LoadedModel model{std::make_unique<Engine>(std::move(backend), engine, plan), std::move(state),
-                    Tokenizer::load(fs::path(o.out) / "tokenizer.txt")};
-  store.load(checkpoint, *model.engine);
-  return model;
 }
 
 // --prompt, unless it is the default and the vocabulary cannot spell it: a run must not end over a sample.
@@ -135,7 +94,7 @@ std::string usable_prompt(const LoadedOptions& loaded, const Tokenizer& tokenize
 void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   Options o = loaded.options;
   install_stop_handlers();
-  adopt_shape_of_weights(o);
+  adopt_named_weights(o);
   check_options(o);
   Target target = target_from_options(o);
   std::unique_ptr<Backend> backend = open_backend(make_backend, target);
@@ -241,7 +200,7 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
 
 void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out) {
   Options o = loaded.options;
-  adopt_shape_of_weights(o);
+  adopt_named_weights(o);
   const Target target = target_from_options(o);
   const Limits limits = limits_from_options(o, target);
   const PlannedRun run = plan_run(o, target, limits, expected_vocab_size(o));
@@ -272,7 +231,7 @@ void run_sample(const LoadedOptions& loaded, BackendFactory make_backend, std::o
   const Options& o = loaded.options;
   install_stop_handlers();
   check_options(o);
-  LoadedModel model = load_model(o, make_backend, 1);
+  LoadedModel model = load_model(loaded, make_backend, 1);
   std::vector<std::int32_t> prompt;
   if (model.tokenizer.bos() >= 0) prompt.push_back(model.tokenizer.bos());
   const std::string text_before = usable_prompt(loaded, model.tokenizer);
@@ -305,7 +264,13 @@ void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ost
   const Options& o = loaded.options;
   install_stop_handlers();
   check_options(o);
-  LoadedModel model = load_model(o, make_backend, o.micro_batch > 0 ? o.micro_batch : 4);
+  if (names_weights(o.init_from) && find_checkpoints(o.out).empty()) {
+    throw ConfigError(
+        "--init-from names weights; eval takes those of a run",
+        "start a run from them with `qtrain --init-from FOLDER --data ... --out RUN`, then name it "
+        "with --out");
+  }
+  LoadedModel model = load_model(loaded, make_backend, o.micro_batch > 0 ? o.micro_batch : 4);
   const PreparedData data = load_eval_data(loaded, model.state);
   const std::unique_ptr<EvalBatches> validation =
       open_validation(data, o, model.engine->options().model.seq_len);
@@ -319,6 +284,39 @@ void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ost
   const EvalResult result = evaluate(*model.engine, *validation, [] { poll_read_only(); });
   out << fmt::format("step {}: {}{}\n", model.state.step, eval_text(result),
                      result.bpb ? fmt::format(", {} bytes", format_thousands(result.bytes)) : std::string());
+}
+
+void run_export(const LoadedOptions& loaded, std::ostream& out) {
+  const Options& o = loaded.options;
+  check_options(o);
+  const Target target = target_from_options(o);
+  const WeightsOf which = weights_of_name(o.weights);
+  const TrainedModel trained = find_trained(loaded, target);
+  ExportOptions how;
+  how.folder = o.to.empty() ? fs::path(o.out) / "hf" : fs::path(o.to);
+  // What the forward pass saw is held exactly by the type it computed in; masters are f32.
+  how.type = o.format != "auto"           ? dtype_from_name(o.format)
+             : which == WeightsOf::packed ? trained.compute
+                                          : DType::f32;
+  how.shard_bytes = o.shard_bytes;
+  how.overwrite = o.overwrite;
+  const Tokenizer tokenizer = tokenizer_of(trained);
+  const ModelParams params = make_params(trained.config);
+  const std::unique_ptr<ParamSource> source = open_params(trained, params, which);
+  const ExportReport report = export_model(trained.config, *source, tokenizer, how);
+  const std::string from = trained.hf_folder.empty() ? trained.checkpoint : trained.hf_folder;
+  out << fmt::format("exported {} to {}\n", from, how.folder.string());
+  out << fmt::format("  {} with {} weights in {}: {} in {} {}\n", hf_class(trained.config), o.weights,
+                     dtype_name(how.type), format_bytes(report.bytes), report.files,
+                     report.files == 1 ? "file" : "files");
+  out << fmt::format("  read back: {} tensors and {} logits equal\n", report.tensors,
+                     format_thousands(report.checked_logits));
+  if (report.rounded > 0) {
+    out << fmt::format("  {} does not hold {} of {} values exactly: logits move by up to {:.2g}\n",
+                       dtype_name(how.type), format_thousands(report.rounded), format_thousands(report.elems),
+                       report.worst_rounding);
+  }
+  out.flush();
 }
 
 }  // namespace qt

@@ -1,19 +1,13 @@
 // The verbs, wired: options to data, plan, engine and trainer. src/cli only parses and prints errors.
 #pragma once
 
-#include <cstdint>
 #include <iosfwd>
-#include <memory>
-#include <string_view>
 
-#include "kernels/backend.h"
 #include "src/train/option_table.h"
+#include "src/train/trained_model.h"
 #include "src/train/verb_words.h"
 
 namespace qt {
-
-// Makes the backend of a name ("cpu", "cuda"): the command line decides which there are in this build.
-using BackendFactory = std::unique_ptr<Backend> (*)(std::string_view name, const Target& target);
 
 // Trains, or continues, the run in --out. Prints the start screen before step 0.
 // Throws ConfigError, FitError (the plan does not fit), DataError, DivergedError, DiskError, StopRequested.
@@ -31,10 +25,13 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ost
 // Text to shards, with --data, --val-data, --tokenizer-kind, --vocab-size, --cache.
 void run_tokenize(const LoadedOptions& loaded, std::ostream& out);
 
-// Continues --prompt from the newest checkpoint in --out.
+// Continues --prompt with the model of --out or --init-from (src/train/trained_model.h).
 void run_sample(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out);
 
 // Validation loss and bits per byte of the newest checkpoint in --out; on --val-data when given.
 void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out);
+
+// Writes that model as a Hugging Face folder (src/train/export.h).
+void run_export(const LoadedOptions& loaded, std::ostream& out);
 
 }  // namespace qt

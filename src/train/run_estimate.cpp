@@ -100,7 +100,7 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ost
   EstimateInput in;
   if (const std::string* watts = words.find("watts"))
     in.watts = parse_positive(*watts, "--watts", "W", kMostWatts);
-  adopt_shape_of_weights(o);
+  adopt_named_weights(o);
   check_options(o);
   const Subject subject = subject_of(o, words);
   in.card = subject.card;

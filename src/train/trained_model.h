@@ -1,0 +1,57 @@
+// A model that somebody has trained, found by --out or --init-from, for the verbs that use one: sample, eval,
+// export.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "kernels/backend.h"
+#include "src/data/tokenizer.h"
+#include "src/train/engine.h"
+#include "src/train/option_table.h"
+#include "src/train/param_source.h"
+#include "src/train/run_state.h"
+
+namespace qt {
+
+// Makes the backend of a name ("cpu", "cuda"): the command line decides which there are in this build.
+using BackendFactory = std::unique_ptr<Backend> (*)(std::string_view name, const Target& target);
+
+// What a model is and where its weights lie. No tensor has been read.
+struct TrainedModel {
+  ModelConfig config;
+  FormatId weights = FormatId::none;  // packed format that it was trained with
+  DType compute = DType::f32;         // and what its unpacked weights are stored in
+  RunState state;                     // empty for a Hugging Face folder
+  std::string checkpoint;             // folder of a checkpoint, else
+  std::string hf_folder;              // the folder named by --init-from
+  std::filesystem::path tokenizer;    // file or folder
+};
+
+// Names whose weights: --out's newest checkpoint that verifies; the checkpoint itself where --out names a
+// step- folder; or the Hugging Face folder of --init-from, unless --out was given and holds a checkpoint.
+// ConfigError where there is none, DataError where it is damaged.
+TrainedModel find_trained(const LoadedOptions& loaded, const Target& target);
+
+// Numbers where there is no vocabulary.
+Tokenizer tokenizer_of(const TrainedModel& model);
+
+// Its weights as f32. `params` must be those of its config and outlive the source.
+std::unique_ptr<ParamSource> open_params(const TrainedModel& model, const ModelParams& params,
+                                         WeightsOf which);
+
+// An engine with the weights and nothing else.
+struct LoadedModel {
+  std::unique_ptr<Engine> engine;
+  RunState state;
+  Tokenizer tokenizer;
+};
+LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
+                       std::int64_t micro_batch_rows, bool with_logits = false);
+
+// Before any work: a run that this build cannot compute is refused at once, not after an hour of tokenizing.
+std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target& target);
+
+}  // namespace qt
