@@ -102,7 +102,7 @@ constexpr OptionSpec kTable[] = {
     {"data", "cache", K::text, &O::cache, "folder for token shards made from text"},
 
     {"export", "to", K::text, &O::to, "folder to write; empty: hf in the run folder"},
-    {"export", "format", K::text, &O::format, "numbers of the weights; auto: the run's --dtype",
+    {"export", "format", K::text, &O::format, "numbers of the weights; auto: those they are stored in",
      "auto | f32 | bf16 | fp16"},
     {"export", "weights", K::text, &O::weights, "as the forward pass saw them, or the master copy",
      "packed | master"},

@@ -84,7 +84,7 @@ struct Options {
 
   // [export]
   std::string to;                            // folder; empty: <out>/hf
-  std::string format = "auto";               // auto: the run's --dtype
+  std::string format = "auto";               // auto: what the weights are stored in
   std::string weights = "packed";            // packed: as the forward pass saw them | master
   std::int64_t shard_bytes = 5'000'000'000;  // of one file of weights
   bool overwrite = false;                    // replace an earlier export

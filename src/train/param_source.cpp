@@ -44,6 +44,11 @@ std::string shape_text(std::span<const std::int64_t> shape) {
                   "config.json and the weights beside it must belong together");
 }
 
+// What is none of the three is refused when it is read.
+DType float_type(const StoredTensor& t) {
+  return t.type == StoredType::bf16 ? DType::bf16 : t.type == StoredType::f16 ? DType::f16 : DType::f32;
+}
+
 }  // namespace
 
 TensorFile::TensorFile(const fs::path& path) : header_(Safetensors::open(path)), file_(path) {}
@@ -79,8 +84,7 @@ WeightsOf weights_of_name(std::string_view name) {
   return WeightsOf::master;
 }
 
-// ---- checkpoints
-// -------------------------------------------------------------------------------------------
+// --- checkpoints -----------------------------------------------------------------------------------------
 
 CheckpointParams::CheckpointParams(const fs::path& checkpoint, const ModelParams& model, WeightsOf which,
                                    FormatId format)
@@ -135,8 +139,10 @@ void CheckpointParams::read_packed(const Place& place, std::int64_t elems, std::
   });
 }
 
-// ---- Hugging Face folders
-// ----------------------------------------------------------------------------------
+// Canonical weights of packed matrices are bf16, so that what is not packed decides.
+DType CheckpointParams::type() const { return float_type(*places_[model_.roles.embedding].values); }
+
+// --- Hugging Face folders --------------------------------------------------------------------------------
 
 bool HfParams::is_there(const fs::path& folder) {
   return fs::exists(folder / kModelFile) || fs::exists(folder / kIndexFile);
@@ -248,8 +254,14 @@ void HfParams::read(std::size_t index, std::int64_t first, std::span<float> out)
   }
 }
 
-// ---- rounding
-// ----------------------------------------------------------------------------------------------
+DType HfParams::type() const {
+  const DType first = float_type(*stored_.front().tensor);
+  const bool same = std::all_of(stored_.begin(), stored_.end(),
+                                [&](const Stored& s) { return float_type(*s.tensor) == first; });
+  return same ? first : DType::f32;
+}
+
+// --- rounding --------------------------------------------------------------------------------------------
 
 float rounded_to(DType type, float x) {
   if (type == DType::bf16) return to_float(to_bf16(x));

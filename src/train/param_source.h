@@ -27,6 +27,8 @@ class ParamSource {
   // Elements [first, first + out.size()) of param `index`, row-major over its [N, K]. DataError naming file
   // and tensor for what is no finite number.
   virtual void read(std::size_t index, std::int64_t first, std::span<float> out) = 0;
+  // f32, bf16 or f16: what its matrices are stored in, and so the narrowest type that holds them exactly.
+  virtual DType type() const = 0;
 };
 
 // A safetensors file whose header is checked and whose data is read piece by piece.
@@ -57,6 +59,7 @@ class CheckpointParams : public ParamSource {
   CheckpointParams(const std::filesystem::path& checkpoint, const ModelParams& model, WeightsOf which,
                    FormatId format);
   void read(std::size_t index, std::int64_t first, std::span<float> out) override;
+  DType type() const override;
 
  private:
   struct Place {
@@ -81,6 +84,7 @@ class HfParams : public ParamSource {
   // model does not have is not zero. A position table may be longer than the model's.
   HfParams(const std::filesystem::path& folder, const ModelConfig& config, const ModelParams& model);
   void read(std::size_t index, std::int64_t first, std::span<float> out) override;
+  DType type() const override;
 
   // Whether a folder holds weights in one of the two forms.
   static bool is_there(const std::filesystem::path& folder);
@@ -111,6 +115,7 @@ class RoundedParams : public ParamSource {
  public:
   RoundedParams(ParamSource& source, DType type) : source_(source), type_(type) {}
   void read(std::size_t index, std::int64_t first, std::span<float> out) override;
+  DType type() const override { return type_; }
 
  private:
   ParamSource& source_;

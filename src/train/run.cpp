@@ -294,15 +294,12 @@ void run_export(const LoadedOptions& loaded, std::ostream& out) {
   const TrainedModel trained = find_trained(loaded, target);
   ExportOptions how;
   how.folder = o.to.empty() ? fs::path(o.out) / "hf" : fs::path(o.to);
-  // What the forward pass saw is held exactly by the type it computed in; masters are f32.
-  how.type = o.format != "auto"           ? dtype_from_name(o.format)
-             : which == WeightsOf::packed ? trained.compute
-                                          : DType::f32;
   how.shard_bytes = o.shard_bytes;
   how.overwrite = o.overwrite;
   const Tokenizer tokenizer = tokenizer_of(trained);
   const ModelParams params = make_params(trained.config);
   const std::unique_ptr<ParamSource> source = open_params(trained, params, which);
+  how.type = o.format == "auto" ? source->type() : dtype_from_name(o.format);
   const ExportReport report = export_model(trained.config, *source, tokenizer, how);
   const std::string from = trained.hf_folder.empty() ? trained.checkpoint : trained.hf_folder;
   out << fmt::format("exported {} to {}\n", from, how.folder.string());
