@@ -324,9 +324,9 @@ TEST_F(Gpt2Files, WhatIsNoTokenizerSaysWhatWouldBe) {
   EXPECT_NE(thrown<DataError>([&] { Tokenizer::load(folder_.path()); }).find("vocab.json and merges.txt"),
             std::string::npos);
   EXPECT_NE(thrown<DataError>([&] { Tokenizer::load(folder_ / "none"); }).find("none"), std::string::npos);
-  write_bytes(folder_ / "tokenizer.json", R"({"model": {"type": "BPE"}})");
+  write_bytes(folder_ / "other.json", R"({"model": {"type": "BPE"}})");
   EXPECT_NE(thrown<DataError>([&] {
-              Tokenizer::load(folder_ / "tokenizer.json");
+              Tokenizer::load(folder_ / "other.json");
             }).find("holds vocab.json and merges.txt"),
             std::string::npos);
   write_bytes(folder_ / "renamed", merges_);
