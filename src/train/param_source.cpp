@@ -178,10 +178,10 @@ HfParams::HfParams(const fs::path& folder, const ModelConfig& config, const Mode
       names.insert(file.get<std::string>());
     }
     for (const std::string& name : names) open(name);
-    for (const auto& [tensor, file] : map.items()) {
+    for (auto it = map.begin(); it != map.end(); ++it) {
       QT_CHECK(std::any_of(files_.begin(), files_.end(),
-                           [&](const auto& f) { return f->header().find(tensor) != nullptr; }),
-               DataError, "{}: tensor {} is in no file of the index", origin, in_quotes(tensor));
+                           [&](const auto& f) { return f->header().find(it.key()) != nullptr; }),
+               DataError, "{}: tensor {} is in no file of the index", origin, in_quotes(it.key()));
     }
   }
   places_.resize(model.params.size());

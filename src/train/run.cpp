@@ -303,7 +303,8 @@ void run_export(const LoadedOptions& loaded, std::ostream& out) {
   const ExportReport report = export_model(trained.config, *source, tokenizer, how);
   const std::string from = trained.hf_folder.empty() ? trained.checkpoint : trained.hf_folder;
   out << fmt::format("exported {} to {}\n", from, how.folder.string());
-  out << fmt::format("  {} with {} weights in {}: {} in {} {}\n", hf_class(trained.config), o.weights,
+  const std::string whose = trained.hf_folder.empty() ? o.weights + " weights" : "its weights";
+  out << fmt::format("  {} with {} in {}: {} in {} {}\n", hf_class(trained.config), whose,
                      dtype_name(how.type), format_bytes(report.bytes), report.files,
                      report.files == 1 ? "file" : "files");
   out << fmt::format("  read back: {} tensors and {} logits equal\n", report.tensors,
