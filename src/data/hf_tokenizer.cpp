@@ -65,26 +65,33 @@ const std::string& text_field(const Json& object, std::string_view field, const 
   }
 }
 
+// Where a field may be absent: transformers leaves defaults out.
+bool flag_or(const Json& object, const char* field, bool otherwise) {
+  const auto it = object.find(field);
+  return it == object.end() || !it->is_boolean() ? otherwise : it->get<bool>();
+}
+bool is_of_type(const Json& json, const char* type) {
+  return json.is_object() && json_has(json, "type") && json["type"] == type;
+}
+bool is_byte_level(const Json& step) {
+  return is_of_type(step, "ByteLevel") && !flag_or(step, "add_prefix_space", true);
+}
+
 // The name of our split pattern, or kNoPattern; what is none of ours is refused.
 std::string pattern_of(const Json& file, const std::string& origin) {
   const std::string where = origin + ": pre_tokenizer";
-  const auto unknown = [&](const std::string& what) {
-    fail(fmt::format("{}: {} is no split pattern that this program has", where, in_quotes(what)));
-  };
-  const auto is_byte_level = [&](const Json& step) {
-    return step.is_object() && step.value("type", "") == "ByteLevel" && !step.value("add_prefix_space", true);
+  const auto unknown = [&](const Json& what) {
+    fail(fmt::format("{}: {} is no split pattern that this program has", where, in_quotes(what.dump())));
   };
   const Json& json = json_field(file, "pre_tokenizer", origin);
-  if (is_byte_level(json)) return json.value("use_regex", true) ? "gpt2" : kNoPattern;
-  if (!json.is_object() || json.value("type", "") != "Sequence")
-    unknown(json.is_object() ? json.value("type", "") : json.dump());
+  if (is_byte_level(json)) return flag_or(json, "use_regex", true) ? "gpt2" : kNoPattern;
+  if (!is_of_type(json, "Sequence")) unknown(json);
   const Json& steps = json_array(json, "pretokenizers", where);
-  if (steps.size() != 2 || !steps[0].is_object() || !is_byte_level(steps[1]) ||
-      steps[1].value("use_regex", true))
-    unknown("Sequence");
-  if (text_field(steps[0], "type", where) != "Split" ||
-      text_field(steps[0], "behavior", where) != "Isolated" || steps[0].value("invert", false))
-    unknown(text_field(steps[0], "type", where));
+  if (steps.size() != 2 || !is_of_type(steps[0], "Split") || !is_byte_level(steps[1]) ||
+      flag_or(steps[1], "use_regex", true))
+    unknown(json);
+  if (text_field(steps[0], "behavior", where) != "Isolated" || flag_or(steps[0], "invert", false))
+    unknown(steps[0]);
   const std::string& regex =
       text_field(json_object(steps[0], "pattern", where), "Regex", where + ": pattern");
   if (regex == kNanochatRegex) return "nanochat";
@@ -98,8 +105,7 @@ std::vector<std::string> words_of(const Json& file, const Json& model, const std
   const Json& vocab = json_object(model, "vocab", origin + ": model");
   std::vector<std::pair<std::int64_t, std::string>> words;
   const auto add = [&](const std::string& word, const Json& id) {
-    if (!id.is_number_integer() || id.get<std::int64_t>() < 0 ||
-        id.get<std::int64_t>() >= Tokenizer::kMaxVocab)
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= std::uint64_t{Tokenizer::kMaxVocab})
       fail(fmt::format("{}: {} has the id {}", origin, in_quotes(word), id.dump()));
     words.emplace_back(id.get<std::int64_t>(), word);
   };

@@ -7,6 +7,7 @@
 #include "src/io/file.h"
 #include "src/io/json.h"
 #include "src/model/hf_names.h"
+#include "src/train/planner.h"
 
 namespace qt {
 
@@ -225,15 +226,20 @@ void set_hf_shape(const fs::path& folder, Options& options) {
   } else {
     set_nanochat(fields, options);
   }
+  // The bounds of the options hold for a file as well, before anything is made of them.
+  Options shape;
+  shape.model = options.model;
+  shape.n_layer = options.n_layer;
+  shape.n_head = options.n_head;
+  shape.n_embd = options.n_embd;
+  shape.n_kv_head = options.n_kv_head;
+  shape.vocab_size = options.vocab_size;
+  shape.seq_len = options.seq_len;
   try {
-    model_by_name(options.model, {.vocab_size = options.vocab_size,
-                                  .seq_len = options.seq_len,
-                                  .n_kv_head = options.n_kv_head,
-                                  .n_layer = options.n_layer,
-                                  .n_head = options.n_head,
-                                  .n_embd = options.n_embd});
+    check_options(shape);
   } catch (const ConfigError& e) {
-    throw DataError(fmt::format("{}: {}", config.string(), e.what()));
+    throw DataError(fmt::format("{}: {}", config.string(), e.what()),
+                    "config.json and the weights beside it must belong together");
   }
 }
 
