@@ -63,11 +63,10 @@ void stream(const HfTensor& t, const ModelParams& model, ParamSource& source, Us
   for (std::int64_t first = 0; first < rows; first += strip_rows) {
     const std::int64_t count = std::min(strip_rows, rows - first);
     strip.resize(static_cast<std::size_t>(count * columns));
-    for (std::int64_t r = 0; r < count; ++r) {
-      for (std::int64_t c = 0; c < columns; ++c) {
+    for (std::int64_t c = 0; c < columns; ++c) {
+      for (std::int64_t r = 0; r < count; ++r)
         strip[static_cast<std::size_t>(r * columns + c)] =
             whole[static_cast<std::size_t>(c * rows + first + r)];
-      }
     }
     use(strip);
   }

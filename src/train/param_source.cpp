@@ -247,11 +247,21 @@ void HfParams::read(std::size_t index, std::int64_t first, std::span<float> out)
     return s.file->read(*s.tensor, before + first, out);
   }
   hold(place.tensor);
-  const std::int64_t width = t.shape[1];
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const std::int64_t at = first + static_cast<std::int64_t>(i), n = at / K, k = at % K;
-    out[i] = held_[static_cast<std::size_t>(k * width + place.row + n)];
+  // Rows of ours are columns there: whole rows are read side by side, which is kinder to caches than one by
+  // one.
+  const std::int64_t width = t.shape[1], end = first + static_cast<std::int64_t>(out.size());
+  const auto at = [&](std::int64_t n, std::int64_t k) {
+    return held_[static_cast<std::size_t>(k * width + place.row + n)];
+  };
+  const std::int64_t whole_begin = std::min(end, (first + K - 1) / K * K),
+                     whole_end = std::max(whole_begin, end / K * K);
+  for (std::int64_t e = first; e < whole_begin; ++e)
+    out[static_cast<std::size_t>(e - first)] = at(e / K, e % K);
+  for (std::int64_t k = 0; k < K; ++k) {
+    for (std::int64_t n = whole_begin / K; n < whole_end / K; ++n)
+      out[static_cast<std::size_t>(n * K + k - first)] = at(n, k);
   }
+  for (std::int64_t e = whole_end; e < end; ++e) out[static_cast<std::size_t>(e - first)] = at(e / K, e % K);
 }
 
 DType HfParams::type() const {

@@ -111,11 +111,29 @@ std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target&
   return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
 }
 
+bool uses_folder(const LoadedOptions& loaded) {
+  const Options& o = loaded.options;
+  if (!names_weights(o.init_from)) return false;
+  const bool run_is_there = fs::exists(fs::path(o.out) / "run.json") || !find_checkpoints(o.out).empty();
+  const bool folder_was_typed = loaded.source_of("init-from") == OptionSource::command_line;
+  return !run_is_there || (folder_was_typed && !loaded.given("out"));
+}
+
+void check_use_options(const LoadedOptions& loaded) {
+  Options o = loaded.options;
+  const Options defaults;
+  if (uses_folder(loaded)) {
+    o.model = defaults.model;
+    o.n_layer = o.n_head = o.n_embd = o.n_kv_head = 0;
+    o.bias = defaults.bias;
+    o.dropout = defaults.dropout;
+  }
+  check_options(o);
+}
+
 TrainedModel find_trained(const LoadedOptions& loaded, const Target& target) {
   const Options& o = loaded.options;
-  const bool names_run =
-      loaded.given("out") && (fs::exists(fs::path(o.out) / "run.json") || !find_checkpoints(o.out).empty());
-  if (names_weights(o.init_from) && !names_run) return from_hf_folder(o, target);
+  if (uses_folder(loaded)) return from_hf_folder(o, target);
   if (!fs::is_directory(o.out)) throw ConfigError(fmt::format("there is no run folder '{}'", o.out), kHint);
   const fs::path out = fs::path(o.out) / "";  // with or without a '/' at its end
   if (fs::exists(out / "run.json")) {

@@ -30,9 +30,17 @@ struct TrainedModel {
   std::filesystem::path tokenizer;    // file or folder
 };
 
-// Names whose weights: --out's newest checkpoint that verifies; the checkpoint itself where --out names a
-// step- folder; or the Hugging Face folder of --init-from, unless --out was given and holds a checkpoint.
-// ConfigError where there is none, DataError where it is damaged.
+// Whether the model is the folder of --init-from: where --out holds no run, and where --init-from was typed
+// and
+// --out was not given. So a file of options that began a run still names the run.
+bool uses_folder(const LoadedOptions& loaded);
+
+// check_options() for a verb that uses a model: the shape comes with a folder, whatever the options name.
+void check_use_options(const LoadedOptions& loaded);
+
+// Finds out whose weights they are: the Hugging Face folder of --init-from where uses_folder(); --out's
+// newest checkpoint that verifies; the checkpoint itself where --out names a step- folder. ConfigError where
+// there is none, DataError where it is damaged.
 TrainedModel find_trained(const LoadedOptions& loaded, const Target& target);
 
 // Numbers where there is no vocabulary.
