@@ -270,6 +270,8 @@ TEST_F(ExportCli, ImportedModelSamplesAtOnce) {
   expect_success(folder_says);
   EXPECT_EQ(folder_says.out, run_says.out);
   expect_success(run(Words{"sample", "--init", dir / "hf", "--quant", "nf4"} + how));
+  // The shape is the folder's, whatever is typed.
+  expect_success(run(Words{"sample", "--init", dir / "hf", "--model", "gpt"} + how));
   // A run that is named goes before the folder it came from.
   const Ended both = run(Words{"sample", "--init-from", dir / "hf", "--out", dir / "run"} + how);
   EXPECT_EQ(both.out, run_says.out);

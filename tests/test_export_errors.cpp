@@ -18,6 +18,7 @@ TEST_F(ExportCli, RefusesWhatItCannotDo) {
   fs::create_directory(dir / "empty");
   expect_refusal(run({"export", "--out", dir / "empty"}), 2, {"holds no checkpoint"});
   expect_refusal(run({"export", "--init-from", dir / "empty"}), 2, {"config.json"});
+  expect_refusal(run({"export", "--init-from", kGolden + "hf_gpt2"}), 2, {"--to"});
   train_nanochat();
   expect_refusal(exported("x", {"--format", "int8"}), 2, {"--format", "int8", "bf16"});
   expect_refusal(exported("x", {"--weights", "both"}), 2, {"--weights", "both", "master"});

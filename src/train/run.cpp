@@ -230,7 +230,7 @@ void run_tokenize(const LoadedOptions& loaded, std::ostream& out) {
 void run_sample(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   const Options& o = loaded.options;
   install_stop_handlers();
-  check_options(o);
+  check_use_options(loaded);
   LoadedModel model = load_model(loaded, make_backend, 1);
   std::vector<std::int32_t> prompt;
   if (model.tokenizer.bos() >= 0) prompt.push_back(model.tokenizer.bos());
@@ -263,8 +263,8 @@ void run_sample(const LoadedOptions& loaded, BackendFactory make_backend, std::o
 void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
   const Options& o = loaded.options;
   install_stop_handlers();
-  check_options(o);
-  if (names_weights(o.init_from) && find_checkpoints(o.out).empty()) {
+  check_use_options(loaded);
+  if (uses_folder(loaded)) {
     throw ConfigError(
         "--init-from names weights; eval takes those of a run",
         "start a run from them with `qtrain --init-from FOLDER --data ... --out RUN`, then name it "
@@ -288,10 +288,12 @@ void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ost
 
 void run_export(const LoadedOptions& loaded, std::ostream& out) {
   const Options& o = loaded.options;
-  check_options(o);
+  check_use_options(loaded);
   const Target target = target_from_options(o);
   const WeightsOf which = weights_of_name(o.weights);
   const TrainedModel trained = find_trained(loaded, target);
+  if (o.to.empty() && !trained.hf_folder.empty())
+    throw ConfigError("export --init-from FOLDER needs a place to write to", "add --to ANOTHER-FOLDER");
   ExportOptions how;
   how.folder = o.to.empty() ? fs::path(o.out) / "hf" : fs::path(o.to);
   how.shard_bytes = o.shard_bytes;
