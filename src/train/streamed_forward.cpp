@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <functional>
 
 #include "src/core/error.h"
 
@@ -12,15 +11,18 @@ namespace qt {
 namespace {
 
 constexpr std::int64_t kStripElems = 256 * 1024;
-constexpr std::size_t kLanes = static_cast<std::size_t>(kStreamedTokens);
-
-// One channel of all tokens: the products run over tokens side by side, each token's sum in its own order.
-using Lanes = std::array<float, kLanes>;
-using Channels = std::vector<Lanes>;
+// Accumulators of a product: few enough for the registers, enough to hide the latency of a sum.
+constexpr std::int64_t kSums = 16;
 
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
+// kLanes: tokens at most.
+template <std::size_t kLanes>
 class Forward {
+  // One channel of all tokens: the products run over tokens side by side, each token's sum in its own order.
+  using Lanes = std::array<float, kLanes>;
+  using Channels = std::vector<Lanes>;
+
  public:
   Forward(const ModelConfig& config, const ModelParams& model, ParamSource& source)
       : c_(config), m_(model), source_(source) {}
@@ -73,6 +75,22 @@ class Forward {
     return values;
   }
 
+  static constexpr std::int64_t kRows = kSums / static_cast<std::int64_t>(kLanes);
+
+  // y[r] = sum over k of weights[r, k] x[k]
+  template <std::int64_t kCount>
+  static void multiply(const Channels& x, const float* weights, std::int64_t K, Lanes* y) {
+    std::array<Lanes, static_cast<std::size_t>(kCount)> sums{};
+    for (std::int64_t k = 0; k < K; ++k) {
+      const Lanes& in = x[at(k)];
+      for (std::int64_t r = 0; r < kCount; ++r) {
+        const float weight = weights[r * K + k];
+        for (std::size_t t = 0; t < kLanes; ++t) sums[at(r)][t] += weight * in[t];
+      }
+    }
+    std::copy(sums.begin(), sums.end(), y);
+  }
+
   Channels linear(const LinearRoles& roles, const Channels& x) {
     const Param& w = m_.params[roles.weight];
     const std::vector<float> bias = vector_of(roles.bias);
@@ -83,18 +101,12 @@ class Forward {
       const std::int64_t rows = std::min(strip_rows, w.N - first);
       strip.resize(at(rows * w.K));
       source_.read(roles.weight, first * w.K, strip);
-      for (std::int64_t r = 0; r < rows; ++r) {
-        Lanes sum{};
-        for (std::int64_t k = 0; k < w.K; ++k) {
-          const float weight = strip[at(r * w.K + k)];
-          const Lanes& in = x[at(k)];
-          for (std::size_t t = 0; t < kLanes; ++t) sum[t] += weight * in[t];
-        }
-        if (!bias.empty()) {
-          for (float& v : sum) v += bias[at(first + r)];
-        }
-        y[at(first + r)] = sum;
-      }
+      std::int64_t r = 0;
+      for (; r + kRows <= rows; r += kRows) multiply<kRows>(x, &strip[at(r * w.K)], w.K, &y[at(first + r)]);
+      for (; r < rows; ++r) multiply<1>(x, &strip[at(r * w.K)], w.K, &y[at(first + r)]);
+    }
+    for (std::size_t n = 0; n < bias.size(); ++n) {
+      for (float& v : y[n]) v += bias[n];
     }
     return y;
   }
@@ -201,10 +213,13 @@ class Forward {
 
 std::vector<float> streamed_logits(const ModelConfig& config, const ModelParams& model, ParamSource& source,
                                    std::span<const std::int32_t> ids) {
-  QT_CHECK(!ids.empty() && ids.size() <= kLanes && static_cast<std::int64_t>(ids.size()) <= config.seq_len,
+  QT_CHECK(!ids.empty() && static_cast<std::int64_t>(ids.size()) <= kStreamedTokens &&
+               static_cast<std::int64_t>(ids.size()) <= config.seq_len,
            ShapeError, "a streamed forward pass takes 1 to {} tokens, not {}",
            std::min(kStreamedTokens, config.seq_len), ids.size());
-  return Forward(config, model, source).run(ids);
+  constexpr std::size_t kFew = 4;
+  if (ids.size() <= kFew) return Forward<kFew>(config, model, source).run(ids);
+  return Forward<static_cast<std::size_t>(kStreamedTokens)>(config, model, source).run(ids);
 }
 
 }  // namespace qt
