@@ -105,7 +105,7 @@ TEST_F(ExportCli, NamesWhatIsWrongInAFolder) {
       {"hf_gpt2",
        json([](Json& j) { j["scale_attn_by_inverse_layer_idx"] = true; }),
        {"scale_attn_by_inverse_layer_idx"}},
-      {"hf_gpt2", json([](Json& j) { j["n_inner"] = 32; }), {"n_inner"}},
+      {"hf_gpt2", json([](Json& j) { j["n_inner"] = 31; }), {"n_inner"}},
       {"hf_gpt2", json([](Json& j) { j["bias"] = false; }), {"not zero", "bias"}},
       {"hf_gpt2",
        [](const fs::path& f) { fs::remove(f / "model-00002-of-00002.safetensors"); },

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden"
-TOKENS = 12
+TOKENS = 8
 
 
 def configs():
@@ -25,9 +25,9 @@ def configs():
         vocab_size=128, hidden_size=24, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=32)  # fmt: skip
     gpt2 = transformers.GPT2Config(
-        vocab_size=1001, n_positions=32, n_embd=16, n_layer=2, n_head=2, activation_function="gelu",
+        vocab_size=1001, n_positions=32, n_embd=8, n_layer=2, n_head=2, activation_function="gelu",
         bos_token_id=1000, eos_token_id=1000)  # fmt: skip
-    return {"hf_nanochat": (nanochat, "5GB"), "hf_gpt2": (gpt2, "80KB")}
+    return {"hf_nanochat": (nanochat, "5GB"), "hf_gpt2": (gpt2, "33KB")}
 
 
 def save_tokenizer(folder):

@@ -289,9 +289,8 @@ void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ost
 void run_export(const LoadedOptions& loaded, std::ostream& out) {
   const Options& o = loaded.options;
   check_use_options(loaded);
-  const Target target = target_from_options(o);
   const WeightsOf which = weights_of_name(o.weights);
-  const TrainedModel trained = find_trained(loaded, target);
+  const TrainedModel trained = find_trained(loaded, Target{});  // no device is asked
   if (o.to.empty() && !trained.hf_folder.empty())
     throw ConfigError("export --init-from FOLDER needs a place to write to", "add --to ANOTHER-FOLDER");
   ExportOptions how;

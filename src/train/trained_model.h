@@ -31,8 +31,7 @@ struct TrainedModel {
 };
 
 // Whether the model is the folder of --init-from: where --out holds no run, and where --init-from was typed
-// and
-// --out was not given. So a file of options that began a run still names the run.
+// but not --out. So a file of options that began a run still names the run.
 bool uses_folder(const LoadedOptions& loaded);
 
 // check_options() for a verb that uses a model: the shape comes with a folder, whatever the options name.
