@@ -48,6 +48,7 @@ class MemoryRegion {
 // What a backend knows of the device behind it; 0 and empty where it does not know.
 struct DeviceFacts {
   std::string name;                // "NVIDIA GeForce RTX 4070"
+  std::string pci_bus_id;          // of a card: "0000:01:00.0", by which the driver's own tools know it
   int sm = 0;                      // cuda: compute capability times ten
   int multiprocessors = 0;         // of a card
   bool drives_display = false;     // somebody looks at it: some of its memory and time is not ours

@@ -84,6 +84,9 @@ DeviceFacts probe_card() {
   facts.total_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
   // Only what shows a picture has a watchdog for its kernels.
   facts.drives_display = attribute(cudaDevAttrKernelExecTimeout) != 0;
+  char bus[32] = {};
+  check(cudaDeviceGetPCIBusId(bus, sizeof bus, kFirst), "cudaDeviceGetPCIBusId");
+  facts.pci_bus_id = bus;
   return facts;
 }
 
@@ -95,10 +98,7 @@ OpenCard open_card(const Target& target) {
                                   card.facts.name, card.facts.sm),
                       fmt::format("use --arch sm_{}", card.facts.sm));
   }
-  char bus[32] = {};
-  check(cudaDeviceGetPCIBusId(bus, sizeof bus, kFirst), "cudaDeviceGetPCIBusId");
-  card.pci_bus_id = bus;
-  card.used_bytes_before = card_used_bytes(bus);
+  card.used_bytes_before = card_used_bytes(card.facts.pci_bus_id.c_str());
   check(cudaSetDevice(kFirst), "cudaSetDevice");
   card.facts.free_bytes = free_bytes();  // opens the card where the line above did not
   if (!has_code_for_card()) {
@@ -111,7 +111,7 @@ OpenCard open_card(const Target& target) {
 
 void measure_context(OpenCard& card, const Target& target, std::int64_t own_bytes) {
   card.facts.free_bytes = free_bytes() + own_bytes;
-  const std::int64_t used_bytes = card_used_bytes(card.pci_bus_id.c_str());
+  const std::int64_t used_bytes = card_used_bytes(card.facts.pci_bus_id.c_str());
   if (card.used_bytes_before < 0 || used_bytes < 0) return;
   const std::int64_t taken_bytes = used_bytes - card.used_bytes_before - own_bytes;
   const std::int64_t assumed_bytes = assumed_context_bytes(target);

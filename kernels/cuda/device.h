@@ -16,8 +16,7 @@ DeviceFacts probe_card();
 
 // A card that is open for this process.
 struct OpenCard {
-  DeviceFacts facts;  // context_bytes: see measure_context
-  std::string pci_bus_id;
+  DeviceFacts facts;                    // context_bytes: see measure_context
   std::int64_t used_bytes_before = -1;  // of the card by anyone, before it was opened; -1: unknown
 };
 
