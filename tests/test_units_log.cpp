@@ -50,6 +50,21 @@ TEST(Units, DurationsPrintInTwoUnitsThatNeverReachTheNext) {
   EXPECT_EQ(format_duration(INFINITY), "unknown");
 }
 
+TEST(Units, DurationsOfColumnsAreShort) {
+  EXPECT_EQ(format_duration_short(0.0421), "42ms");
+  EXPECT_EQ(format_duration_short(0.9996), "1.0s");
+  EXPECT_EQ(format_duration_short(9.96), "10s");
+  EXPECT_EQ(format_duration_short(59.6), "1m 0s");
+  EXPECT_EQ(format_duration_short(192), "3m 12s");
+  EXPECT_EQ(format_duration_short(3599.9), "1h 0m");
+  EXPECT_EQ(format_duration_short(5 * 3600 + 3 * 60), "5h 3m");
+  EXPECT_EQ(format_duration_short(86399), "1d 0h");
+  EXPECT_EQ(format_duration_short(12 * 86400 + 4 * 3600), "12d 4h");
+  EXPECT_EQ(format_duration_short(100 * 86400), "100d");
+  EXPECT_EQ(format_duration_short(-192), "-3m 12s");
+  EXPECT_EQ(format_duration_short(INFINITY), "unknown");
+}
+
 TEST(Units, CountsPrintThreeDigitsAndAUnit) {
   EXPECT_EQ(format_count(0), "0");
   EXPECT_EQ(format_count(950), "950");

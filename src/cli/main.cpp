@@ -10,6 +10,7 @@
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/suggest.h"
+#include "src/core/version.h"
 #include "src/train/option_table.h"
 #include "src/train/run.h"
 
@@ -20,8 +21,6 @@ constexpr const char* kDevices = "on a CUDA card or the CPU";
 #else
 constexpr const char* kDevices = "on the CPU";
 #endif
-
-constexpr const char* kVersion = "qtrain 0.1.0";
 
 struct Verb {
   const char* name;
@@ -38,7 +37,8 @@ constexpr Verb kVerbs[] = {
 };
 
 void print_help() {
-  std::cout << kVersion << ": trains language models on one consumer GPU (this build: " << kDevices << ")\n\n"
+  std::cout << "qtrain " << qt::kVersion
+            << ": trains language models on one consumer GPU (this build: " << kDevices << ")\n\n"
             << "  qtrain [verb] [--option value ...]\n\n";
   for (const Verb& verb : kVerbs) std::cout << fmt::format("  {:<10} {}\n", verb.name, verb.help);
   std::cout << "\n  --config FILE     read options from an INI file or nanoGPT's .py; QTRAIN_<OPTION> in the "
@@ -103,7 +103,7 @@ void run(std::vector<std::string> args) {
   if (take(args, "--help") || take(args, "-h") || (args.size() == 1 && args.front() == "help"))
     return print_help();
   if (take(args, "--version")) {
-    std::cout << kVersion << "\n";
+    std::cout << "qtrain " << qt::kVersion << "\n";
     return;
   }
   const bool only_print = take(args, "--print-config");
@@ -141,7 +141,7 @@ int main(int argc, char** argv) {
     return static_cast<int>(qt::ExitCode::no_fit);
   } catch (const std::exception& e) {
     std::cerr << "qtrain: internal error: " << e.what()
-              << "\n        please report it with the command line and " << kVersion << "\n";
+              << "\n        please report it with the command line and qtrain " << qt::kVersion << "\n";
     return static_cast<int>(qt::ExitCode::internal);
   }
 }

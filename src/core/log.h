@@ -38,6 +38,9 @@ void log_error(fmt::format_string<Args...> text, Args&&... args) {
 // become U+FFFD one by one, so that the line can always be read back.
 std::string json_string(std::string_view text);
 
+// The time of day in seconds since 1970, to the millisecond: for readers of a log, never for durations.
+double unix_seconds();
+
 // One JSON object, fields in the order of the calls. Floating point prints the shortest digits that read back
 // to the same value; NaN and infinities, which JSON does not have, print as null.
 class JsonRecord {

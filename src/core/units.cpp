@@ -109,6 +109,27 @@ std::string format_duration(double seconds) {
   return fmt::format("{} d {} h", hours / 24, hours % 24);
 }
 
+std::string format_duration_short(double seconds) {
+  if (!std::isfinite(seconds)) return "unknown";
+  if (seconds < 0) return "-" + format_duration_short(-seconds);
+  if (seconds < 0.9995) return fmt::format("{:.0f}ms", seconds * 1e3);
+  if (seconds < 9.95) return fmt::format("{:.1f}s", seconds);
+  if (seconds < 59.5) return fmt::format("{:.0f}s", seconds);
+  // Rounded once to the smaller of the two units shown, then split.
+  if (seconds < 3599.5) {
+    const auto s = std::llround(seconds);
+    return fmt::format("{}m {}s", s / 60, s % 60);
+  }
+  if (seconds < 86400.0 - 30.0) {
+    const auto minutes = std::llround(seconds / 60);
+    return fmt::format("{}h {}m", minutes / 60, minutes % 60);
+  }
+  if (seconds >= 1e15) return fmt::format("{:.1e}d", seconds / 86400.0);
+  const auto hours = std::llround(seconds / 3600);
+  if (hours >= 100 * 24) return fmt::format("{}d", std::llround(seconds / 86400.0));
+  return fmt::format("{}d {}h", hours / 24, hours % 24);
+}
+
 std::string format_count(std::int64_t count) {
   constexpr std::array<const char*, 5> kNames = {"", "k", "M", "B", "T"};
   if (count > -1000 && count < 1000) return fmt::format("{}", count);

@@ -12,8 +12,10 @@ inline constexpr std::int64_t kKiB = 1024;
 inline constexpr std::int64_t kMiB = 1024 * kKiB;
 inline constexpr std::int64_t kGiB = 1024 * kMiB;
 
-std::string format_bytes(std::int64_t bytes);      // "512 B", "3.2 MiB", "11.0 GiB"
-std::string format_duration(double seconds);       // "0.8 s", "3 min 12 s", "12 d 4 h"
+std::string format_bytes(std::int64_t bytes);  // "512 B", "3.2 MiB", "11.0 GiB"
+std::string format_duration(double seconds);   // "0.8 s", "3 min 12 s", "12 d 4 h"
+// For columns: "850ms", "45s", "3m 12s", "4h 5m", "3d 4h", "120d".
+std::string format_duration_short(double seconds);
 std::string format_count(std::int64_t count);      // "950", "36.7M", "1.88B"
 std::string format_thousands(std::int64_t count);  // "37,580,963,840"
 
