@@ -114,7 +114,7 @@ TEST_F(CliEstimate, RefusesWrongWords) {
   }
   // The words of one verb are no words of another, nor options of a run.
   expect_refusal(run({"train", "--card", "4070"}), 2, {"--card", "`qtrain train`", "`qtrain estimate`"});
-  expect_refusal(run({"plan", "--price", "1EUR"}), 2, {"--price", "`qtrain estimate`"});
+  expect_refusal(run({"plan", "--compare"}), 2, {"--compare", "`qtrain estimate`"});
   expect_refusal(estimate({"--card", "4070", "--arch", "sm_90"}), 2, {"--arch sm_90", "sm_89"});
   expect_refusal(run({"plan", "--json", "--json"}), 2, {"--json", "twice"});
   write_text(dir / "run.ini", "card = 4070\n");

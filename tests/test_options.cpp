@@ -352,6 +352,8 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
                                            "watch.prompt",
                                            "watch.temperature",
                                            "watch.top-k",
+                                           "watch.watts",
+                                           "watch.price",
                                            "watch.log-every",
                                            "watch.quiet"};
   std::vector<std::string> names;

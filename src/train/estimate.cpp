@@ -16,6 +16,7 @@ constexpr double kFastDiskBytesPerSecond = 2e9;
 constexpr double kDiskBytesPerSecond = 5e8;
 constexpr double kSaveShare = 0.01;  // of the time, where --save-every leaves it to the program
 constexpr double kScratchBytes = 2;  // of a weight in 16 bits
+constexpr double kMostWatts = 100'000;
 
 Range times(Range r, double factor) { return {.low = r.low * factor, .high = r.high * factor}; }
 Range plus(Range a, Range b) { return {.low = a.low + b.low, .high = a.high + b.high}; }
@@ -94,6 +95,25 @@ Price parse_price(std::string_view text, std::string_view label) {
   return {.per_kwh = *number, .currency = std::string(currency)};
 }
 
+std::optional<Price> price_given(std::string_view text) {
+  if (text.empty()) return std::nullopt;
+  return parse_price(text, "--price");
+}
+
+double parse_positive(std::string_view text, std::string_view label, std::string_view unit, double most) {
+  std::string_view rest = text;
+  const std::optional<double> value = take_number(rest);
+  if (!value || !(rest.empty() || rest == unit) || !(*value > 0) || *value > most) {
+    throw ConfigError(fmt::format("{}: '{}' is not a number above zero", label, text),
+                      fmt::format("write it as 225 or 225{}; at most {:g}", unit, most));
+  }
+  return *value;
+}
+
+double watts_given(std::string_view text) {
+  return text.empty() ? 0.0 : parse_positive(text, "--watts", "W", kMostWatts);
+}
+
 Range parse_efficiency(std::string_view text, double peak_flops, std::string_view label) {
   const auto refuse = [&] {
     return ConfigError(fmt::format("{}: '{}' is not an efficiency", label, text),
@@ -124,13 +144,45 @@ Range parse_efficiency(std::string_view text, double peak_flops, std::string_vie
   return share;
 }
 
+Range save_seconds(const PlannedRun& run) {
+  const auto checkpoint = static_cast<double>(run.checkpoint_bytes);
+  return {.low = checkpoint / kFastDiskBytesPerSecond, .high = checkpoint / kDiskBytesPerSecond};
+}
+
+TimeAhead time_ahead(const WorkAhead& w) {
+  // Multiples of `every` from the step that is done to the last one but the end.
+  const auto on_the_way = [&](std::int64_t every) {
+    const std::int64_t before = std::max<std::int64_t>(w.step - 1, 0), last = std::max(w.steps - 1, before);
+    return every > 0 ? static_cast<double>(last / every - before / every) : 0.0;
+  };
+  TimeAhead t;
+  t.steps = static_cast<double>(std::max<std::int64_t>(w.steps - w.step, 0));
+  const double evaluations = w.evaluates ? on_the_way(w.eval_every) : 0;
+  const std::int64_t both =
+      w.evaluates && w.eval_every > 0 && w.save_every > 0 ? std::lcm(w.eval_every, w.save_every) : 0;
+  t.evaluations = w.evaluates ? evaluations + 1 : 0;
+  t.saves = 1 + evaluations + on_the_way(w.save_every) - on_the_way(both);
+  t.training_s = times(w.step_s, t.steps);
+  t.evaluation_s = times(w.evaluation_s, t.evaluations);
+  t.saves_s = times(w.save_s, t.saves);
+  if (w.save_every == 0) t.saves_s.high += kSaveShare * t.training_s.high;
+  t.total_s = plus(plus(t.training_s, t.evaluation_s), t.saves_s);
+  t.flops = w.step_flops * t.steps + t.evaluations * w.evaluation_flops;
+  if (w.peak_flops > 0 && t.total_s.low < t.flops / w.peak_flops) {
+    t.held_at_floor = true;
+    t.total_s.low = t.flops / w.peak_flops;
+    t.total_s.high = std::max(t.total_s.high, t.total_s.low);
+  }
+  return t;
+}
+
 Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
   Estimate e;
   const ModelConfig& model = run.engine.model;
   const auto step_tokens = static_cast<double>(run.engine.step_tokens());
   e.steps = run.steps;
   e.tokens = run.steps * run.engine.step_tokens();
-  const auto steps = static_cast<double>(e.steps), tokens = static_cast<double>(e.tokens);
+  const auto tokens = static_cast<double>(e.tokens);
   e.flops_step = model.model_flops_per_token() * step_tokens;
   e.flops_total = model.model_flops_per_token() * tokens;
   // A third of what blocks do, embedding and head left out: two operations a weight, and the full square.
@@ -139,26 +191,25 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
       4.0 * static_cast<double>(model.n_layer * model.n_embd) * static_cast<double>(model.seq_len);
   e.flops_total_recompute = e.flops_total + forward_of_blocks * tokens;
 
-  // As Trainer::run() has it: evaluations on the way and one at the end, a save before each on the way, those
-  // asked for, and one at the end.
-  const bool evaluates = in.eval_tokens > 0;
-  const auto on_the_way = [&](std::int64_t every) { return every > 0 ? (e.steps - 1) / every : 0; };
-  const std::int64_t on_way_evaluations = evaluates ? on_the_way(in.eval_every) : 0;
-  const std::int64_t both =
-      evaluates && in.eval_every > 0 && in.save_every > 0 ? std::lcm(in.eval_every, in.save_every) : 0;
-  const auto evaluations = static_cast<double>(evaluates ? on_way_evaluations + 1 : 0);
-  const auto saves =
-      static_cast<double>(1 + on_way_evaluations + on_the_way(in.save_every) - on_the_way(both));
   const double eval_batches =
       std::ceil(static_cast<double>(in.eval_tokens) / static_cast<double>(run.engine.micro_batch_tokens()));
-  const double eval_flops = evaluations * eval_batches * run.plan.eval_step.executed_flops;
-  e.executed_flops_step = run.plan.train_step(run.engine.accumulation).executed_flops;
-  e.executed_flops_total = e.executed_flops_step * steps + eval_flops;
+  WorkAhead work{.step = in.steps_done,
+                 .steps = e.steps,
+                 .eval_every = in.eval_every,
+                 .save_every = in.save_every,
+                 .evaluates = in.eval_tokens > 0,
+                 .save_s = save_seconds(run),
+                 .step_flops = run.plan.train_step(run.engine.accumulation).executed_flops,
+                 .evaluation_flops = eval_batches * run.plan.eval_step.executed_flops};
+  e.executed_flops_step = work.step_flops;
+  WorkAhead whole = work;
+  whole.step = 0;
+  e.executed_flops_total = time_ahead(whole).flops;
 
   Range rate;
   if (in.card != nullptr) {
     const double peak = in.card->peak_flops();
-    e.peak_flops = peak;
+    e.peak_flops = work.peak_flops = peak;
     e.limit_days = e.flops_total / peak / kSecondsPerDay;
     e.limit_days_recompute = e.flops_total_recompute / peak / kSecondsPerDay;
     e.floor_days = e.executed_flops_total / peak / kSecondsPerDay;
@@ -167,31 +218,25 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
   if (in.step_seconds) {
     e.measured = true;
     e.step_s = *in.step_seconds;
-    e.training_s = times(e.step_s, steps);
     rate = {.low = e.executed_flops_step / e.step_s.high, .high = e.executed_flops_step / e.step_s.low};
   } else {
     QT_CHECK(in.card != nullptr, ConfigError, "an estimate needs a card, or times that were measured");
     const StepParts parts = parts_of_step(run, in);
-    e.training_s = times(parts.products, steps);
-    e.expansion_s = times(parts.expansion, steps);
-    e.paging_s = times(parts.paging, steps);
     e.step_s = plus(plus(parts.products, parts.expansion), parts.paging);
+    const auto steps_ahead = static_cast<double>(e.steps - in.steps_done);
+    e.training_s = times(parts.products, steps_ahead);
+    e.expansion_s = times(parts.expansion, steps_ahead);
+    e.paging_s = times(parts.paging, steps_ahead);
   }
   e.rate_flops = rate;
-  e.evaluation_s = {.low = eval_flops / rate.high, .high = eval_flops / rate.low};
-
-  const auto checkpoint = static_cast<double>(run.checkpoint_bytes);
-  e.saves_s = {.low = saves * checkpoint / kFastDiskBytesPerSecond,
-               .high = saves * checkpoint / kDiskBytesPerSecond};
-  if (in.save_every == 0) e.saves_s.high += kSaveShare * (e.step_s.high * steps);
-
-  const Range all = plus(plus(times(e.step_s, steps), e.evaluation_s), e.saves_s);
-  e.days = times(all, 1 / kSecondsPerDay);
-  if (e.floor_days && e.days.low < *e.floor_days) {
-    e.held_at_floor = true;
-    e.days.low = *e.floor_days;
-    e.days.high = std::max(e.days.high, *e.floor_days);
-  }
+  work.step_s = e.step_s;
+  work.evaluation_s = {.low = work.evaluation_flops / rate.high, .high = work.evaluation_flops / rate.low};
+  const TimeAhead ahead = time_ahead(work);
+  if (e.measured) e.training_s = ahead.training_s;
+  e.evaluation_s = ahead.evaluation_s;
+  e.saves_s = ahead.saves_s;
+  e.held_at_floor = ahead.held_at_floor;
+  e.days = {.low = ahead.total_s.low / kSecondsPerDay, .high = ahead.total_s.high / kSecondsPerDay};
 
   e.watts_given = in.watts > 0;
   if (e.watts_given)

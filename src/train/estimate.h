@@ -30,6 +30,15 @@ struct Price {
 // "3.5TWD", "0.30 EUR", "$0.15", "3.5 TWD/kWh". `label` names the option in messages. ConfigError.
 Price parse_price(std::string_view text, std::string_view label);
 
+// What --price says; nothing where it says nothing. ConfigError.
+std::optional<Price> price_given(std::string_view text);
+
+// A number above zero and not above `most`, with its unit or without: "225", "225W". ConfigError.
+double parse_positive(std::string_view text, std::string_view label, std::string_view unit, double most);
+
+// What --watts says: 0 where it says nothing. ConfigError.
+double watts_given(std::string_view text);
+
 // "70%", "0.7", "45TFLOP/s", and each as a range, "60-80%": the share of peak_flops (> 0) at which operations
 // are executed. ConfigError for what is not above 0 or is above the peak.
 Range parse_efficiency(std::string_view text, double peak_flops, std::string_view label);
@@ -43,6 +52,33 @@ inline constexpr Range kAssumedEfficiency{.low = 0.50, .high = 0.80};
 // it a run evaluates its whole validation split, which nobody has counted yet.
 inline constexpr std::int64_t kAssumedEvalTokens = 20 * 524288;
 
+// What a run has still to do: the numbers that estimates and the trainer's ETA share. Evaluations and saves
+// are those of Trainer::run(): evaluations on the way and one at the end; a save before each on the way,
+// those asked for, and one at the end. Samples are not counted.
+struct WorkAhead {
+  std::int64_t step = 0;  // done; an evaluation or a save that is due at this very step is still to come
+  std::int64_t steps = 0;
+  std::int64_t eval_every = 0;  // steps; 0: only at the end
+  std::int64_t save_every = 0;  // steps; 0: so that saving takes at most 1 % of the time
+  bool evaluates = true;
+  Range step_s{}, evaluation_s{}, save_s{};     // of one
+  double step_flops = 0, evaluation_flops = 0;  // executed, of one
+  double peak_flops = 0;                        // per second; 0: not known
+};
+
+struct TimeAhead {
+  double steps = 0, evaluations = 0, saves = 0;  // how many
+  Range training_s, evaluation_s, saves_s;
+  Range total_s;
+  double flops = 0;            // executed
+  bool held_at_floor = false;  // the times given are shorter than the peak allows
+};
+
+TimeAhead time_ahead(const WorkAhead& work);
+
+// What a save takes on a fast and on an ordinary disk.
+Range save_seconds(const PlannedRun& run);
+
 struct EstimateInput {
   const Card* card = nullptr;  // nullptr: a device whose peak is not known
   Range efficiency = kAssumedEfficiency;
@@ -51,7 +87,8 @@ struct EstimateInput {
   std::int64_t eval_every = 0;        // steps; 0: only at the end
   std::int64_t eval_tokens = kAssumedEvalTokens;  // of one evaluation
   std::int64_t save_every = 0;                    // steps; 0: so that saving takes at most 1 % of the time
-  double watts = 0;  // drawn while it runs; 0: the card's board power, unknown without a card
+  std::int64_t steps_done = 0;  // of a run that has begun: times and energy are of what is ahead
+  double watts = 0;             // drawn while it runs; 0: the card's board power, unknown without a card
 };
 
 inline constexpr double kSecondsPerDay = 86400;

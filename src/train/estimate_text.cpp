@@ -108,24 +108,22 @@ void append_parts(std::string& text, const PlannedRun& run, const Estimate& e, c
       fmt::format("    {:<22} {} (disk at 2 to 0.5 GB/s, assumed)\n", "saves", time_range_text(e.saves_s));
 }
 
+std::string energy_range_text(const EstimateInput& in, const Estimate& e) {
+  const auto kwh = [](double x) { return fmt::format("{:.{}f}", x, x < 10 ? 2 : 0); };
+  return fmt::format("{} kWh at {:g} W ({})", range_text(*e.kwh, kwh), *e.watts,
+                     e.watts_given || in.card == nullptr
+                         ? "--watts"
+                         : "the card's board power alone: the machine around it takes more; --watts W");
+}
+
 void append_money(std::string& text, const EstimateInput& in, const Estimate& e, const EstimateView& view) {
   if (!e.kwh) {
     text += "  energy      unknown: --watts W, best measured at the wall\n";
     return;
   }
-  const auto kwh = [](double x) { return fmt::format("{:.{}f}", x, x < 10 ? 2 : 0); };
-  text += fmt::format("  energy      {} kWh at {:g} W ({})\n", range_text(*e.kwh, kwh), *e.watts,
-                      e.watts_given || in.card == nullptr
-                          ? "--watts"
-                          : "the card's board power alone: the machine around it takes more; --watts W");
-  if (view.price) {
-    text += fmt::format("  cost        {} {} at {:g} {} a kWh\n",
-                        range_text({e.kwh->low * view.price->per_kwh, e.kwh->high * view.price->per_kwh},
-                                   [](double x) { return fmt::format("{:.2f}", x); }),
-                        view.price->currency, view.price->per_kwh, view.price->currency);
-  } else {
-    text += "  cost        --price, as 3.5TWD for a kWh\n";
-  }
+  text += fmt::format("  energy      {}\n", energy_range_text(in, e));
+  text += fmt::format("  cost        {}\n",
+                      view.price ? cost_text(*e.kwh, *view.price) : "--price, as 3.5TWD for a kWh");
 }
 
 void append_claim(std::string& text, const Estimate& e, const EstimateView& view) {
@@ -204,6 +202,27 @@ std::string estimate_text(const PlannedRun& run, const EstimateInput& in, const 
                       range_text(e.days, [&](double d) { return date_text(view.now_unix_s, d); }));
   append_money(text, in, e, view);
   if (view.claim) append_claim(text, e, view);
+  return text;
+}
+
+std::string cost_text(Range kwh, const Price& price) {
+  return fmt::format("{} {} at {:g} {} a kWh",
+                     range_text({kwh.low * price.per_kwh, kwh.high * price.per_kwh},
+                                [](double x) { return fmt::format("{:.2f}", x); }),
+                     price.currency, price.per_kwh, price.currency);
+}
+
+std::string outlook_text(const EstimateInput& in, const std::optional<Estimate>& e,
+                         const EstimateView& view) {
+  if (!e) return "  time       not known before steps were measured: the column ETA tells then\n";
+  std::string text =
+      fmt::format("  time       {} {}: {}\n  finish     {}, if it never waits\n",
+                  range_text(e->days, days_text), e->measured ? "measured" : "assumed", view.efficiency_why,
+                  range_text(e->days, [&](double d) { return date_text(view.now_unix_s, d); }));
+  if (e->kwh) {
+    text += fmt::format("  energy     {}\n", energy_range_text(in, *e));
+    if (view.price) text += fmt::format("  cost       {}\n", cost_text(*e->kwh, *view.price));
+  }
   return text;
 }
 

@@ -22,6 +22,13 @@ struct EstimateView {
 std::string estimate_text(const PlannedRun& run, const EstimateInput& in, const Estimate& e,
                           const EstimateView& view);
 
+// The lines of a start screen: the time that is left, with the day it ends and where that comes from, its
+// energy and its cost. Without an estimate: that nothing was measured yet.
+std::string outlook_text(const EstimateInput& in, const std::optional<Estimate>& e, const EstimateView& view);
+
+// "1.05 TWD at 3.5 TWD a kWh"
+std::string cost_text(Range kwh, const Price& price);
+
 // Keys are frozen: flops_total, executed_flops_total, limit_days, limit_days_recompute, floor_days, days_low,
 // days_high, kwh_low, kwh_high, efficiency_source ("measured" or "assumed") and those after them. What is not
 // known is null.

@@ -121,6 +121,9 @@ constexpr OptionSpec kTable[] = {
     {"watch", "prompt", K::text, &O::prompt, "what samples continue"},
     {"watch", "temperature", K::number, &O::temperature, "of samples; 0: the likeliest token"},
     {"watch", "top-k", K::count, &O::top_k, "sample among the k likeliest tokens; 0: all"},
+    {"watch", "watts", K::text, &O::watts,
+     "drawn while it runs, best measured at the wall: 225; empty: as card or processor measure it"},
+    {"watch", "price", K::text, &O::price, "of a kWh, in any currency: 3.5TWD, 0.30EUR"},
     {"watch", "log-every", K::count, &O::log_every, "steps between printed lines"},
     {"watch", "quiet", K::flag, &O::quiet, "print results and errors only"},
 };

@@ -149,7 +149,7 @@ void read_environment(LoadedOptions& loaded) {
   constexpr std::string_view kPrefix = "QTRAIN_";
   // Names that steer tests and tools rather than runs.
   constexpr std::string_view kNotOptions[] = {"QTRAIN_REQUIRE_CUDA", "QTRAIN_SYNC_LAUNCHES",
-                                              "QTRAIN_TEST_PARTS"};
+                                              "QTRAIN_TEST_PARTS", "QTRAIN_NVML", "QTRAIN_POWERCAP"};
   SourceValues values;
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
     const std::string_view text(*entry);

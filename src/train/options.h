@@ -100,6 +100,8 @@ struct Options {
   std::string prompt = "The";
   double temperature = 0.8;
   std::int64_t top_k = 0;
+  std::string watts;  // assumed to be drawn, "225W"; empty: as measured
+  std::string price;  // of a kWh, "3.5TWD"; empty: not known
   std::int64_t log_every = 1;
   bool quiet = false;
 };

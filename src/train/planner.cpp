@@ -10,6 +10,7 @@
 #include "src/data/batches.h"
 #include "src/io/checkpoint.h"
 #include "src/train/command.h"
+#include "src/train/estimate.h"
 #include "src/train/option_table.h"
 
 namespace qt {
@@ -306,6 +307,8 @@ void check_options(const Options& o) {
   }
   model_from_options(o, 0);
   format_from_name(o.quant);
+  watts_given(o.watts);
+  price_given(o.price);
   // Options that were never text: a program's, or a test's.
   for (const OptionSpec& spec : option_table()) {
     if (spec.choices != nullptr)

@@ -25,16 +25,38 @@ constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk",
 // What the run is executed on: no result depends on it, but whoever continues should see it.
 constexpr std::string_view kShown[] = {"threads", "vram", "ram", "paging", "ckpt-activations"};
 // How long, how often, where: no result depends on them.
-constexpr std::string_view kFree[] = {"stop-after",    "batch-size",    "gradient-accumulation-steps",
-                                      "init-from",     "eval-iters",    "fresh",
-                                      "out",           "allow-changes", "eval-every",
-                                      "eval-tokens",   "save-every",    "keep",
-                                      "sample-every",  "prompt",        "sample-tokens",
-                                      "temperature",   "top-k",         "log-every",
-                                      "quiet",         "cache",         "data",
-                                      "val-data",      "tokenizer",     "tokenizer-kind",
-                                      "split-pattern", "val-fraction",  "to",
-                                      "format",        "weights",       "shard-bytes",
+constexpr std::string_view kFree[] = {"stop-after",
+                                      "batch-size",
+                                      "gradient-accumulation-steps",
+                                      "init-from",
+                                      "eval-iters",
+                                      "fresh",
+                                      "out",
+                                      "allow-changes",
+                                      "eval-every",
+                                      "eval-tokens",
+                                      "save-every",
+                                      "keep",
+                                      "sample-every",
+                                      "prompt",
+                                      "sample-tokens",
+                                      "temperature",
+                                      "top-k",
+                                      "log-every",
+                                      "quiet",
+                                      "watts",
+                                      "price",
+                                      "cache",
+                                      "data",
+                                      "val-data",
+                                      "tokenizer",
+                                      "tokenizer-kind",
+                                      "split-pattern",
+                                      "val-fraction",
+                                      "to",
+                                      "format",
+                                      "weights",
+                                      "shard-bytes",
                                       "overwrite"};
 
 template <std::size_t n>
@@ -103,6 +125,20 @@ std::map<std::string, std::string> effective_options(const Options& options, con
   std::map<std::string, std::string> text;
   for (const OptionSpec& spec : option_table()) text[spec.name] = option_text(effective, spec);
   return text;
+}
+
+bool is_same_work(const RunState& begun, const Options& options, const PlannedRun& run) {
+  const std::map<std::string, std::string> now = effective_options(options, run);
+  constexpr const char* kDecide[] = {
+      "model",      "vocab-size", "seq-len", "n-layer", "n-head", "n-embd",           "n-kv-head",
+      "bias",       "dropout",    "quant",   "dtype",   "gemm",   "ckpt-activations", "micro-batch",
+      "grad-dtype", "loss-chunk", "master",  "optim",   "paging", "batch-tokens",     "threads",
+      "device",     "arch"};
+  for (const char* name : kDecide) {
+    const auto then = begun.options.find(name);
+    if (then == begun.options.end() || then->second != now.at(name)) return false;
+  }
+  return true;
 }
 
 RunState carry_over(RunState state, const RunState& now) {

@@ -19,6 +19,10 @@ void adopt_resolved(Options& options, const RunState& stored);
 // Throws as adopt_weights().
 void adopt_named_weights(Options& options);
 
+// Whether a run that has begun is what this one would be, as far as its speed goes: what it measured holds
+// here too, on the same machine.
+bool is_same_work(const RunState& begun, const Options& options, const PlannedRun& run);
+
 // The options of a planned run as text, auto resolved: what a checkpoint stores.
 std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run);
 

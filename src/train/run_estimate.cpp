@@ -18,19 +18,7 @@ namespace qt {
 
 namespace {
 
-constexpr double kMostWatts = 100'000;
 constexpr double kMostClaim = 1e9;
-
-// A number above zero, with its unit or without.
-double parse_positive(const std::string& text, std::string_view label, std::string_view unit, double most) {
-  std::string_view rest = text;
-  const std::optional<double> value = take_number(rest);
-  if (!value || !(rest.empty() || rest == unit) || !(*value > 0) || *value > most) {
-    throw ConfigError(fmt::format("{}: '{}' is not a number above zero", label, text),
-                      fmt::format("write it as 225 or 225{}; at most {:g}", unit, most));
-  }
-  return *value;
-}
 
 std::optional<Claim> claim_of(const VerbValues& words) {
   const auto number = [&](const char* name, std::string_view unit) {
@@ -47,21 +35,6 @@ std::optional<Claim> claim_of(const VerbValues& words) {
         "as in --claim-tflops 20 --claim-days 40, with --claim-kwh 175 where energy is claimed too");
   }
   return claim;
-}
-
-// Whether a run that has begun is what this one would be, as far as its speed goes.
-bool is_same_work(const RunState& state, const Options& o, const PlannedRun& run) {
-  const std::map<std::string, std::string> now = effective_options(o, run);
-  constexpr const char* kDecide[] = {
-      "model",      "vocab-size", "seq-len", "n-layer", "n-head", "n-embd",           "n-kv-head",
-      "bias",       "dropout",    "quant",   "dtype",   "gemm",   "ckpt-activations", "micro-batch",
-      "grad-dtype", "loss-chunk", "master",  "optim",   "paging", "batch-tokens",     "threads",
-      "device",     "arch"};
-  for (const char* name : kDecide) {
-    const auto then = state.options.find(name);
-    if (then == state.options.end() || then->second != now.at(name)) return false;
-  }
-  return true;
 }
 
 // The device of the estimate: the named card, else the one that is there, else this processor.
@@ -96,10 +69,9 @@ Subject subject_of(const Options& o, const VerbValues& words) {
 void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out) {
   Options o = loaded.options;
   EstimateView view{.claim = claim_of(words), .now_unix_s = std::time(nullptr)};
-  if (const std::string* price = words.find("price")) view.price = parse_price(*price, "--price");
+  view.price = price_given(o.price);
   EstimateInput in;
-  if (const std::string* watts = words.find("watts"))
-    in.watts = parse_positive(*watts, "--watts", "W", kMostWatts);
+  in.watts = watts_given(o.watts);
   adopt_named_weights(o);
   check_options(o);
   const Subject subject = subject_of(o, words);

@@ -14,9 +14,7 @@ namespace qt {
 namespace {
 
 constexpr std::streamoff kTailBytes = std::streamoff{1} << 20;  // some thousand steps
-constexpr int kWarmupSteps = 2;
-constexpr std::size_t kLeastSteps = 5, kMostSteps = 1000;
-constexpr double kLeastSpread = 0.05;
+constexpr std::size_t kLeastSteps = 5;
 
 // The newest whole lines; where the log is longer, without the first, which may be cut.
 std::vector<std::string> newest_lines(const std::filesystem::path& log, bool& from_start) {
@@ -40,12 +38,12 @@ std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::
   bool from_start = true;
   const std::vector<std::string> lines = newest_lines(log, from_start);
   std::vector<double> seconds;
-  int warming = from_start ? kWarmupSteps : 0;
+  std::int64_t warming = from_start ? kWarmupSteps : 0;
   for (const std::string& line : lines) {
     const std::string where = log.string();
     const Json record = parse_json(line, where);
     const std::string& kind = json_string(record, "kind", where);
-    if (kind == "stop") warming = kWarmupSteps;
+    if (kind == "stop" || kind == "start") warming = kWarmupSteps;
     if (kind != "step") continue;
     const double took = json_number(record, "seconds", where),
                  rate = json_number(record, "tokens_per_s", where);
@@ -58,14 +56,11 @@ std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::
     }
     seconds.push_back(took);
   }
-  if (seconds.size() > kMostSteps) seconds.erase(seconds.begin(), seconds.end() - kMostSteps);
+  if (seconds.size() > Pace::kHistory)
+    seconds.erase(seconds.begin(), seconds.end() - static_cast<std::ptrdiff_t>(Pace::kHistory));
   if (seconds.size() < kLeastSteps) return std::nullopt;
-  std::sort(seconds.begin(), seconds.end());
-  const std::size_t n = seconds.size();
-  const double median = seconds[n / 2];
-  return StepTimes{.seconds = {.low = std::min(seconds[n / 4], median * (1 - kLeastSpread)),
-                               .high = std::max(seconds[n - 1 - n / 4], median * (1 + kLeastSpread))},
-                   .steps = static_cast<std::int64_t>(n)};
+  const auto steps = static_cast<std::int64_t>(seconds.size());
+  return StepTimes{.seconds = usual_seconds(std::move(seconds)), .steps = steps};
 }
 
 }  // namespace qt

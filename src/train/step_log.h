@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "src/train/estimate.h"
+#include "src/train/pace.h"
 
 namespace qt {
 
@@ -14,7 +15,8 @@ struct StepTimes {
   std::int64_t steps = 0;  // measured
 };
 
-// From the newest steps of the log, without the first two after a start or a stop, which pay for warm-up.
+// From the newest steps of the log, without those that pay for warm-up: the first of each session, whether it
+// ended with a stop or was killed.
 // Nothing where there is no log, or fewer than five such steps, or where steps have another number of tokens
 // than step_tokens. A line torn by a kill at the end is left out; DataError for any other that is no record.
 std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens);

@@ -19,9 +19,6 @@ constexpr VerbWord kWords[] = {
     {"estimate", "efficiency", "SHARE",
      "of the card's peak that is reached: 70%, 60-80% or a rate, 45TFLOP/s; absent: measured in --out, or "
      "assumed"},
-    {"estimate", "watts", "W",
-     "drawn while it runs, best measured at the wall; absent: the card's board power"},
-    {"estimate", "price", "PRICE", "of a kWh, in any currency: 3.5TWD, 0.30EUR"},
     {"estimate", "compare", nullptr, "other weights, smaller models, fewer tokens and less power beside it"},
     {"estimate", "claim-tflops", "T", "a published rate, in TFLOP/s ..."},
     {"estimate", "claim-days", "D", "... and the days published with it: do they agree?"},
