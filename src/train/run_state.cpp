@@ -86,6 +86,19 @@ std::int64_t total_bytes(const std::vector<NamedView>& views) {
   return bytes;
 }
 
+// Checkpoints from before it was measured have none: then nothing is known of all their time.
+Energy parse_energy(const Json& json, double seconds, const std::string& origin) {
+  if (!json_has(json, "energy")) return {.joules = 0, .missing_s = seconds, .source = {}};
+  const Json& energy = json_object(json, "energy", origin);
+  const std::string where = origin + ": energy";
+  Energy e{.joules = json_number(energy, "joules", where),
+           .missing_s = json_number(energy, "missing_s", where),
+           .source = json_string(energy, "source", where)};
+  QT_CHECK(e.joules >= 0, DataError, "{}: field 'joules' is negative", where);
+  QT_CHECK(e.missing_s >= 0, DataError, "{}: field 'missing_s' is negative", where);
+  return e;
+}
+
 }  // namespace
 
 std::string run_state_json(const RunState& s) {
@@ -101,6 +114,8 @@ std::string run_state_json(const RunState& s) {
   json["loss_scale"] = s.loss_scale.scale;
   json["loss_scale_clean_steps"] = s.loss_scale.clean_steps;
   json["seconds"] = s.seconds;
+  json["energy"] = {
+      {"joules", s.energy.joules}, {"missing_s", s.energy.missing_s}, {"source", s.energy.source}};
   json["seed"] = s.seed;
   json["vocab_hash"] = s.vocab_hash;
   json["data_hash"] = s.data_hash;
@@ -140,6 +155,7 @@ RunState parse_run_state(const std::string& text, const std::string& origin) {
     QT_CHECK(value.is_string(), DataError, "{}: field 'options.{}' must be text", origin, in_quotes(name));
     s.options[name] = value.get<std::string>();
   }
+  s.energy = parse_energy(json, s.seconds, origin);
   // Not in checkpoints from before there was a device that chooses.
   if (json_has(json, "algorithms")) s.algorithms = json_string(json, "algorithms", origin);
   return s;

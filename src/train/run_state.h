@@ -13,6 +13,7 @@
 
 #include "optim/loss_scale.h"
 #include "src/io/file_system.h"
+#include "src/train/energy_meter.h"
 #include "src/train/engine.h"
 
 namespace qt {
@@ -27,6 +28,7 @@ struct RunState {
   std::int64_t restores = 0;
   LossScale loss_scale;  // --dtype fp16 only
   double seconds = 0;    // of training, over all sessions
+  Energy energy;         // likewise; its missing_s are of these seconds
   std::uint64_t seed = 0;
   std::string vocab_hash;
   std::string data_hash;                       // of the training shards
