@@ -46,6 +46,8 @@ class Clock : public Cli {
       for (const auto& [name, value] : record.items()) {
         if (name == "seconds" && !(value.get<double>() >= 0 && value.get<double>() < kLimit_s))
           bad.push_back(line);
+        if (name == "executed_flops_s" && !(value.is_number() && value.get<double>() > 1e3))
+          bad.push_back(line);
         if (name == "tokens_per_s" && !(value.is_number() && value.get<double>() > 1)) bad.push_back(line);
       }
     }
@@ -53,13 +55,13 @@ class Clock : public Cli {
   }
   // Estimates on the screen, the last column of the step lines: nothing here takes an hour.
   static std::vector<std::string> impossible_estimates(const std::string& screen) {
-    const std::regex step(R"(^ +\d+/\d+ .*$)"), short_time(R"( +(-|[0-9.]+ ms|[0-9.]+ s|\d+ min \d+ s))");
+    const std::regex step(R"(^ +\d+/\d+ .*$)"), short_time(R"( +(-|((\d+ms|[0-9.]+s|\d+m \d+s)-?){1,2}))");
     std::vector<std::string> bad;
     int seen = 0;
     for (const std::string& line : whole_lines(screen)) {
       if (!std::regex_match(line, step)) continue;
       ++seen;
-      if (!std::regex_match(line.substr(line.size() - 13), short_time)) bad.push_back(line);
+      if (!std::regex_match(line.substr(line.size() - 17), short_time)) bad.push_back(line);
     }
     EXPECT_GT(seen, 0) << screen;
     return bad;

@@ -164,17 +164,23 @@ TEST(Screen, StepLinesStandUnderTheirHeader) {
                 .lr = 1.5e-3,
                 .seconds = 0.4,
                 .tokens_per_s = 10240,
+                .mfu = 0.4321,
                 .device_bytes = 300 << 20,
-                .eta_s = 3700};
+                .watts = 199.6,
+                .eta_s = Range{.low = 3.2 * 86400, .high = 3.4 * 86400}};
   const std::string header = step_header(), text = step_line(line);
   EXPECT_EQ(header.size(), text.size());
-  for (const char* word :
-       {"12/300", "4.00", "4.5678", "0.25", "0.0015", "400", "10240", "300.0 MiB", "1 h 2 min"})
+  for (const char* word : {"12/300", "4.00", "4.5678", "0.25", "0.0015", "400", "10240", "43.2", "300.0 MiB",
+                           "  200 ", "3d 5h-3d 10h"})
     EXPECT_NE(text.find(word), std::string::npos) << word << " in " << text;
   EXPECT_EQ(text.find("SKIPPED"), std::string::npos);
   line.skipped = true;
-  line.eta_s = -1;
+  line.mfu.reset();
+  line.watts.reset();
+  line.eta_s.reset();
   EXPECT_NE(step_line(line).find("SKIPPED"), std::string::npos);
+  EXPECT_NE(step_line(line).find("      - 300.0 MiB     -                -"), std::string::npos)
+      << step_line(line);
 }
 
 TEST(Screen, ProgressIsShownOnlyWhereAStepHasParts) {

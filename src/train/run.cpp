@@ -17,6 +17,7 @@
 #include "src/train/planner.h"
 #include "src/train/resume.h"
 #include "src/train/run_data.h"
+#include "src/train/run_watch.h"
 #include "src/train/screen.h"
 #include "src/train/stop.h"
 #include "src/train/trained_model.h"
@@ -167,7 +168,13 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
         fmt::format("{} at step {}{}", checkpoint, state.step, explanation.empty() ? "" : "\n" + explanation);
     for (const std::string& change : changes) info.resumed += "\n             " + change;
   }
-  if (!o.quiet) out << start_screen(run, limits, info) << std::endl;
+  const DeviceFacts facts = backend->device();
+  const Card* const card = run.target.kind == DeviceKind::cuda ? card_of_device(facts) : nullptr;
+  PowerWatch power(run.target.kind, facts, watts_given(o.watts));
+  if (!o.quiet) {
+    info.outlook = run_outlook(o, run, card, validation.get(), checkpoint.empty() ? nullptr : &state, power);
+    out << start_screen(run, limits, info) << std::endl;
+  }
 
   if (run.target.gemm != backend->target().gemm) {  // the plan's choice; a backend keeps the one it has
     backend.reset();
@@ -189,10 +196,16 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   } else {
     state = carry_over(store.load(checkpoint, engine), now);
   }
-  Trainer trainer(engine, train, validation.get(), *data.tokenizer, trainer_options(o, run), state);
+  TrainerOptions how = trainer_options(o, run);
+  how.work = step_work(run, card, validation.get());
+  how.save_s = save_seconds(run);
+  how.power = &power;
+  how.start = start_record(o, run, facts, card, state);
+  Trainer trainer(engine, train, validation.get(), *data.tokenizer, how, state);
   const TrainResult result = trainer.run();
   out << fmt::format("done: {} steps, {} tokens, {} of training; state {}\n", result.step,
                      format_count(result.tokens), format_duration(result.seconds), result.state_hash);
+  out << fmt::format("  energy      {}\n", spent_text(o, result));
   out << fmt::format("  run folder  {}\n  next        qtrain sample --out {} --prompt \"...\"\n", o.out,
                      o.out);
   out.flush();

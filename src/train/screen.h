@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
+#include "src/train/estimate.h"
 #include "src/train/planner.h"
 
 namespace qt {
@@ -23,6 +25,7 @@ struct StartInfo {
   std::int64_t first_step = 0;
   std::string resumed;  // why this checkpoint; empty: a fresh run
   std::string saves;    // "every 250 steps"
+  std::string outlook;  // outlook_text() of src/train/estimate_text.h
 };
 std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info);
 
@@ -35,13 +38,16 @@ struct StepLine {
   double lr = 0;
   double seconds = 0;
   double tokens_per_s = 0;
-  double mfu = -1;  // share of the device's peak; negative: the peak is not known
-  std::int64_t device_bytes = 0;
-  double eta_s = -1;  // negative: not known yet
+  std::optional<double> mfu;      // share of the card's peak
+  std::int64_t device_bytes = 0;  // of the card in use, where its driver tells; else as planned
+  std::optional<double> watts;
+  std::optional<Range> eta_s;
   bool skipped = false;
 };
 // What paging costs: "12.0 GiB in and out of the device once per step, 1.1 s at 23.1 GB/s each way".
 std::string paging_text(std::int64_t bytes, double seconds);
+// "3d 4h-3d 9h", or one of the two where they read the same.
+std::string eta_text(Range seconds);
 std::string step_header();
 std::string step_line(const StepLine& line);
 

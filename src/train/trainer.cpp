@@ -19,8 +19,6 @@ constexpr std::int64_t kBadWindowsBeforeRestore = 3;
 constexpr std::int64_t kMaxRestores = 3;
 // So far past the trouble that it was an episode: restores of months ago do not end a run.
 constexpr std::int64_t kStepsThatForgive = 100;
-// The first steps pay for caches, page faults and just-in-time kernels: they never enter averages.
-constexpr std::int64_t kWarmupSteps = 2;
 // A save may cost 1 % of the time; and nobody needs one every few seconds.
 constexpr double kSaveShare = 0.01;
 constexpr double kMinSaveInterval_s = 60;
@@ -73,7 +71,8 @@ Trainer::Trainer(Engine& engine, const TokenBatches& train, const EvalBatches* v
       state_(state),
       store_(options_.run_dir, options_.keep),
       log_(options_.run_dir + "/log.jsonl"),
-      seconds_before_(state.seconds) {
+      seconds_before_(state.seconds),
+      energy_before_(state.energy) {
   const auto tokens = static_cast<std::size_t>(engine_.options().micro_batch_tokens());
   ids_.resize(tokens);
   targets_.resize(tokens);
@@ -109,6 +108,7 @@ TrainResult Trainer::run() {
   } else if (options_.log_every > 0) {
     std::puts(step_header().c_str());
   }
+  if (options_.start) log_.write(*options_.start);
   try {
     // What a stop or a kill kept from being looked at, right after the save that came before it.
     if (saved_step_ == state_.step && !evaluated(state_.step)) watch();
@@ -134,9 +134,14 @@ TrainResult Trainer::run() {
       saved_step_ = -1;  // the restored step once more, with what is now known to be left out
       save();
     }
-    log_.write(JsonRecord().add("kind", "stop").add("step", state_.step).add("seconds", state_.seconds));
+    account_energy(true);
+    JsonRecord record;
+    record.add("kind", "stop").add("step", state_.step).add("seconds", state_.seconds);
+    add_energy(record);
+    log_.write(record);
     throw;
   }
+  account_energy(true);
   TrainResult result;
   result.step = state_.step;
   result.tokens = state_.tokens;
@@ -144,12 +149,12 @@ TrainResult Trainer::run() {
   result.eval = last_eval_;
   result.sample = last_sample_;
   result.seconds = state_.seconds;
+  result.energy = state_.energy;
   result.state_hash = state_hash(engine_);
-  log_.write(JsonRecord()
-                 .add("kind", "done")
-                 .add("step", state_.step)
-                 .add("seconds", state_.seconds)
-                 .add("state_hash", result.state_hash));
+  JsonRecord record;
+  record.add("kind", "done").add("step", state_.step).add("seconds", state_.seconds);
+  add_energy(record);
+  log_.write(record.add("state_hash", result.state_hash));
   return result;
 }
 
@@ -206,46 +211,19 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
   state_.tokens += engine_.options().step_tokens();
   if (stats.applied()) ++state_.applied;
   state_.seconds = seconds_before_ + session_seconds();
+  account_energy(false);
   last_loss_ = stats.loss;
-  if (++session_steps_ > kWarmupSteps) {
-    measured_seconds_ += seconds;
-    ++measured_steps_;
+  ++session_steps_;
+  const bool is_measured = pace_.take(seconds);
+  if (is_measured) {
     if (const std::optional<double> times = step_watch_.take(seconds)) name_slow_steps(*times);
   }
-
-  const double tokens = static_cast<double>(engine_.options().step_tokens());
-  const double typical =
-      measured_steps_ > 0 ? measured_seconds_ / static_cast<double>(measured_steps_) : seconds;
   const double lr = options_.schedule.multiplier(state_.step - 1) *
                     engine_.options().optim.peak_lr[static_cast<std::size_t>(ParamGroup::matrix)];
-  log_.write(JsonRecord()
-                 .add("kind", "step")
-                 .add("step", state_.step)
-                 .add("window", window)
-                 .add("loss", stats.loss)
-                 .add("norm", stats.norm)
-                 .add("lr", lr)
-                 .add("seconds", seconds)
-                 .add("tokens_per_s", tokens / seconds)
-                 .add("tokens", state_.tokens)
-                 .add("skipped", !stats.applied()));
+  log_step(stats, window, seconds, lr, !is_measured);
   if (options_.log_every > 0 &&
-      (state_.step % options_.log_every == 0 || !stats.finite || state_.step == options_.schedule.steps)) {
-    StepLine line{.step = state_.step,
-                  .steps = options_.schedule.steps,
-                  .loss = stats.loss,
-                  .norm = stats.norm,
-                  .lr = lr,
-                  .seconds = seconds,
-                  .tokens_per_s = tokens / typical,
-                  .device_bytes = options_.device_bytes,
-                  .skipped = !stats.finite};
-    if (measured_steps_ > 0)
-      line.eta_s = typical * static_cast<double>(options_.schedule.steps - state_.step);
-    clear_progress();
-    std::puts(step_line(line).c_str());
-    std::fflush(stdout);
-  }
+      (state_.step % options_.log_every == 0 || !stats.finite || state_.step == options_.schedule.steps))
+    print_step(stats, seconds, lr);
 
   state_.bad_in_a_row = stats.finite ? 0 : state_.bad_in_a_row + 1;
   if (state_.bad_in_a_row < kBadWindowsBeforeRestore) return;
@@ -312,6 +290,7 @@ bool Trainer::save() {
     state_.restores = 0;
     trouble_step_ = -1;
   }
+  account_energy(true);
   try {
     store_.save(engine_, state_);
   } catch (const DivergedError& e) {
@@ -369,12 +348,13 @@ void Trainer::clear_progress() {
 void Trainer::evaluate_and_log() {
   const auto start = Clock::now();
   last_eval_ = evaluate(engine_, *validation_, [this] { poll(0); });
+  evaluation_seconds_ = seconds_since(start);
   JsonRecord record;
   record.add("kind", "eval").add("step", state_.step).add("val_loss", last_eval_->loss);
   if (last_eval_->bpb) record.add("val_bpb", *last_eval_->bpb);
   log_.write(record.add("val_tokens", last_eval_->tokens)
                  .add("val_bytes", last_eval_->bytes)
-                 .add("seconds", seconds_since(start)));
+                 .add("seconds", evaluation_seconds_));
   clear_progress();
   std::puts(fmt::format("  validation at step {}: {}", state_.step, eval_text(*last_eval_)).c_str());
   std::fflush(stdout);

@@ -15,6 +15,9 @@
 #include "src/data/batches.h"
 #include "src/data/tokenizer.h"
 #include "src/train/engine.h"
+#include "src/train/estimate.h"
+#include "src/train/pace.h"
+#include "src/train/power_watch.h"
 #include "src/train/run_state.h"
 #include "src/train/step_watch.h"
 
@@ -33,7 +36,11 @@ struct TrainerOptions {
   SampleOptions sample;
   std::string prompt;
   bool show_progress = false;     // a terminal
-  std::int64_t device_bytes = 0;  // for the step line
+  std::int64_t device_bytes = 0;  // planned, for the step line
+  StepWork work;
+  Range save_s;                     // of one save, until one was measured
+  PowerWatch* power = nullptr;      // must outlive the trainer; nullptr: nothing is known of power
+  std::optional<JsonRecord> start;  // goes to the log when the session begins
 };
 
 struct EvalResult {
@@ -50,6 +57,7 @@ struct TrainResult {
   std::optional<EvalResult> eval;
   std::string sample;
   double seconds = 0;  // of training, over all sessions of the run
+  Energy energy;       // likewise
   std::string state_hash;
 };
 
@@ -87,6 +95,14 @@ class Trainer {
   bool scales_loss() const { return engine_.options().memory.compute == DType::f16; }
   bool overflowed(const StepStats& stats);
   void after_window(const StepStats& stats, double seconds);
+  // src/train/trainer_report.cpp
+  void log_step(const StepStats& stats, std::int64_t window, double seconds, double lr, bool is_warmup);
+  void print_step(const StepStats& stats, double seconds, double lr);
+  WorkAhead work_ahead() const;
+  // Brings the state's energy up to date; measure: with a look at the meters.
+  void account_energy(bool measure);
+  // Adds "kwh", or "kwh_at_least" where some of the run's time was not measured, where anything is known.
+  void add_energy(JsonRecord& record) const;
   void name_slow_steps(double times);
   void restore(const std::string& why);
   bool evaluates_at(std::int64_t step) const;
@@ -114,16 +130,17 @@ class Trainer {
   std::vector<std::int32_t> ids_, targets_;  // one micro-batch
   std::int64_t saved_step_ = -1;
   std::int64_t session_steps_ = 0;
-  double measured_seconds_ = 0;  // of the steps that enter averages
-  std::int64_t measured_steps_ = 0;
+  Pace pace_;
   StepWatch step_watch_;
-  double save_seconds_ = 0;
+  double save_seconds_ = 0;         // of the last one; 0: none in this session
+  double evaluation_seconds_ = 0;   // likewise
   std::int64_t trouble_step_ = -1;  // where the last restore began; -1: none in this session
   double last_loss_ = 0;
   Clock::time_point started_ = Clock::now();
   Clock::time_point window_started_ = started_;
   Clock::time_point last_save_ = started_;
   double seconds_before_ = 0;
+  Energy energy_before_;
   std::optional<EvalResult> last_eval_;
   std::string last_sample_;
 };
