@@ -125,7 +125,7 @@ TEST(EnergyOfARun, IsAtLeastWhatItsMeasuredSessionsDrew) {
       second{.joules = 7200, .missing_s = 0, .source = "a meter"};
   const Energy both = joined(first, second);
   EXPECT_FALSE(both.is_whole(100));
-  EXPECT_EQ(energy_text(both, 100), "at least 2 Wh (a meter); nothing was measured for 50 s");
+  EXPECT_EQ(energy_text(both, 100), "at least 2 Wh (a meter; nothing was measured for 50 s)");
   const Energy again = joined(joined(second, {.joules = 1, .missing_s = 0.1, .source = "another"}), second);
   EXPECT_TRUE(again.is_whole(100)) << "a second in a hundred is within what meters err by";
   EXPECT_EQ(again.source, "a meter, another");

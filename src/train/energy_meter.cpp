@@ -52,9 +52,9 @@ std::string kwh_text(double kwh) {
 std::string energy_text(const Energy& energy, double seconds) {
   const std::optional<double> kwh = energy.kwh();
   if (!kwh) return "unknown: nothing that can be read here measures it; --watts W assumes a power";
-  const std::string text = fmt::format("{} ({})", kwh_text(*kwh), energy.source);
-  if (energy.is_whole(seconds)) return text;
-  return fmt::format("at least {}; nothing was measured for {}", text, format_duration(energy.missing_s));
+  if (energy.is_whole(seconds)) return fmt::format("{} ({})", kwh_text(*kwh), energy.source);
+  return fmt::format("at least {} ({}; nothing was measured for {})", kwh_text(*kwh), energy.source,
+                     format_duration(energy.missing_s));
 }
 
 // ---- EnergyMeter --------------------------------------------------------------------------------------
@@ -117,7 +117,9 @@ Rapl::Rapl(std::filesystem::path folder) {
     folder = other != nullptr && *other != '\0' ? other : "/sys/class/powercap";
   }
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+  std::filesystem::directory_iterator zones(folder, error);
+  for (; !error && zones != std::filesystem::directory_iterator(); zones.increment(error)) {
+    const std::filesystem::directory_entry& entry = *zones;
     // intel-rapl:0 is a package, also of AMD's processors, or the whole board (psys); intel-rapl:0:1 a part.
     const std::string zone = entry.path().filename().string();
     if (!zone.starts_with("intel-rapl:") || std::count(zone.begin(), zone.end(), ':') != 1) continue;

@@ -109,7 +109,9 @@ void append_parts(std::string& text, const PlannedRun& run, const Estimate& e, c
 }
 
 std::string energy_range_text(const EstimateInput& in, const Estimate& e) {
-  const auto kwh = [](double x) { return fmt::format("{:.{}f}", x, x < 10 ? 2 : 0); };
+  const auto kwh = [](double x) {
+    return x < 0.01 ? fmt::format("{:.2g}", x) : fmt::format("{:.{}f}", x, x < 10 ? 2 : 0);
+  };
   return fmt::format("{} kWh at {:g} W ({})", range_text(*e.kwh, kwh), *e.watts,
                      e.watts_given || in.card == nullptr
                          ? "--watts"

@@ -1,5 +1,7 @@
 #include "src/train/power_watch.h"
 
+#include <system_error>
+
 #include <fmt/format.h>
 
 namespace qt {
@@ -21,7 +23,11 @@ PowerWatch::PowerWatch(DeviceKind kind, const DeviceFacts& facts, double assumed
     sees = rapl_->joules().has_value();
   }
   look();
-  if (sees) thread_ = std::thread([this] { watch(); });
+  if (!sees) return;
+  try {
+    thread_ = std::thread([this] { watch(); });
+  } catch (const std::system_error&) {  // no more threads: whoever asks then looks
+  }
 }
 
 PowerWatch::~PowerWatch() {
