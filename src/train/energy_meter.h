@@ -50,8 +50,8 @@ class EnergyMeter {
 
   // A counter that stands still for so long is broken: cards count several times a second.
   static constexpr double kStill_s = 10;
-  // What no machine draws.
-  static constexpr double kMostWatts = 100'000;
+  // What no card and no processor draws: a counter that leaps further is not believed.
+  static constexpr double kMostWatts = 10'000;
 
  private:
   void settle_by_watts(double at_s, std::optional<double> counter_joules);

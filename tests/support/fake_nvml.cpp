@@ -6,11 +6,13 @@
 //   zero, ones   succeed with all bits 0 or 1 (no answer; 2^32 - 1, or 2^64 - 1)
 //   huge   succeeds with 10^9
 //   still, restart   of the energy counter: does not move; starts anew after a tenth of a second
+//   hang   of the power: answers once, then no more
 //   many   of the list of processes: more of them than anybody expects
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 
 namespace {
 
@@ -28,10 +30,10 @@ std::string behaviour(const std::string& function) {
 template <class T>
 int answer(const char* function, T* out, T valid) {
   const std::string how = behaviour(function);
-  *out = how == "zero"    ? T{0}
-         : how == "huge"  ? T{1'000'000'000}
-         : how == "valid" ? valid
-                          : static_cast<T>(-1);
+  *out = how == "zero"                     ? T{0}
+         : how == "huge"                   ? T{1'000'000'000}
+         : how == "valid" || how == "hang" ? valid
+                                           : static_cast<T>(-1);
   return how == "fail" ? kUnknown : kSuccess;
 }
 
@@ -79,6 +81,9 @@ int nvmlDeviceGetName(void* card, char* name, unsigned length) {
   return kSuccess;
 }
 int nvmlDeviceGetPowerUsage(void* card, unsigned* milliwatts) {
+  static int answers = 0;
+  if (behaviour("nvmlDeviceGetPowerUsage") == "hang" && answers++ > 0)
+    std::this_thread::sleep_for(std::chrono::hours(1));
   return number("nvmlDeviceGetPowerUsage", milliwatts, is_second(card) ? 20'000 : 200'000);
 }
 int nvmlDeviceGetEnforcedPowerLimit(void*, unsigned* milliwatts) {
