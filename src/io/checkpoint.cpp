@@ -1,7 +1,9 @@
 #include "src/io/checkpoint.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,6 +11,7 @@
 #include <cerrno>
 #include <charconv>
 #include <ctime>
+#include <limits>
 
 #include "src/core/error.h"
 
@@ -324,6 +327,38 @@ RunLock::RunLock(const fs_std::path& run_dir) {
   // here: the number only serves the message above.
   const std::string pid = fmt::format("{}\n", ::getpid());
   if (::ftruncate(fd_, 0) != 0 || ::pwrite(fd_, pid.data(), pid.size(), 0) < 0) return;
+}
+
+std::optional<pid_t> lock_holder(const fs_std::path& run_dir) {
+  const auto path = run_dir / "lock";
+  struct stat lock {};
+  if (::stat(path.c_str(), &lock) != 0) return std::nullopt;
+  std::string text;
+  try {
+    text = read_file(path, 32);
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+  const auto number = parse_number(std::string_view(text).substr(0, text.find('\n')));
+  if (!number || *number == 0 || *number > std::numeric_limits<pid_t>::max()) return std::nullopt;
+  const auto pid = static_cast<pid_t>(*number);
+  if (::kill(pid, 0) != 0 && errno != EPERM) return std::nullopt;
+  // Numbers of processes come again: the one that holds the lock has the file open.
+  std::error_code error;
+  fs_std::directory_iterator files(fmt::format("/proc/{}/fd", pid), error);
+  if (error) {
+    const bool ended = error == std::errc::no_such_file_or_directory && fs_std::exists("/proc/self");
+    return ended ? std::nullopt : std::optional(pid);
+  }
+  error.clear();
+  for (; !error && files != fs_std::directory_iterator(); files.increment(error)) {
+    struct stat open_file {};
+    if (::stat(files->path().c_str(), &open_file) == 0 && open_file.st_dev == lock.st_dev &&
+        open_file.st_ino == lock.st_ino) {
+      return pid;
+    }
+  }
+  return std::nullopt;
 }
 
 RunLock::~RunLock() {

@@ -10,6 +10,8 @@
 // A run folder has one writer, the holder of its RunLock; nothing else here is safe against two.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -119,5 +121,10 @@ class RunLock {
  private:
   int fd_ = -1;
 };
+
+// The process that holds the folder's RunLock, without taking it for a moment: nobody who starts a run just
+// then is turned away. Nothing where nobody does, also where a process that ended long ago left its number
+// and another one has it now (as far as /proc may be looked at).
+std::optional<pid_t> lock_holder(const std::filesystem::path& run_dir);
 
 }  // namespace qt
