@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iterator>
 #include <optional>
+#include <sstream>
 #include <string_view>
 #include <thread>
 
@@ -36,17 +37,6 @@ std::optional<DeviceFacts> find_card(std::string& why) {
   } catch (const ConfigError&) {  // not built for cards
   }
   return std::nullopt;
-}
-
-std::int64_t memory_available_bytes() {
-  std::ifstream info("/proc/meminfo");
-  std::string key;
-  std::int64_t kib = 0;
-  std::string unit;
-  while (info >> key >> kib >> unit) {
-    if (key == "MemAvailable:") return kib * kKiB;
-  }
-  return 0;
 }
 
 // Free bytes where `path` is or will be; none where the system does not tell.
@@ -93,6 +83,19 @@ Target card_target(const Options& o, int sm) {
 
 }  // namespace
 
+std::int64_t meminfo_bytes(std::string_view key, const std::filesystem::path& file) {
+  std::ifstream info(file);
+  for (std::string line; std::getline(info, line);) {
+    std::istringstream words(line);
+    std::string name;
+    std::int64_t kib = 0;
+    if (words >> name >> kib && name.ends_with(':') &&
+        std::string_view(name).substr(0, name.size() - 1) == key)
+      return kib * kKiB;
+  }
+  return 0;
+}
+
 Target target_from_options(const Options& o) {
   const std::optional<int> named_sm = sm_from_name(o.arch);
   std::string why;
@@ -122,7 +125,7 @@ Limits limits_from_options(const Options& o, const Target& target) {
   } else {
     limits.device_bytes = o.vram_bytes;
   }
-  limits.host_bytes = o.ram_bytes > 0 ? o.ram_bytes : memory_available_bytes();
+  limits.host_bytes = o.ram_bytes > 0 ? o.ram_bytes : meminfo_bytes("MemAvailable");
   limits.disk_bytes = disk_free_bytes(o.out);
   if (limits.disk_bytes && std::filesystem::is_directory(o.out))
     *limits.disk_bytes += checkpoint_disk_bytes(o.out);

@@ -1,7 +1,10 @@
 // The machine a run is planned for: a card or the processor, and how much of it the run may take.
 #pragma once
 
+#include <cstdint>
+#include <filesystem>
 #include <optional>
+#include <string_view>
 
 #include "kernels/backend.h"
 #include "src/train/cards.h"
@@ -17,6 +20,9 @@ Target target_from_options(const Options& options);
 // --vram and --ram, else what card and machine report; disk from the run folder's file system. A card that
 // drives a display keeps 1 GiB to itself, another one 256 MiB, and one that nobody has looked at 1 GiB.
 Limits limits_from_options(const Options& options, const Target& target);
+
+// A line of /proc/meminfo, as "MemAvailable"; 0 where there is none.
+std::int64_t meminfo_bytes(std::string_view key, const std::filesystem::path& file = "/proc/meminfo");
 
 // The card that this program can use, as the driver describes it.
 std::optional<DeviceFacts> device_here();

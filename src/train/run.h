@@ -22,6 +22,10 @@ void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out);
 // the same, and said not to.
 void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out);
 
+// Looks at machine, card, disk and plan before a long run, and prints findings (src/train/doctor.h). Throws
+// an Error of the first problem's code, after printing.
+void run_doctor(const LoadedOptions& loaded, BackendFactory make_backend, bool json, std::ostream& out);
+
 // Text to shards, with --data, --val-data, --tokenizer-kind, --vocab-size, --cache.
 void run_tokenize(const LoadedOptions& loaded, std::ostream& out);
 

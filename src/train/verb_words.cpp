@@ -24,6 +24,7 @@ constexpr VerbWord kWords[] = {
     {"estimate", "claim-days", "D", "... and the days published with it: do they agree?"},
     {"estimate", "claim-kwh", "E", "the energy published with them"},
     {"estimate", "json", nullptr, "one line for programs"},
+    {"doctor", "json", nullptr, "one line for programs"},
 };
 
 // A letter or two wrong.
