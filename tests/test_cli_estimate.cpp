@@ -73,6 +73,18 @@ TEST_F(CliEstimate, TakesWhatARunMeasured) {
   expect_refusal(run(again), 4, {"log.jsonl"});
 }
 
+TEST_F(CliEstimate, MeasuresThisMachineWhereNothingElseTells) {
+  const Words work = shape() + Words{"--vocab-size", "265", "--device", "cpu", "--steps", "1000"};
+  const Ended text = run(Words{"estimate", "--calibrate", "1s"} + work);
+  expect_success(text);
+  expect_words(text.out, {"measured: here, with 1 and 2 of 2 layers", "energy      unknown"});
+  EXPECT_TRUE(std::filesystem::is_empty(dir / "work"));
+  const auto parsed = nlohmann::json::parse(run(Words{"estimate", "--json", "--calibrate=1s"} + work).out);
+  EXPECT_EQ(parsed["efficiency_source"], "measured");
+  EXPECT_GT(parsed["days_low"].get<double>(), 0);
+  EXPECT_GE(parsed["days_high"].get<double>(), parsed["days_low"].get<double>());
+}
+
 TEST_F(CliEstimate, RefusesWrongWords) {
   struct Refusal {
     Words args;
@@ -104,6 +116,10 @@ TEST_F(CliEstimate, RefusesWrongWords) {
       {{"--card", "4070", "--model", "d32", "--batch-tokens", "1000"}, {"--batch-tokens 1000"}},
       {{"--card", "4070", "--train", "lora"}, {"--train lora"}},
       {{"--card", "4070", "--init-from", dir / "missing.safetensors"}, {"missing.safetensors"}},
+      {{"--card", "4070", "--calibrate", "20s"}, {"--calibrate", "no 4070 is in it"}},
+      {{"--device", "cpu", "--calibrate", "soon"}, {"--calibrate", "'soon'"}},
+      {{"--device", "cpu", "--calibrate", "2d"}, {"--calibrate 2d", "hour"}},
+      {{"--device", "cpu", "--calibrate", "20s", "--efficiency", "70%"}, {"--calibrate", "--efficiency"}},
       {{"--card", "4070", "stray"}, {"'stray'"}},
   };
   for (const Refusal& c : cases) {

@@ -5,6 +5,7 @@
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/io/json.h"
+#include "src/train/calibrate.h"
 #include "src/train/pace.h"
 #include "src/train/screen.h"
 #include "src/train/step_log.h"
@@ -208,6 +209,13 @@ TEST(SpeedOfAHandMadeLog, HasNoShareOfAPeakThatIsNotKnown) {
   const Speed s = log.replayed({}, {.steps = 20, .evaluates = false});
   EXPECT_FALSE(s.mfu);
   EXPECT_TRUE(s.eta_s);
+}
+
+TEST(Calibration, GoesStraightOnFromTwoDepths) {
+  // 0.3 s once and 0.1 s a layer.
+  EXPECT_DOUBLE_EQ(at_layers(0.4, 0.6, 1, 3, 32), 0.3 + 32 * 0.1);
+  EXPECT_DOUBLE_EQ(at_layers(0.4, 0.6, 1, 3, 3), 0.6);
+  EXPECT_DOUBLE_EQ(at_layers(0.4, 0.5, 1, 1, 1), 0.4);
 }
 
 }  // namespace

@@ -117,7 +117,7 @@ void run(std::vector<std::string> args) {
   if (verb == "tokenize") return qt::run_tokenize(loaded, std::cout);
   if (verb == "sample") return qt::run_sample(loaded, qt::make_backend, std::cout);
   if (verb == "eval") return qt::run_eval(loaded, qt::make_backend, std::cout);
-  if (verb == "estimate") return qt::run_estimate(loaded, words, std::cout);
+  if (verb == "estimate") return qt::run_estimate(loaded, words, qt::make_backend, std::cout);
   if (verb == "doctor") return qt::run_doctor(loaded, qt::make_backend, words.has("json"), std::cout);
   if (verb == "export") return qt::run_export(loaded, std::cout);
   return qt::run_plan(loaded, words.has("json"), std::cout);

@@ -231,6 +231,7 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
   e.rate_flops = rate;
   work.step_s = e.step_s;
   work.evaluation_s = {.low = work.evaluation_flops / rate.high, .high = work.evaluation_flops / rate.low};
+  if (in.evaluation_batch_seconds) work.evaluation_s = times(*in.evaluation_batch_seconds, eval_batches);
   const TimeAhead ahead = time_ahead(work);
   if (e.measured) e.training_s = ahead.training_s;
   e.evaluation_s = ahead.evaluation_s;

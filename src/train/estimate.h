@@ -83,8 +83,9 @@ struct EstimateInput {
   const Card* card = nullptr;  // nullptr: a device whose peak is not known
   Range efficiency = kAssumedEfficiency;
   std::optional<Range> step_seconds;  // measured whole steps: they take the place of card and efficiency
-  double weight_bits = 0;             // per weight of a block as stored; 0: the plan's format
-  std::int64_t eval_every = 0;        // steps; 0: only at the end
+  std::optional<Range> evaluation_batch_seconds;  // measured, of one micro-batch; absent: as its operations
+  double weight_bits = 0;                         // per weight of a block as stored; 0: the plan's format
+  std::int64_t eval_every = 0;                    // steps; 0: only at the end
   std::int64_t eval_tokens = kAssumedEvalTokens;  // of one evaluation
   std::int64_t save_every = 0;                    // steps; 0: so that saving takes at most 1 % of the time
   std::int64_t steps_done = 0;  // of a run that has begun: times and energy are of what is ahead

@@ -20,7 +20,8 @@ void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out);
 // Days, energy and cost of the same run on a card that need not be there; `words` are the verb's own.
 // ConfigError where there is neither a card nor anything measured. A run that does not fit is estimated all
 // the same, and said not to.
-void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out);
+void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendFactory make_backend,
+                  std::ostream& out);
 
 // Looks at machine, card, disk and plan before a long run, and prints findings (src/train/doctor.h). Throws
 // an Error of the first problem's code, after printing.

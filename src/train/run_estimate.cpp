@@ -3,8 +3,10 @@
 #include <filesystem>
 #include <ostream>
 
+#include "src/core/log.h"
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
+#include "src/train/calibrate.h"
 #include "src/train/estimate_compare.h"
 #include "src/train/estimate_text.h"
 #include "src/train/machine.h"
@@ -13,12 +15,14 @@
 #include "src/train/run_data.h"
 #include "src/train/run_state.h"
 #include "src/train/step_log.h"
+#include "src/train/stop.h"
 
 namespace qt {
 
 namespace {
 
 constexpr double kMostClaim = 1e9;
+constexpr double kMostCalibration_s = 3600;
 
 std::optional<Claim> claim_of(const VerbValues& words) {
   const auto number = [&](const char* name, std::string_view unit) {
@@ -66,7 +70,8 @@ Subject subject_of(const Options& o, const VerbValues& words) {
 
 }  // namespace
 
-void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out) {
+void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendFactory make_backend,
+                  std::ostream& out) {
   Options o = loaded.options;
   EstimateView view{.claim = claim_of(words), .now_unix_s = std::time(nullptr)};
   view.price = price_given(o.price);
@@ -76,6 +81,20 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ost
   check_options(o);
   const Subject subject = subject_of(o, words);
   in.card = subject.card;
+  double calibrate_s = 0;
+  if (const std::string* text = words.find("calibrate")) {
+    calibrate_s = parse_duration(*text, "--calibrate");
+    QT_CHECK(calibrate_s > 0 && calibrate_s <= kMostCalibration_s, ConfigError,
+             "--calibrate {} is not between 1 second and an hour", *text);
+  }
+  const bool calibrates = calibrate_s > 0;
+  if (calibrates && !subject.is_here) {
+    throw ConfigError(
+        fmt::format("--calibrate measures this machine, and no {} is in it", subject.card->name),
+        "leave one of --calibrate and --card out");
+  }
+  if (calibrates && words.has("efficiency"))
+    throw ConfigError("--calibrate measures what --efficiency assumes", "leave one of them out");
   // What `auto` became when the run began, with what was free then, is what was measured.
   std::optional<RunState> begun;
   if (subject.is_here) begun = newest_readable_state(o.out);
@@ -103,7 +122,14 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ost
 
   const std::int64_t vocab_size = expected_vocab_size(o);
   const PlannedRun run = plan_run(o, subject.target, subject.limits, vocab_size);
-  if (efficiency == nullptr && begun && is_same_work(*begun, o, run)) {
+  if (calibrates) {
+    install_stop_handlers();
+    log_info("measuring steps of the same model with fewer layers, for {}", format_duration(calibrate_s));
+    const Calibration measured = calibrate(run, make_backend, calibrate_s);
+    in.step_seconds = measured.step_s;
+    in.evaluation_batch_seconds = measured.evaluation_batch_s;
+    view.efficiency_why = "here, with " + calibration_text(measured, run.engine.model.n_layer);
+  } else if (efficiency == nullptr && begun && is_same_work(*begun, o, run)) {
     const std::filesystem::path log = std::filesystem::path(o.out) / "log.jsonl";
     if (const std::optional<StepTimes> times = read_step_times(log, run.engine.step_tokens())) {
       in.step_seconds = times->seconds;
@@ -119,8 +145,10 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, std::ost
             : fmt::format(
                   "no card to estimate for: none that is known is here, and nothing was measured in '{}'",
                   o.out),
-        fmt::format("name one with --card: {}; without one, a run of some steps has to lie in --out",
-                    fmt::join(names, ", ")));
+        fmt::format(
+            "name one with --card: {}; without one, --calibrate 20s measures this machine, or a run of some "
+            "steps has to lie in --out",
+            fmt::join(names, ", ")));
   }
 
   const Estimate e = estimate_run(run, in);

@@ -19,6 +19,8 @@ constexpr VerbWord kWords[] = {
     {"estimate", "efficiency", "SHARE",
      "of the card's peak that is reached: 70%, 60-80% or a rate, 45TFLOP/s; absent: measured in --out, or "
      "assumed"},
+    {"estimate", "calibrate", "TIME",
+     "measures this machine for so long, as 20s, with fewer layers of the same model"},
     {"estimate", "compare", nullptr, "other weights, smaller models, fewer tokens and less power beside it"},
     {"estimate", "claim-tflops", "T", "a published rate, in TFLOP/s ..."},
     {"estimate", "claim-days", "D", "... and the days published with it: do they agree?"},
