@@ -5,6 +5,7 @@
 
 #include "src/train/option_table.h"
 #include "tests/support/cli.h"
+#include "tests/support/shell_words.h"
 
 namespace qt::test {
 namespace {
@@ -326,6 +327,34 @@ TEST_F(Cli, ExplainsWhatDoesNotFit) {
     const Ended json = run(Words{"plan", "--json", limit, "1MiB"} + shape());
     EXPECT_EQ(json.code, 3);
     EXPECT_EQ(nlohmann::json::parse(json.out)["fits"], false);
+  }
+}
+
+// From the refusal to a run: what is proposed is typed, and trains.
+TEST_F(Cli, NamesWhatMakesARunFitAndThatTrains) {
+  const auto device_bytes = [&](const Words& args) {
+    const Ended ended = run(Words{"plan", "--json"} + args);
+    return nlohmann::json::parse(ended.out)["device_bytes"].get<std::int64_t>();
+  };
+  const Words checkpointed = train(dir / "run", "1") + Words{"--micro-batch", "4"};
+  Words kept = checkpointed;
+  std::erase(kept, "--ckpt-activations");
+  const std::int64_t bytes = device_bytes(checkpointed);
+  ASSERT_GT(device_bytes(kept), bytes);
+  const Words cap{"--vram", std::to_string(bytes)};
+  expect_refusal(run(kept + cap), 3,
+                 {"verdict: does not fit by ", "what makes it fit, the cheapest first", "--ckpt-activations",
+                  "type   qtrain --model d2", "it fits: "});
+  EXPECT_FALSE(std::filesystem::exists(dir / "run"));
+  const Ended plan = run(Words{"plan", "--json"} + kept + cap);
+  EXPECT_EQ(plan.code, 3);
+  const auto changes = nlohmann::json::parse(plan.out)["changes"];
+  ASSERT_GE(changes.size(), 2u);
+  for (const auto& change : changes) {
+    const std::string command = change["command"];
+    SCOPED_TRACE(command);
+    expect_success(
+        run(with(arguments_of(command), {"--out", dir / "run" + change["options"].get<std::string>()})));
   }
 }
 

@@ -126,7 +126,7 @@ TEST(Doctor, NamesEachAilmentAndWhatToDo) {
        [](Checkup& c) {
          c.plan.verdicts = {
              {.resource = "device", .needed_bytes = 13 * kGiB, .available_bytes = 11 * kGiB, .fits = false}};
-         c.plan.remedy = "use --ckpt-activations";
+         c.plan.changes = {{.options = "--ckpt-activations", .cost = "time"}};
        },
        Severity::problem, "plan", "device: 13.0 GiB needed of 11.0 GiB: does not fit", "--ckpt-activations",
        ExitCode::no_fit},

@@ -12,6 +12,7 @@
 #include "src/train/option_table.h"
 #include "src/train/planner.h"
 #include "src/train/resume.h"
+#include "tests/support/shell_words.h"
 
 namespace qt {
 namespace {
@@ -118,31 +119,6 @@ TEST(PlanOfD32, HalvesTheMasterCopyWithMastersInBf16) {
   EXPECT_NE(run.command.find("--master bf16-sr"), std::string::npos) << run.command;
 }
 
-TEST(PlanOfD32, NamesTheSmallerMasterCopyWhereItIsTheRemedy) {
-  const auto on_host = [](const Options& o, double gib) {
-    return plan_run(o, card(),
-                    Limits{.device_bytes = 12 * kGiB,
-                           .host_bytes = static_cast<std::int64_t>(gib * kGi),
-                           .reserve_bytes = kGiB},
-                    0);
-  };
-  Options o = d32("nf4");
-  EXPECT_TRUE(on_host(o, 12.4).fits());
-  EXPECT_TRUE(on_host(o, 12.4).remedy.empty());
-  const PlannedRun small = on_host(o, 8.9);
-  EXPECT_FALSE(small.fits());
-  EXPECT_EQ(fit_hint(small).rfind("add --master bf16-sr, which makes it fit", 0), 0u) << fit_hint(small);
-  o.master = "bf16-sr";
-  EXPECT_TRUE(on_host(o, 8.9).fits()) << "and it does";
-  // No remedy where it is none: with less memory still, on a card too small, in fp16.
-  EXPECT_EQ(fit_hint(on_host(o, 8.0)).find("--master"), std::string::npos);
-  EXPECT_EQ(fit_hint(on_host(d32("nf4"), 8.0)).find("--master"), std::string::npos);
-  EXPECT_EQ(fit_hint(plan(d32("nf4"), 6 * kGiB)).find("--master"), std::string::npos);
-  Options fp16 = d32("none");
-  fp16.dtype = "fp16";
-  EXPECT_EQ(fit_hint(on_host(fp16, 8.9)).find("--master"), std::string::npos);
-}
-
 TEST(PlanOfD32, WritesCheckpointsOfTheSizeThatIsPromised) {
   const PlannedRun run = plan(d32("nf4", 1, "bf16"));
   EXPECT_LE(static_cast<double>(run.checkpoint_bytes), 14.6e9);
@@ -195,25 +171,6 @@ TEST(PlanOfD32, EndsWithTheCommandThatRepeatsIt) {
   EXPECT_EQ(plan(again, 8 * kGiB).device_bytes, run.device_bytes);
 }
 
-// Words as a POSIX shell cuts them, as far as shell_word() writes them.
-std::vector<std::string> shell_words(const std::string& command) {
-  std::vector<std::string> words{""};
-  bool quoted = false;
-  for (std::size_t i = 0; i < command.size(); ++i) {
-    const char c = command[i];
-    if (c == '\'') {
-      quoted = !quoted;
-    } else if (c == '\\' && !quoted) {
-      words.back() += command[++i];
-    } else if (c == ' ' && !quoted) {
-      words.emplace_back();
-    } else {
-      words.back() += c;
-    }
-  }
-  return words;
-}
-
 TEST(PlanCommand, LeadsToTheSamePlanWhateverWasAskedFor) {
   using Words = std::vector<std::string>;
   const Words cases[] = {
@@ -240,9 +197,8 @@ TEST(PlanCommand, LeadsToTheSamePlanWhateverWasAskedFor) {
       return std::pair(run, effective_options(o, run));
     };
     const auto [first, meant] = planned(words);
-    const Words command = shell_words(first.command);
-    ASSERT_EQ(command.front(), "qtrain");
-    const auto [again, read] = planned(Words(command.begin() + 1, command.end()));
+    ASSERT_EQ(test::shell_words(first.command).front(), "qtrain");
+    const auto [again, read] = planned(test::arguments_of(first.command));
     EXPECT_EQ(read, meant) << first.command;
     EXPECT_EQ(again.device_bytes, first.device_bytes) << first.command;
     EXPECT_EQ(again.command, first.command);
@@ -309,8 +265,6 @@ TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
   const PlannedRun full = on_disk(0);
   EXPECT_FALSE(full.fits()) << "a disk without a free byte is no unknown disk";
   EXPECT_TRUE(full.fits_memory());
-  EXPECT_NE(fit_hint(full).find("disk"), std::string::npos);
-  EXPECT_NE(fit_hint(plan(d32("nf4"), 6 * kGiB)).find("--micro-batch"), std::string::npos);
 }
 
 TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {

@@ -28,7 +28,7 @@ struct Verb {
 };
 constexpr Verb kVerbs[] = {
     {"train", "train, or continue the run in --out (the default verb)"},
-    {"plan", "what the run needs on device, host and disk; --json; exit 3 when it does not fit"},
+    {"plan", "what the run needs on device, host and disk, and what would make it fit (exit 3)"},
     {"estimate", "days, energy and cost of the run on a --card, which need not be there; --compare"},
     {"doctor", "looks at card, memory, copies, disk and plan before a long run, and says what to do; --json"},
     {"tokenize", "text to token shards: --data TEXT --cache FOLDER"},
@@ -120,7 +120,7 @@ void run(std::vector<std::string> args) {
   if (verb == "estimate") return qt::run_estimate(loaded, words, qt::make_backend, std::cout);
   if (verb == "doctor") return qt::run_doctor(loaded, qt::make_backend, words.has("json"), std::cout);
   if (verb == "export") return qt::run_export(loaded, std::cout);
-  return qt::run_plan(loaded, words.has("json"), std::cout);
+  return qt::run_plan(loaded, words, std::cout);
 }
 
 }  // namespace

@@ -30,14 +30,14 @@ std::string value_text(const Options& options, const OptionSpec& spec) {
   return bytes % kMiB == 0 ? fmt::format("{}MiB", bytes / kMiB) : text;
 }
 
-std::string word_of(const Options& options, const OptionSpec& spec) {
+void append_words(std::vector<std::string>& words, const Options& options, const OptionSpec& spec) {
   const bool off = spec.kind == OptionKind::flag && option_text(options, spec) == "false";
-  std::string words = fmt::format(" --{}{}", off ? "no-" : "", spec.name);
+  words.push_back(fmt::format("--{}{}", off ? "no-" : "", spec.name));
   if (const auto* list = std::get_if<std::vector<std::string> Options::*>(&spec.member)) {
-    for (const std::string& word : options.**list) words += " " + shell_word(word);
-    return words;
+    words.insert(words.end(), (options.**list).begin(), (options.**list).end());
+  } else if (spec.kind != OptionKind::flag) {
+    words.push_back(value_text(options, spec));
   }
-  return spec.kind == OptionKind::flag ? words : words + " " + shell_word(value_text(options, spec));
 }
 
 // What a command line with these options leads to: some come with others (the defaults of gpt models), some
@@ -63,7 +63,7 @@ Options with_choices(const Options& options, const PlannedRun& run) {
   return chosen;
 }
 
-std::string command_of(const Options& options, const PlannedRun& run) {
+std::vector<std::string> command_words(const Options& options, const PlannedRun& run) {
   Options chosen = with_choices(options, run);
   const Options defaults;
   if (chosen.learning_rate > 0) {  // the others have no effect, and to say them beside it is an error
@@ -88,12 +88,18 @@ std::string command_of(const Options& options, const PlannedRun& run) {
     // Options that contradict each other, as those of a run that is continued with others: who checks them
     // says so, and a plan is none the worse.
   }
-  std::string command = "qtrain";
+  std::vector<std::string> words;
   for (const OptionSpec& spec : option_table()) {
     const bool needed =
         option_text(chosen, spec) != option_text(defaults, spec) || spec.name != std::string_view("model");
-    if (said.contains(&spec) && needed) command += word_of(chosen, spec);
+    if (said.contains(&spec) && needed) append_words(words, chosen, spec);
   }
+  return words;
+}
+
+std::string command_of(const Options& options, const PlannedRun& run) {
+  std::string command = "qtrain";
+  for (const std::string& word : command_words(options, run)) command += " " + shell_word(word);
   return command;
 }
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "src/core/units.h"
+#include "src/train/remedies.h"
 
 namespace qt {
 

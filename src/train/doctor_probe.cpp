@@ -19,6 +19,7 @@
 #include "src/io/checkpoint.h"
 #include "src/io/file.h"
 #include "src/train/machine.h"
+#include "src/train/remedies.h"
 #include "src/train/resume.h"
 #include "src/train/run_data.h"
 
@@ -260,7 +261,9 @@ Checkup examine(const Options& options, BackendFactory make_backend, FileSystem&
       c.copies_error = e.what();
     }
   }
-  c.plan = plan_run(o, target, c.limits, expected_vocab_size(o));
+  const std::int64_t vocab_size = expected_vocab_size(o);
+  c.plan = plan_run(o, target, c.limits, vocab_size);
+  propose_changes(c.plan, o, target, c.limits, vocab_size, remedy_scope(o));
   if (backend) {
     // Small enough for what is free, of which the copies take twice as much on either side.
     std::int64_t room = c.host.available_bytes;

@@ -3,15 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <filesystem>
+#include <optional>
+#include <span>
+#include <utility>
 
-#include "optim/schedule.h"
 #include "src/core/units.h"
-#include "src/data/batches.h"
 #include "src/io/checkpoint.h"
 #include "src/train/command.h"
-#include "src/train/estimate.h"
-#include "src/train/option_table.h"
 
 namespace qt {
 
@@ -30,14 +28,6 @@ constexpr std::string_view kRoundedMaster = "bf16-sr";
 constexpr std::int64_t kAssumedDiskBytesPerSecond = 500'000'000;
 constexpr std::int64_t kSaveSecondsPerDay = 864;
 constexpr std::int64_t kMostSavesPerDay = 1440;
-// Above what any run needs, and low enough that no product of two of them overflows.
-constexpr std::int64_t kMostSeqLen = std::int64_t{1} << 20;
-constexpr std::int64_t kMostVocab = std::int64_t{1} << 20;
-constexpr std::int64_t kMostBatchTokens = std::int64_t{1} << 26;
-constexpr std::int64_t kMostSteps = 1'000'000'000;
-constexpr std::int64_t kMostTokens = 1'000'000'000'000'000;
-constexpr std::int64_t kMostKept = 1'000'000;
-constexpr std::int64_t kMostLayers = 1024, kMostHeads = 1024, kMostWidth = std::int64_t{1} << 16;
 
 double width_scale(const ModelConfig& model) {
   return 1.0 / std::sqrt(static_cast<double>(model.n_embd) / 768.0);
@@ -49,13 +39,6 @@ OptimizerControl control_from_name(const std::string& name) {
   if (name == "frozen-matrices") return OptimizerControl::frozen_matrices;
   throw ConfigError(fmt::format("unknown control '{}'", name),
                     "use --control none, no-master or frozen-matrices");
-}
-
-void require_gradient_dtype(DType compute, const std::string& gradient) {
-  if (compute == DType::bf16 || gradient != "bf16") return;
-  throw ConfigError(fmt::format("--grad-dtype bf16 needs --dtype bf16: {} products are accumulated in f32",
-                                dtype_name(compute)),
-                    "leave one of the two out");
 }
 
 OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
@@ -136,15 +119,17 @@ void describe_device(PlannedRun& run) {
 }
 
 void describe_host(PlannedRun& run) {
+  std::int64_t named = 0;
   if (const PhasePlan* phase = run.plan.host.largest()) {
     for (std::size_t t = 0; t < kMemoryTags; ++t) {
-      if (phase->at_peak[t] > 0) {
-        run.host_rows.push_back({std::string(memory_tag_name(static_cast<MemoryTag>(t))), phase->at_peak[t],
-                                 run.target.kind == DeviceKind::cuda ? "pinned" : ""});
-      }
+      if (phase->at_peak[t] == 0) continue;
+      run.host_rows.push_back({std::string(memory_tag_name(static_cast<MemoryTag>(t))), phase->at_peak[t],
+                               run.target.kind == DeviceKind::cuda ? "pinned" : ""});
+      named += phase->at_peak[t];
     }
   }
   run.host_bytes = run.plan.host.bytes;
+  if (run.host_bytes > named) run.host_rows.push_back({"packing", run.host_bytes - named, ""});
 }
 
 void describe_disk(PlannedRun& run, const Options& o) {
@@ -214,6 +199,7 @@ PlannedRun rehearse_candidate(const Options& o, const ModelConfig& model, const 
   e.accumulation = step_rows / choice.rows;
   e.sample_tokens = o.sample_tokens > 0 ? model.seq_len : 0;
   run.plan = Engine::rehearse(e, target);
+  run.rehearsals = 1;
   describe_device(run);
   describe_host(run);
   describe_disk(run, o);
@@ -245,17 +231,182 @@ void note_unquantised(PlannedRun& run, const Options& o, const ModelConfig& mode
   }
 }
 
-// Where memory is short, and a master copy of half the size is all that it takes.
-void note_smaller_master(PlannedRun& run, const Options& o, const Limits& limits, std::int64_t vocab_size) {
-  if (run.fits_memory() || o.master == kRoundedMaster || run.engine.memory.compute == DType::f16) return;
-  Options smaller = o;
-  smaller.master = kRoundedMaster;
-  const PlannedRun other = plan_run(smaller, run.target, limits, vocab_size);
-  if (!other.fits_memory()) return;
-  run.remedy = fmt::format(
-      "add --master {}, which makes it fit: master weights in bf16, rounded at random, take half the memory; "
-      "docs/numerics.md says what that does to a run",
-      kRoundedMaster);
+// By how much it misses device and host.
+std::int64_t missing_bytes(const PlannedRun& run) {
+  std::int64_t bytes = 0;
+  for (const Verdict& v : run.verdicts) {
+    if (!v.fits && v.resource != "disk") bytes += v.needed_bytes - *v.available_bytes;
+  }
+  return bytes;
+}
+
+// What `auto` leaves open, and finding the first of it that fits: what keeps the device busiest comes first.
+class Search {
+ public:
+  // ConfigError for sizes that do not go together.
+  Search(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size);
+
+  // The first choice that fits the memory; where none does, the one that misses it by least.
+  PlannedRun run();
+  // That one, without looking for others.
+  PlannedRun least();
+
+  const ModelConfig& model() const { return model_; }
+  std::int64_t step_rows() const { return step_rows_; }
+  bool pages_by_choice() const { return paging_.size() > 1; }
+  std::int64_t most_rows() const { return rows_.front(); }
+
+ private:
+  // Of the micro-batches those that such gradients and such a state are worth their bytes at, largest first.
+  std::span<const std::int64_t> rows_with(DType gradient, bool paged) const;
+  PlannedRun rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows);
+  bool try_all(const Target& on, std::optional<PlannedRun>& best);
+  bool has_floor() const;
+
+  const Options& o_;
+  const Target& target_;
+  const Limits& limits_;
+  ModelConfig model_;
+  std::int64_t step_rows_ = 0;
+  DType compute_ = DType::f32;
+  std::vector<DType> gradients_;
+  std::vector<bool> paging_;
+  std::vector<std::int64_t> rows_;
+  int rehearsals_ = 0;
+};
+
+Search::Search(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size)
+    : o_(o), target_(target), limits_(limits), model_(model_from_options(o, vocab_size)) {
+  if (o.batch_tokens <= 0 || o.batch_tokens % model_.seq_len != 0) {
+    throw ConfigError(
+        fmt::format("--batch-tokens {} is not a multiple of the sequence length {}", o.batch_tokens,
+                    model_.seq_len),
+        fmt::format("use --batch-tokens {}",
+                    std::max<std::int64_t>(1, o.batch_tokens / model_.seq_len) * model_.seq_len));
+  }
+  step_rows_ = o.batch_tokens / model_.seq_len;
+  compute_ = o.dtype == "auto" ? (target.native_bf16 ? DType::bf16 : DType::f32) : dtype_from_name(o.dtype);
+  gradients_ = {DType::f32, DType::bf16};
+  if (o.grad_dtype != "auto") gradients_ = {dtype_from_name(o.grad_dtype)};
+  if (compute_ != DType::bf16) {
+    require_gradient_dtype(compute_, o.grad_dtype);
+    gradients_ = {DType::f32};
+  }
+  // The path for small models keeps master and moments on the device where they fit.
+  paging_ = {o.paging != "off"};
+  if (o.paging == "auto" && compute_ == DType::f16) paging_ = {false, true};
+  rows_ = micro_batch_candidates(o, step_rows_, model_.seq_len, target);
+}
+
+std::span<const std::int64_t> Search::rows_with(DType gradient, bool paged) const {
+  const bool wide = gradients_.size() > 1 && gradient == DType::f32, resident = paging_.size() > 1 && !paged;
+  std::size_t n = rows_.size();
+  while ((wide || resident) && n > 1 && rows_[n - 1] * model_.seq_len < kBusyTokens) --n;
+  return std::span(rows_).first(n);
+}
+
+PlannedRun Search::rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows) {
+  ++rehearsals_;
+  return rehearse_candidate(o_, model_, on, limits_,
+                            {.compute = compute_, .gradient = gradient, .rows = rows, .paged = paged},
+                            step_rows_);
+}
+
+// The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses nothing.
+bool Search::try_all(const Target& on, std::optional<PlannedRun>& best) {
+  for (const bool paged : paging_) {
+    for (const DType gradient : gradients_) {
+      const std::span<const std::int64_t> rows = rows_with(gradient, paged);
+      // More rows take more bytes: where the fewest do not fit, none do.
+      PlannedRun smallest = rehearse(on, gradient, paged, rows.back());
+      if (!smallest.fits_memory()) {
+        if (!best || missing_bytes(smallest) < missing_bytes(*best)) best = std::move(smallest);
+        continue;
+      }
+      best = std::move(smallest);
+      std::size_t first = 0, fitting = rows.size() - 1;
+      while (first < fitting) {
+        const std::size_t middle = (first + fitting) / 2;
+        PlannedRun candidate = rehearse(on, gradient, paged, rows[middle]);
+        if (candidate.fits_memory()) {
+          best = std::move(candidate);
+          fitting = middle;
+        } else {
+          first = middle + 1;
+        }
+      }
+      return true;
+    }
+  }
+  return false;
+}
+
+// The route that needs no scratch is the floor of what a card must have.
+bool Search::has_floor() const {
+  return target_.kind == DeviceKind::cuda && target_.gemm == GemmRoute::automatic &&
+         format_from_name(o_.quant) != FormatId::none;
+}
+
+PlannedRun Search::run() {
+  std::optional<PlannedRun> best;
+  if (!try_all(target_, best) && has_floor()) {
+    Target floor = target_;
+    floor.gemm = GemmRoute::fused;
+    if (try_all(floor, best))
+      best->decisions.push_back("--gemm fused: without scratch for expanded weights it fits");
+  }
+  best->rehearsals = rehearsals_;
+  return *std::move(best);
+}
+
+PlannedRun Search::least() {
+  Target on = target_;
+  if (has_floor()) on.gemm = GemmRoute::fused;
+  const DType gradient = gradients_.back();
+  PlannedRun best = rehearse(on, gradient, paging_.back(), rows_with(gradient, paging_.back()).back());
+  if (!best.fits_memory() && paging_.size() > 1) {
+    PlannedRun resident = rehearse(on, gradient, false, rows_with(gradient, false).back());
+    if (missing_bytes(resident) < missing_bytes(best)) best = std::move(resident);
+  }
+  best.rehearsals = rehearsals_;
+  return best;
+}
+
+void describe_choices(PlannedRun& run, const Options& o, std::int64_t vocab_size, const Search& search) {
+  const ModelOptions& memory = run.engine.memory;
+  if (o.vocab_size == 0 && vocab_size == 0) {
+    run.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is there",
+                                        format_thousands(search.model().vocab_size)));
+  }
+  if (o.dtype == "auto") {
+    run.decisions.push_back(fmt::format(
+        "--dtype {}: {}", dtype_name(memory.compute),
+        run.target.native_bf16 ? "the device multiplies bf16 natively" : "no bf16 instructions here"));
+  }
+  if (o.grad_dtype == "auto") {
+    run.decisions.push_back(
+        fmt::format("--grad-dtype {}: {}", dtype_name(memory.gradient),
+                    memory.gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));
+  }
+  if (search.pages_by_choice()) {
+    run.decisions.push_back(run.engine.optim.paged
+                                ? "--paging on: master and moments do not fit on the device"
+                                : "--paging off: master and moments fit on the device");
+  }
+  if (o.micro_batch == 0) {
+    run.decisions.push_back(fmt::format("--micro-batch {}: {}, {} per step", memory.micro_batch_rows,
+                                        memory.micro_batch_rows == search.most_rows()
+                                            ? "as many rows as keep the device busy"
+                                            : "the largest that fits",
+                                        run.engine.accumulation));
+  }
+}
+
+PlannedRun finished(PlannedRun run, const Options& o, std::int64_t vocab_size, const Search& search) {
+  describe_choices(run, o, vocab_size, search);
+  run.command = command_of(o, run);
+  run.steps = std::max<std::int64_t>(1, run_tokens(o, search.model()) / o.batch_tokens);
+  return run;
 }
 
 }  // namespace
@@ -269,180 +420,23 @@ bool PlannedRun::fits() const {
   return std::all_of(verdicts.begin(), verdicts.end(), [](const Verdict& v) { return v.fits; });
 }
 
-std::string fit_hint(const PlannedRun& run) {
-  if (!run.remedy.empty()) return run.remedy;
-  if (run.fits_memory())
-    return "free disk space, or choose an --out on another disk; --keep 2 keeps the fewest checkpoints";
-  return "try --micro-batch 1, --ckpt-activations, --quant nf4 or --optim adamw8; `qtrain plan` with the "
-         "same "
-         "options tells what each takes without starting anything";
-}
-
-ModelConfig model_from_options(const Options& o, std::int64_t vocab_size) {
-  ModelOverrides overrides;
-  overrides.vocab_size = o.vocab_size > 0 ? o.vocab_size : model_vocab_size(o.model, vocab_size);
-  overrides.seq_len = o.seq_len;
-  overrides.n_kv_head = o.n_kv_head;
-  overrides.n_layer = o.n_layer;
-  overrides.n_head = o.n_head;
-  overrides.n_embd = o.n_embd;
-  overrides.norm_eps = o.norm_eps;
-  overrides.bias = o.bias;
-  overrides.dropout = o.dropout;
-  return model_by_name(o.model, overrides);
-}
-
-void check_options(const Options& o) {
-  const auto bounded = [](const char* option, std::int64_t value, std::int64_t most) {
-    if (value > most)
-      throw ConfigError(fmt::format("{} {} is too large", option, value), fmt::format("at most {}", most));
-  };
-  bounded("--n-layer", o.n_layer, kMostLayers);
-  bounded("--n-head", o.n_head, kMostHeads);
-  bounded("--n-kv-head", o.n_kv_head, kMostHeads);
-  bounded("--n-embd", o.n_embd, kMostWidth);
-  if (o.train != "full") {
-    throw ConfigError(fmt::format("--train {} is not available in this version", o.train),
-                      "use --train full");
-  }
-  model_from_options(o, 0);
-  format_from_name(o.quant);
-  watts_given(o.watts);
-  price_given(o.price);
-  // Options that were never text: a program's, or a test's.
-  for (const OptionSpec& spec : option_table()) {
-    if (spec.choices != nullptr)
-      require_choice(spec, option_text(o, spec), option_source_name(OptionSource::command_line));
-  }
-  if (o.dtype == "f32" || o.dtype == "fp16") require_gradient_dtype(dtype_from_name(o.dtype), o.grad_dtype);
-  if (o.dtype == "fp16" && o.quant != "none") {
-    throw ConfigError(fmt::format("--dtype fp16 does not go with --quant {}", o.quant),
-                      "use --dtype bf16, or --quant none");
-  }
-  if (o.dtype == "fp16" && o.master != "f32") {
-    throw ConfigError(
-        fmt::format("--dtype fp16 does not go with --master {}: fp16 needs an f32 master", o.master),
-        "use --dtype bf16, or --master f32");
-  }
-  optimizer_by_name(o.optim);
-  for (const auto& [option, value] :
-       {std::pair{"--warmdown", o.warmdown}, std::pair{"--final-lr", o.final_lr}}) {
-    if (!(value <= 1))
-      throw ConfigError(fmt::format("{} {} is above 1", option, value), "it is a share: 0 to 1");
-  }
-  if (!(o.val_fraction < 1)) {
-    throw ConfigError(fmt::format("--val-fraction {} leaves nothing to train on", o.val_fraction),
-                      "it is a share: 0 to below 1, as 0.1");
-  }
-  bounded("--seq-len", o.seq_len, kMostSeqLen);
-  bounded("--vocab-size", o.vocab_size, kMostVocab);
-  bounded("--batch-tokens", o.batch_tokens, kMostBatchTokens);
-  bounded("--micro-batch", o.micro_batch, kMostBatchTokens);
-  bounded("--steps", o.steps, kMostSteps);
-  bounded("--tokens", o.tokens, kMostTokens);
-  bounded("--decay-steps", o.decay_steps, kMostSteps);
-  bounded("--keep", o.keep, kMostKept);
-  if (o.keep < 2) {
-    throw ConfigError(
-        fmt::format("--keep must be at least 2, got {}: one checkpoint can always be the damaged one",
-                    o.keep),
-        "each takes the disk space that `qtrain plan` tells");
-  }
-  if (o.steps > 0 && o.warmup_steps > o.steps) {
-    throw ConfigError(
-        fmt::format("--warmup-steps {} is longer than the run of --steps {}", o.warmup_steps, o.steps),
-        "warm up over a small part of the steps");
-  }
-}
-
 PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
+  PlannedRun run = plan_choice(o, target, limits, vocab_size);
+  note_unquantised(run, o, run.engine.model, limits, o.batch_tokens / run.engine.model.seq_len);
+  return run;
+}
+
+PlannedRun plan_choice(const Options& o, const Target& target, const Limits& limits,
+                       std::int64_t vocab_size) {
   check_options(o);
-  const ModelConfig model = model_from_options(o, vocab_size);
-  if (o.batch_tokens <= 0 || o.batch_tokens % model.seq_len != 0) {
-    throw ConfigError(fmt::format("--batch-tokens {} is not a multiple of the sequence length {}",
-                                  o.batch_tokens, model.seq_len),
-                      fmt::format("use --batch-tokens {}",
-                                  std::max<std::int64_t>(1, o.batch_tokens / model.seq_len) * model.seq_len));
-  }
-  const std::int64_t step_rows = o.batch_tokens / model.seq_len;
+  Search search(o, target, limits, vocab_size);
+  return finished(search.run(), o, vocab_size, search);
+}
 
-  const DType compute =
-      o.dtype == "auto" ? (target.native_bf16 ? DType::bf16 : DType::f32) : dtype_from_name(o.dtype);
-  std::vector<DType> gradients{DType::f32, DType::bf16};
-  if (o.grad_dtype != "auto") gradients = {dtype_from_name(o.grad_dtype)};
-  if (compute != DType::bf16) {
-    require_gradient_dtype(compute, o.grad_dtype);
-    gradients = {DType::f32};
-  }
-  // The path for small models keeps master and moments on the device where they fit.
-  std::vector<bool> paging{o.paging != "off"};
-  if (o.paging == "auto" && compute == DType::f16) paging = {false, true};
-
-  PlannedRun best;
-  const std::vector<std::int64_t> candidates = micro_batch_candidates(o, step_rows, model.seq_len, target);
-  const auto search = [&](const Target& on) {
-    for (const bool paged : paging) {
-      for (const DType gradient : gradients) {
-        for (const std::int64_t rows : candidates) {
-          const bool busy = rows == candidates.front() || rows * model.seq_len >= kBusyTokens;
-          const bool wide = gradients.size() > 1 && gradient == DType::f32,
-                     resident = paging.size() > 1 && !paged;
-          if ((wide || resident) && !busy) break;
-          // The last one tried is the smallest: what "does not fit" is told about.
-          best = rehearse_candidate(o, model, on, limits,
-                                    {.compute = compute, .gradient = gradient, .rows = rows, .paged = paged},
-                                    step_rows);
-          // The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses
-          // nothing.
-          if (best.fits_memory()) return;
-        }
-      }
-    }
-  };
-  search(target);
-  // The route that needs no scratch is the floor of what a card must have.
-  const bool has_floor = target.kind == DeviceKind::cuda && target.gemm == GemmRoute::automatic &&
-                         format_from_name(o.quant) != FormatId::none;
-  if (!best.fits_memory() && has_floor) {
-    Target floor = target;
-    floor.gemm = GemmRoute::fused;
-    search(floor);
-    if (best.fits_memory())
-      best.decisions.push_back("--gemm fused: without scratch for expanded weights it fits");
-  }
-
-  if (o.vocab_size == 0 && vocab_size == 0) {
-    best.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is there",
-                                         format_thousands(model.vocab_size)));
-  }
-  if (o.dtype == "auto") {
-    best.decisions.push_back(fmt::format(
-        "--dtype {}: {}", dtype_name(compute),
-        target.native_bf16 ? "the device multiplies bf16 natively" : "no bf16 instructions here"));
-  }
-  if (o.grad_dtype == "auto") {
-    const DType gradient = best.engine.memory.gradient;
-    best.decisions.push_back(
-        fmt::format("--grad-dtype {}: {}", dtype_name(gradient),
-                    gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));
-  }
-  if (paging.size() > 1) {
-    best.decisions.push_back(best.engine.optim.paged
-                                 ? "--paging on: master and moments do not fit on the device"
-                                 : "--paging off: master and moments fit on the device");
-  }
-  if (o.micro_batch == 0) {
-    const std::int64_t rows = best.engine.memory.micro_batch_rows;
-    best.decisions.push_back(fmt::format(
-        "--micro-batch {}: {}, {} per step", rows,
-        rows == candidates.front() ? "as many rows as keep the device busy" : "the largest that fits",
-        best.engine.accumulation));
-  }
-  note_unquantised(best, o, model, limits, step_rows);
-  note_smaller_master(best, o, limits, vocab_size);
-  best.command = command_of(o, best);
-  best.steps = std::max<std::int64_t>(1, run_tokens(o, model) / o.batch_tokens);
-  return best;
+PlannedRun plan_least(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
+  check_options(o);
+  Search search(o, target, limits, vocab_size);
+  return finished(search.least(), o, vocab_size, search);
 }
 
 }  // namespace qt

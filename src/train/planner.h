@@ -40,6 +40,14 @@ struct Verdict {
   bool fits = true;
 };
 
+// A change of options that makes a run fit, planned before it was proposed.
+struct FitChange {
+  std::string options;  // what to say beside the run's other options: "--ckpt-activations"
+  std::string command;  // whole
+  std::string cost;     // in time, in loss, in what the user loses
+  bool other_model = false;
+};
+
 struct PlannedRun {
   EngineOptions engine;
   RunPlan plan;
@@ -47,7 +55,7 @@ struct PlannedRun {
   std::int64_t steps = 0;
   std::vector<std::string> decisions;  // what auto became and why, one line each
   std::vector<std::string> notes;      // what else the user should know
-  std::string remedy;                  // the one change that makes it fit, where there is one
+  std::vector<FitChange> changes;      // where it does not fit: what would (src/train/remedies.h)
   std::string command;                 // that repeats this plan (src/train/command.h)
 
   // device
@@ -64,13 +72,11 @@ struct PlannedRun {
   std::int64_t token_cache_bytes = 0;      // if every token of the run came from text tokenized here
   std::int64_t written_bytes_per_day = 0;  // at most: saving is held to 1 % of the time
   std::vector<Verdict> verdicts;
+  int rehearsals = 0;  // that finding this one took
 
   bool fits() const;
   bool fits_memory() const;  // device and host
 };
-
-// What to change when a run does not fit, for FitError.
-std::string fit_hint(const PlannedRun& run);
 
 // The model that the options name. vocab_size: the tokenizer's, for options without one; 0: the model's own.
 ModelConfig model_from_options(const Options& options, std::int64_t vocab_size);
@@ -79,9 +85,22 @@ ModelConfig model_from_options(const Options& options, std::int64_t vocab_size);
 // ConfigError.
 void check_options(const Options& options);
 
+// ConfigError where gradients of that dtype do not go with what is computed in.
+void require_gradient_dtype(DType compute, const std::string& gradient);
+
 // vocab_size: the tokenizer's, 0 when there is none: then the model's own. A configuration that does not fit
 // is returned with its verdicts, not thrown.
 PlannedRun plan_run(const Options& options, const Target& target, const Limits& limits,
                     std::int64_t vocab_size);
+
+// The same without notes on what else would fit, for those who plan many. A larger micro-batch is taken to
+// need no less than a smaller one: where the smallest does not fit, no other is tried.
+PlannedRun plan_choice(const Options& options, const Target& target, const Limits& limits,
+                       std::int64_t vocab_size);
+
+// What `auto` may choose with the least memory: the fewest rows, the narrowest gradients, no scratch. Where
+// it does not fit, plan_run() does not; one rehearsal, or two where paging is open.
+PlannedRun plan_least(const Options& options, const Target& target, const Limits& limits,
+                      std::int64_t vocab_size);
 
 }  // namespace qt

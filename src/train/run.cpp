@@ -15,6 +15,7 @@
 #include "src/train/init_from.h"
 #include "src/train/machine.h"
 #include "src/train/planner.h"
+#include "src/train/remedies.h"
 #include "src/train/resume.h"
 #include "src/train/run_data.h"
 #include "src/train/run_watch.h"
@@ -64,8 +65,11 @@ std::string saves_text(const Options& o) {
                    o.keep);
 }
 
-void require_fit(const PlannedRun& run, const Limits& limits) {
+// `target`: as it was before the plan chose a route.
+void require_fit(PlannedRun& run, const Options& o, const Target& target, const Limits& limits,
+                 std::int64_t vocab_size) {
   if (run.fits()) return;
+  propose_changes(run, o, target, limits, vocab_size, remedy_scope(o));
   throw FitError("this run does not fit:\n\n" + plan_text(run, limits), fit_hint(run));
 }
 
@@ -107,8 +111,8 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   adopt_facts(backend->device(), target, limits);
   const auto require_plan = [&] {
     const std::int64_t vocab_size = expected_vocab_size(o);
-    const PlannedRun expected = plan_run(o, target, limits, vocab_size);
-    if (vocab_size > 0) require_fit(expected, limits);
+    PlannedRun expected = plan_run(o, target, limits, vocab_size);
+    if (vocab_size > 0) require_fit(expected, o, target, limits, vocab_size);
   };
   const bool run_exists = fs::is_directory(o.out);
   if (!run_exists) require_plan();
@@ -137,8 +141,8 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   const PreparedData data = load_data(o);
   require_vocabulary(*data.tokenizer, o);
   o.prompt = usable_prompt(loaded, *data.tokenizer);
-  const PlannedRun run = plan_run(o, target, limits, data.tokenizer->vocab_size());
-  require_fit(run, limits);
+  PlannedRun run = plan_run(o, target, limits, data.tokenizer->vocab_size());
+  require_fit(run, o, target, limits, data.tokenizer->vocab_size());
 
   RunState now;
   now.seed = o.seed;
@@ -211,12 +215,15 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
   out.flush();
 }
 
-void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out) {
+void run_plan(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out) {
   Options o = loaded.options;
+  const bool json = words.has("json");
   adopt_named_weights(o);
   const Target target = target_from_options(o);
   const Limits limits = limits_from_options(o, target);
-  const PlannedRun run = plan_run(o, target, limits, expected_vocab_size(o));
+  const std::int64_t vocab_size = expected_vocab_size(o);
+  PlannedRun run = plan_run(o, target, limits, vocab_size);
+  if (!run.fits()) propose_changes(run, o, target, limits, vocab_size, remedy_scope(o));
   out << (json ? plan_json(run, limits) + "\n" : plan_text(run, limits));
   out.flush();
   if (!run.fits()) throw FitError("the run does not fit (see the plan)", fit_hint(run));

@@ -13,9 +13,9 @@ namespace qt {
 // Throws ConfigError, FitError (the plan does not fit), DataError, DivergedError, DiskError, StopRequested.
 void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out);
 
-// The plan of the same run, without a byte allocated or a file written. FitError, after printing it, when it
-// does not fit.
-void run_plan(const LoadedOptions& loaded, bool json, std::ostream& out);
+// The plan of the same run, without a byte allocated or a file written. FitError, after printing it with what
+// would make it fit, when it does not fit.
+void run_plan(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out);
 
 // Days, energy and cost of the same run on a card that need not be there; `words` are the verb's own.
 // ConfigError where there is neither a card nor anything measured. A run that does not fit is estimated all

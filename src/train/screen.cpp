@@ -4,16 +4,24 @@
 
 #include <fmt/format.h>
 
+#include "src/core/log.h"
 #include "src/core/units.h"
 
 namespace qt {
 
 namespace {
 
-void append_rows(std::string& text, const std::vector<PlanRow>& rows) {
+// One line of a table of memory: to the byte, so that the lines can be added up, and as a share.
+std::string row_text(std::string_view name, std::int64_t bytes, std::int64_t total) {
+  const double share = total > 0 ? 100.0 * static_cast<double>(bytes) / static_cast<double>(total) : 0.0;
+  return fmt::format("    {:<12} {:>18} {:>11} {:>5.1f} %", name, format_thousands(bytes),
+                     format_bytes(bytes), share);
+}
+
+void append_rows(std::string& text, const std::vector<PlanRow>& rows, std::int64_t total) {
   for (const PlanRow& row : rows) {
-    text += fmt::format("    {:<12} {:>10}{}\n", row.name, format_bytes(row.bytes),
-                        row.note.empty() ? "" : "   (" + row.note + ")");
+    text += row_text(row.name, row.bytes, total);
+    text += row.note.empty() ? "\n" : "   (" + row.note + ")\n";
   }
 }
 
@@ -30,6 +38,40 @@ std::string verdict_text(const Verdict* v) {
   return v->fits
              ? fmt::format("fits {}, {} to spare", format_bytes(available), format_bytes(margin))
              : fmt::format("DOES NOT FIT {}: {} too much", format_bytes(available), format_bytes(-margin));
+}
+
+// "fits, 1.2 GiB to spare on the device"; of several resources the one that is shortest.
+std::string overall_text(const PlannedRun& run) {
+  const auto margin = [](const Verdict& v) { return *v.available_bytes - v.needed_bytes; };
+  std::string missing;
+  const Verdict* tightest = nullptr;
+  for (const Verdict& v : run.verdicts) {
+    if (!v.available_bytes) continue;
+    if (!v.fits) {
+      missing += fmt::format("{} by {} on the {}", missing.empty() ? "does not fit" : ",",
+                             format_bytes(-margin(v)), v.resource);
+    }
+    const bool in_memory = v.resource != "disk";
+    if (in_memory && (tightest == nullptr || margin(v) < margin(*tightest))) tightest = &v;
+  }
+  if (!missing.empty()) return missing;
+  if (tightest == nullptr) return "fits, as far as limits are known";
+  return fmt::format("fits, {} to spare on the {}", format_bytes(margin(*tightest)), tightest->resource);
+}
+
+void append_changes(std::string& text, const PlannedRun& run) {
+  if (run.fits()) return;
+  if (run.changes.empty()) {
+    text += "  nothing that can be changed here makes it fit\n";
+    return;
+  }
+  text += fmt::format("\n  {} (planned, each; {} rehearsals in all):\n",
+                      run.changes.front().other_model ? "no option makes this model fit; another model would"
+                                                      : "what makes it fit, the cheapest first",
+                      run.rehearsals);
+  for (const FitChange& change : run.changes)
+    text += fmt::format("    {}\n      costs  {}\n      type   {}\n", change.options, change.cost,
+                        change.command);
 }
 
 // card: its name, empty where none was asked.
@@ -76,8 +118,8 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
   for (const std::string& line : run.decisions) text += fmt::format("  chosen     {}\n", line);
 
   text += fmt::format("\n  device: {}\n", hardware_text(run, limits.device_name));
-  append_rows(text, run.device_rows);
-  text += fmt::format("    {:<12} {:>10}   {}\n", "total", format_bytes(run.device_bytes),
+  append_rows(text, run.device_rows, run.device_bytes);
+  text += fmt::format("{}   {}\n", row_text("total", run.device_bytes, run.device_bytes),
                       verdict_text(find_verdict(run, "device")));
   if (run.reserve_bytes > 0 && limits.device_bytes > 0) {
     const char* source = limits.device_assumed  ? "assumed"
@@ -86,25 +128,29 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
     text += fmt::format("    ({} {}, of which {} stay free for display and driver)\n",
                         format_bytes(limits.device_bytes), source, format_bytes(run.reserve_bytes));
   }
+  const Verdict* host = find_verdict(run, "host");
+  const std::int64_t host_bytes = host != nullptr ? host->needed_bytes : run.host_bytes;
   text += fmt::format("\n  host: {}\n",
                       run.engine.optim.paged ? "paged through the device once per step" : "nothing is paged");
-  append_rows(text, run.host_rows);
+  append_rows(text, run.host_rows, host_bytes);
   if (run.target.kind == DeviceKind::cpu)
-    text += fmt::format("    {:<12} {:>10}\n", "device above", format_bytes(run.device_bytes));
-  const Verdict* host = find_verdict(run, "host");
-  text +=
-      fmt::format("    {:<12} {:>10}   {}\n", "total",
-                  format_bytes(host != nullptr ? host->needed_bytes : run.host_bytes), verdict_text(host));
+    text += row_text("device above", run.device_bytes, host_bytes) + "\n";
+  text += fmt::format("{}   {}\n", row_text("total", host_bytes, host_bytes), verdict_text(host));
   text += "\n  disk\n";
-  append_rows(text, run.disk_rows);
-  text += fmt::format("    {:<12} {:>10}   {}\n", "total", format_bytes(run.disk_bytes),
+  append_rows(text, run.disk_rows, run.disk_bytes);
+  text += fmt::format("{}   {}\n", row_text("total", run.disk_bytes, run.disk_bytes),
                       verdict_text(find_verdict(run, "disk")));
   text += fmt::format(
       "    saves write at most {} a day; text given as --data becomes up to {} of tokens beside it\n",
       format_bytes(run.written_bytes_per_day), format_bytes(run.token_cache_bytes));
+  text +=
+      "\n  Memory in use says nothing about how busy a device is: it is taken once, before the first step, "
+      "and\n"
+      "  kept, also by a device that waits. How busy it is, MFU and tok/s of the step line tell.\n";
   for (const std::string& line : run.notes) text += fmt::format("\n  note: {}\n", line);
-  text += fmt::format("\n  verdict: {}\n", run.fits() ? "fits" : "does not fit");
+  text += fmt::format("\n  verdict: {}\n", overall_text(run));
   if (run.fits()) text += fmt::format("  command: {}\n", run.command);
+  append_changes(text, run);
   return text;
 }
 
@@ -118,15 +164,23 @@ std::string plan_json(const PlannedRun& run, const Limits& limits) {
   std::string host_rows;
   for (const PlanRow& row : run.host_rows)
     host_rows += fmt::format("{}\"{}\":{}", host_rows.empty() ? "" : ",", row.name, row.bytes);
+  std::string changes;
+  for (const FitChange& change : run.changes) {
+    changes += (changes.empty() ? "" : ",") + JsonRecord()
+                                                  .add("options", change.options)
+                                                  .add("command", change.command)
+                                                  .add("cost", change.cost)
+                                                  .str();
+  }
   return fmt::format(
       "{{\"fits\":{},\"device_bytes\":{},\"host_bytes\":{},\"disk_bytes\":{},\"micro_batch\":{},"
       "\"accumulation\":{},"
       "\"margin_bytes\":{},\"steps\":{},\"checkpoint_bytes\":{},\"written_bytes_per_day\":{},"
       "\"token_cache_bytes\":{},\"device_limit_bytes\":{},\"reserve_bytes\":{},\"device\":"
-      "{{{}}},\"host\":{{{}}}}}",
+      "{{{}}},\"host\":{{{}}},\"changes\":[{}]}}",
       run.fits(), run.device_bytes, run.host_bytes, run.disk_bytes, run.engine.memory.micro_batch_rows,
       run.engine.accumulation, margin, run.steps, run.checkpoint_bytes, run.written_bytes_per_day,
-      run.token_cache_bytes, limits.device_bytes, run.reserve_bytes, rows, host_rows);
+      run.token_cache_bytes, limits.device_bytes, run.reserve_bytes, rows, host_rows, changes);
 }
 
 std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info) {

@@ -10,11 +10,13 @@
 
 namespace qt {
 
-// Device, host and disk against what there is, with a verdict for each and one for all.
+// Where every byte goes on device, host and disk, with shares, against what there is; a verdict for each and
+// one for all; for a run that does not fit what would make it (run.changes).
 std::string plan_text(const PlannedRun& run, const Limits& limits);
 
-// {"fits", "device_bytes", "host_bytes", "disk_bytes", "micro_batch", "accumulation", "margin_bytes", ...} on
-// one line.
+// {"fits", "device_bytes", "host_bytes", "disk_bytes", "micro_batch", "accumulation", "margin_bytes", ...,
+// "changes": [{"options", "command", "cost"}]} on one line; the keys are frozen. margin_bytes is the
+// device's.
 std::string plan_json(const PlannedRun& run, const Limits& limits);
 
 // The screen before step 0: hardware, model, quantization, plan, tokens per step, steps, files.
