@@ -28,7 +28,8 @@ struct Verb {
 };
 constexpr Verb kVerbs[] = {
     {"train", "train, or continue the run in --out (the default verb)"},
-    {"plan", "what the run needs on device, host and disk, and what would make it fit (exit 3)"},
+    {"plan",
+     "what the run needs on device, host and disk, and what would make it fit (exit 3); --rehearse tries it"},
     {"estimate", "days, energy and cost of the run on a --card, which need not be there; --compare"},
     {"doctor", "looks at card, memory, copies, disk and plan before a long run, and says what to do; --json"},
     {"tokenize", "text to token shards: --data TEXT --cache FOLDER"},
@@ -113,7 +114,7 @@ void run(std::vector<std::string> args) {
   const qt::LoadedOptions loaded = qt::load_options(args);
   if (only_print) return qt::print_config(std::cout, loaded);
   if (loaded.options.quiet) qt::set_log_level(qt::LogLevel::warning);
-  if (verb == "train") return qt::run_train(loaded, qt::make_backend, std::cout);
+  if (verb == "train") return qt::run_train(loaded, words, qt::make_backend, std::cout);
   if (verb == "tokenize") return qt::run_tokenize(loaded, std::cout);
   if (verb == "sample") return qt::run_sample(loaded, qt::make_backend, std::cout);
   if (verb == "eval") return qt::run_eval(loaded, qt::make_backend, std::cout);

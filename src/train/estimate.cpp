@@ -11,9 +11,6 @@ namespace qt {
 
 namespace {
 
-// What a checkpoint is written at, the whole way to the platter: a fast and an ordinary solid-state disk.
-constexpr double kFastDiskBytesPerSecond = 2e9;
-constexpr double kDiskBytesPerSecond = 5e8;
 constexpr double kSaveShare = 0.01;  // of the time, where --save-every leaves it to the program
 constexpr double kScratchBytes = 2;  // of a weight in 16 bits
 constexpr double kMostWatts = 100'000;
@@ -144,6 +141,10 @@ Range parse_efficiency(std::string_view text, double peak_flops, std::string_vie
   return share;
 }
 
+double evaluation_batches(const PlannedRun& run, std::int64_t eval_tokens) {
+  return std::ceil(static_cast<double>(eval_tokens) / static_cast<double>(run.engine.micro_batch_tokens()));
+}
+
 Range save_seconds(const PlannedRun& run) {
   const auto checkpoint = static_cast<double>(run.checkpoint_bytes);
   return {.low = checkpoint / kFastDiskBytesPerSecond, .high = checkpoint / kDiskBytesPerSecond};
@@ -191,8 +192,7 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
       4.0 * static_cast<double>(model.n_layer * model.n_embd) * static_cast<double>(model.seq_len);
   e.flops_total_recompute = e.flops_total + forward_of_blocks * tokens;
 
-  const double eval_batches =
-      std::ceil(static_cast<double>(in.eval_tokens) / static_cast<double>(run.engine.micro_batch_tokens()));
+  const double eval_batches = evaluation_batches(run, in.eval_tokens);
   WorkAhead work{.step = in.steps_done,
                  .steps = e.steps,
                  .eval_every = in.eval_every,
@@ -231,7 +231,12 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
   e.rate_flops = rate;
   work.step_s = e.step_s;
   work.evaluation_s = {.low = work.evaluation_flops / rate.high, .high = work.evaluation_flops / rate.low};
-  if (in.evaluation_batch_seconds) work.evaluation_s = times(*in.evaluation_batch_seconds, eval_batches);
+  if (in.evaluation_seconds) work.evaluation_s = *in.evaluation_seconds;
+  e.disk_measured_bytes_s = in.disk_bytes_s;
+  if (in.disk_bytes_s > 0) {
+    const double save_s = static_cast<double>(run.checkpoint_bytes) / in.disk_bytes_s;
+    work.save_s = {.low = save_s, .high = save_s};
+  }
   const TimeAhead ahead = time_ahead(work);
   if (e.measured) e.training_s = ahead.training_s;
   e.evaluation_s = ahead.evaluation_s;

@@ -76,17 +76,23 @@ struct TimeAhead {
 
 TimeAhead time_ahead(const WorkAhead& work);
 
-// What a save takes on a fast and on an ordinary disk.
+// Micro-batches of one evaluation.
+double evaluation_batches(const PlannedRun& run, std::int64_t eval_tokens);
+
+// What a checkpoint is written at, the whole way to the platter: an ordinary and a fast solid-state disk.
+inline constexpr double kDiskBytesPerSecond = 5e8, kFastDiskBytesPerSecond = 2e9;
+// What a save takes at these.
 Range save_seconds(const PlannedRun& run);
 
 struct EstimateInput {
   const Card* card = nullptr;  // nullptr: a device whose peak is not known
   Range efficiency = kAssumedEfficiency;
   std::optional<Range> step_seconds;  // measured whole steps: they take the place of card and efficiency
-  std::optional<Range> evaluation_batch_seconds;  // measured, of one micro-batch; absent: as its operations
+  std::optional<Range> evaluation_seconds;        // measured, of one evaluation; absent: at the rate of steps
   double weight_bits = 0;                         // per weight of a block as stored; 0: the plan's format
   std::int64_t eval_every = 0;                    // steps; 0: only at the end
   std::int64_t eval_tokens = kAssumedEvalTokens;  // of one evaluation
+  double disk_bytes_s = 0;                        // measured while saving; 0: a range is assumed
   std::int64_t save_every = 0;                    // steps; 0: so that saving takes at most 1 % of the time
   std::int64_t steps_done = 0;  // of a run that has begun: times and energy are of what is ahead
   double watts = 0;             // drawn while it runs; 0: the card's board power, unknown without a card
@@ -116,7 +122,8 @@ struct Estimate {
   Range paging_s;     // master and moments in and out of the device
   Range evaluation_s;
   Range saves_s;
-  bool held_at_floor = false;  // what was measured or assumed is faster than the peak allows
+  double disk_measured_bytes_s = 0;  // 0: assumed
+  bool held_at_floor = false;        // what was measured or assumed is faster than the peak allows
   Range days;
 
   std::optional<double> watts;

@@ -104,8 +104,10 @@ void append_parts(std::string& text, const PlannedRun& run, const Estimate& e, c
                                         "the whole validation split)",
                                         format_count(kAssumedEvalTokens))
                           : "");
-  text +=
-      fmt::format("    {:<22} {} (disk at 2 to 0.5 GB/s, assumed)\n", "saves", time_range_text(e.saves_s));
+  const std::string disk = e.disk_measured_bytes_s > 0
+                               ? fmt::format("{:.2g} GB/s, measured", e.disk_measured_bytes_s * 1e-9)
+                               : std::string("2 to 0.5 GB/s, assumed");
+  text += fmt::format("    {:<22} {} (disk at {})\n", "saves", time_range_text(e.saves_s), disk);
 }
 
 std::string energy_range_text(const EstimateInput& in, const Estimate& e) {

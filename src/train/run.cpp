@@ -15,6 +15,7 @@
 #include "src/train/init_from.h"
 #include "src/train/machine.h"
 #include "src/train/planner.h"
+#include "src/train/rehearse.h"
 #include "src/train/remedies.h"
 #include "src/train/resume.h"
 #include "src/train/run_data.h"
@@ -52,6 +53,15 @@ TrainerOptions trainer_options(const Options& o, const PlannedRun& run) {
   t.show_progress = !o.quiet && isatty(STDOUT_FILENO) != 0;
   t.device_bytes = run.device_bytes;
   return t;
+}
+
+// 0: none.
+std::int64_t halt_in_step_of(const VerbValues& words) {
+  const std::string* text = words.find("halt-in-step");
+  if (text == nullptr) return 0;
+  const std::int64_t step = parse_count(*text, "--halt-in-step");
+  QT_CHECK(step > 0, ConfigError, "--halt-in-step {}: steps are counted from 1", *text);
+  return step;
 }
 
 std::string saves_text(const Options& o) {
@@ -96,8 +106,10 @@ std::string usable_prompt(const LoadedOptions& loaded, const Tokenizer& tokenize
 
 }  // namespace
 
-void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out) {
+void run_train(const LoadedOptions& loaded, const VerbValues& words, BackendFactory make_backend,
+               std::ostream& out) {
   Options o = loaded.options;
+  const std::int64_t halt_in_step = halt_in_step_of(words);
   install_stop_handlers();
   adopt_named_weights(o);
   check_options(o);
@@ -201,6 +213,7 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
     state = carry_over(store.load(checkpoint, engine), now);
   }
   TrainerOptions how = trainer_options(o, run);
+  how.halt_in_step = halt_in_step;
   how.work = step_work(run, card, validation.get());
   how.save_s = save_seconds(run);
   how.power = &power;
@@ -217,16 +230,24 @@ void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::os
 
 void run_plan(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out) {
   Options o = loaded.options;
-  const bool json = words.has("json");
+  const bool json = words.has("json"), rehearse = words.has("rehearse");
+  if (json && rehearse) {
+    throw ConfigError("--rehearse and --json exclude each other",
+                      "--json is for the plan alone; a rehearsal prints a report");
+  }
+  if (rehearse) install_stop_handlers();
   adopt_named_weights(o);
   const Target target = target_from_options(o);
   const Limits limits = limits_from_options(o, target);
   const std::int64_t vocab_size = expected_vocab_size(o);
   PlannedRun run = plan_run(o, target, limits, vocab_size);
   if (!run.fits()) propose_changes(run, o, target, limits, vocab_size, remedy_scope(o));
-  out << (json ? plan_json(run, limits) + "\n" : plan_text(run, limits));
-  out.flush();
+  if (!rehearse || !run.fits()) {
+    out << (json ? plan_json(run, limits) + "\n" : plan_text(run, limits));
+    out.flush();
+  }
   if (!run.fits()) throw FitError("the run does not fit (see the plan)", fit_hint(run));
+  if (rehearse) rehearse_run(loaded, out);
 }
 
 void run_tokenize(const LoadedOptions& loaded, std::ostream& out) {

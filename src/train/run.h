@@ -9,12 +9,13 @@
 
 namespace qt {
 
-// Trains, or continues, the run in --out. Prints the start screen before step 0.
+// Trains, or continues, the run in --out. Prints the start screen before step 0. `words` are the verb's own.
 // Throws ConfigError, FitError (the plan does not fit), DataError, DivergedError, DiskError, StopRequested.
-void run_train(const LoadedOptions& loaded, BackendFactory make_backend, std::ostream& out);
+void run_train(const LoadedOptions& loaded, const VerbValues& words, BackendFactory make_backend,
+               std::ostream& out);
 
 // The plan of the same run, without a byte allocated or a file written. FitError, after printing it with what
-// would make it fit, when it does not fit.
+// would make it fit, when it does not fit. With --rehearse what rehearse.h says instead.
 void run_plan(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out);
 
 // Days, energy and cost of the same run on a card that need not be there; `words` are the verb's own.

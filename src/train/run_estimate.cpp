@@ -127,7 +127,9 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendF
     log_info("measuring steps of the same model with fewer layers, for {}", format_duration(calibrate_s));
     const Calibration measured = calibrate(run, make_backend, calibrate_s);
     in.step_seconds = measured.step_s;
-    in.evaluation_batch_seconds = measured.evaluation_batch_s;
+    const double batches = evaluation_batches(run, in.eval_tokens);
+    in.evaluation_seconds = Range{.low = batches * measured.evaluation_batch_s.low,
+                                  .high = batches * measured.evaluation_batch_s.high};
     view.efficiency_why = "here, with " + calibration_text(measured, run.engine.model.n_layer);
   } else if (efficiency == nullptr && begun && is_same_work(*begun, o, run)) {
     const std::filesystem::path log = std::filesystem::path(o.out) / "log.jsonl";

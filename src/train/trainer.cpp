@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -88,6 +89,7 @@ void Trainer::poll(std::int64_t done) {
     throw StopRequested(fmt::format("stopped after {} (--stop-after)", format_duration(session_seconds())),
                         "the same command again continues from here");
   }
+  if (done > 0 && state_.step + 1 == options_.halt_in_step) std::raise(SIGSTOP);
   if (!options_.show_progress || done <= 0) return;
   const std::string line =
       progress_line(state_.step + 1, done, engine_.options().accumulation, seconds_since(window_started_));

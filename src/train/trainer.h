@@ -41,6 +41,7 @@ struct TrainerOptions {
   Range save_s;                     // of one save, until one was measured
   PowerWatch* power = nullptr;      // must outlive the trainer; nullptr: nothing is known of power
   std::optional<JsonRecord> start;  // goes to the log when the session begins
+  std::int64_t halt_in_step = 0;    // stops its own process (SIGSTOP) after a micro-batch of it; 0: never
 };
 
 struct EvalResult {

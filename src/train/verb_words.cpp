@@ -13,7 +13,12 @@ namespace qt {
 namespace {
 
 constexpr VerbWord kWords[] = {
+    {"train", "halt-in-step", "N",
+     "for rehearsals: the process halts itself (SIGSTOP) inside this step, to be killed there"},
     {"plan", "json", nullptr, "one line for programs"},
+    {"plan", "rehearse", nullptr,
+     "before months: five steps, evaluation, sample and save for real, a kill -9, the same again from the "
+     "checkpoint"},
     {"estimate", "card", "NAME",
      "card to estimate for, as 4070 or 'RTX 3060'; absent: the one that is there"},
     {"estimate", "efficiency", "SHARE",
