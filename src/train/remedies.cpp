@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <tuple>
 #include <utility>
@@ -171,13 +172,17 @@ class Proposer {
 
   // --- the search ---
 
+  static std::set<std::string_view> names_of(const Changes& set) {
+    std::set<std::string_view> names;
+    for (const Change* c : set) names.insert(c->option);
+    return names;
+  }
+  // Of two sets that change the same options, the milder one alone is proposed.
+  bool is_new(const Changes& set) const { return !proposed_options_.contains(names_of(set)); }
+
   void singles() {
-    std::string_view last;
     for (const Changes& set : sets_of(1)) {
-      // Of two changes of one option that fit, the milder one alone.
-      if (!facts_.at(set.front()).fits || last == set.front()->option) continue;
-      last = set.front()->option;
-      propose(set);
+      if (facts_.at(set.front()).fits && is_new(set)) propose(set);
     }
   }
 
@@ -190,7 +195,7 @@ class Proposer {
     for (std::size_t size = 2; size <= changes_.size() && proposed_.empty(); ++size) {
       for (const Changes& set : sets_of(size)) {
         if (proposed_.size() == kMostChanges || !may_rehearse()) break;
-        if (fits(set)) propose(set);
+        if (is_new(set) && fits(set)) propose(set);
       }
     }
     if (proposed_.empty()) propose(needed_of(all_fit ? all : strongest(true)));
@@ -323,6 +328,7 @@ class Proposer {
       change.cost += (change.cost.empty() ? "" : "; ") + c->cost(with);
     }
     change.cost += time_cost(with, more_words.empty());
+    proposed_options_.insert(names_of(set));
     proposed_.push_back(std::move(change));
   }
 
@@ -357,6 +363,7 @@ class Proposer {
   std::vector<std::unique_ptr<Change>> changes_;
   std::map<const Change*, Facts> facts_;
   std::vector<FitChange> proposed_;
+  std::set<std::set<std::string_view>> proposed_options_;
 };
 
 }  // namespace

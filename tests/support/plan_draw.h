@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -166,8 +167,14 @@ inline void expect_promises_kept(const DrawnPlan& d, const std::filesystem::path
   counts.most_rehearsals = std::max(counts.most_rehearsals, run.rehearsals);
   counts.helped += run.changes.empty() ? 0 : 1;
   EXPECT_TRUE(!run.changes.empty() || !fits_with_everything(d, d.options.seq_len));
+  std::set<std::string> names;  // of two proposals that change the same options one is too many
   for (const FitChange& change : run.changes) {
     SCOPED_TRACE(change.command);
+    std::set<std::string> changed;
+    for (const std::string& word : shell_words(change.options)) {
+      if (word.starts_with("--")) changed.insert(word);
+    }
+    EXPECT_TRUE(names.insert(fmt::format("{}", fmt::join(changed, " "))).second) << change.options;
     ++counts.proposals;
     Words words{"--quiet"};
     for (const std::string& word : arguments_of(change.command)) words.push_back(word);
