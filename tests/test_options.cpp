@@ -355,6 +355,7 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
                                            "watch.watts",
                                            "watch.price",
                                            "watch.log-every",
+                                           "watch.tensorboard",
                                            "watch.quiet"};
   std::vector<std::string> names;
   for (const OptionSpec& spec : option_table())

@@ -125,6 +125,8 @@ constexpr OptionSpec kTable[] = {
      "drawn while it runs, best measured at the wall: 225; empty: as card or processor measure it"},
     {"watch", "price", K::text, &O::price, "of a kWh, in any currency: 3.5TWD, 0.30EUR"},
     {"watch", "log-every", K::count, &O::log_every, "steps between printed lines"},
+    {"watch", "tensorboard", K::flag, &O::tensorboard,
+     "event files for TensorBoard in the run folder's tensorboard/"},
     {"watch", "quiet", K::flag, &O::quiet, "print results and errors only"},
 };
 

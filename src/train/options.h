@@ -103,6 +103,7 @@ struct Options {
   std::string watts;  // assumed to be drawn, "225W"; empty: as measured
   std::string price;  // of a kWh, "3.5TWD"; empty: not known
   std::int64_t log_every = 1;
+  bool tensorboard = true;
   bool quiet = false;
 };
 

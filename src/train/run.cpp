@@ -50,6 +50,7 @@ TrainerOptions trainer_options(const Options& o, const PlannedRun& run) {
   t.sample = SampleOptions{
       .new_tokens = o.sample_tokens, .temperature = o.temperature, .top_k = o.top_k, .seed = o.seed};
   t.prompt = o.prompt;
+  t.tensorboard = o.tensorboard;
   t.show_progress = !o.quiet && isatty(STDOUT_FILENO) != 0;
   t.device_bytes = run.device_bytes;
   return t;

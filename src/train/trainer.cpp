@@ -71,7 +71,7 @@ Trainer::Trainer(Engine& engine, const TokenBatches& train, const EvalBatches* v
       options_(std::move(options)),
       state_(state),
       store_(options_.run_dir, options_.keep),
-      log_(options_.run_dir + "/log.jsonl"),
+      log_(options_.run_dir, options_.tensorboard, state.step + 1),
       seconds_before_(state.seconds),
       energy_before_(state.energy) {
   const auto tokens = static_cast<std::size_t>(engine_.options().micro_batch_tokens());

@@ -11,13 +11,13 @@
 #include <vector>
 
 #include "optim/schedule.h"
-#include "src/core/log.h"
 #include "src/data/batches.h"
 #include "src/data/tokenizer.h"
 #include "src/train/engine.h"
 #include "src/train/estimate.h"
 #include "src/train/pace.h"
 #include "src/train/power_watch.h"
+#include "src/train/run_log_writer.h"
 #include "src/train/run_state.h"
 #include "src/train/step_watch.h"
 
@@ -35,6 +35,7 @@ struct TrainerOptions {
   double stop_after_s = 0;  // of this session, which finishes one step at least; 0: never
   SampleOptions sample;
   std::string prompt;
+  bool tensorboard = false;       // event files beside log.jsonl
   bool show_progress = false;     // a terminal
   std::int64_t device_bytes = 0;  // planned, for the step line
   StepWork work;
@@ -126,7 +127,7 @@ class Trainer {
   TrainerOptions options_;
   RunState& state_;
   CheckpointStore store_;
-  JsonLines log_;
+  RunLogWriter log_;
 
   std::vector<std::int32_t> ids_, targets_;  // one micro-batch
   std::int64_t saved_step_ = -1;

@@ -56,12 +56,13 @@ inline bool is_saving(const std::string& run, pid_t pid) {
   return false;
 }
 
-// Names and contents below a folder, but for locks and the log, which every start touches.
+// Names and contents below a folder, but for locks, log and event files, which every start touches.
 inline std::string tree_of(const std::filesystem::path& folder) {
   std::vector<std::string> lines;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
     if (!entry.is_regular_file() || name == "lock" || name == ".lock" || name == "log.jsonl") continue;
+    if (entry.path().parent_path().filename() == "tensorboard") continue;
     lines.push_back(entry.path().lexically_relative(folder).string() + " " +
                     xxh3_hex(bytes_of(read_text(entry.path()))) + "\n");
   }
