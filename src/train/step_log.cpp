@@ -2,46 +2,38 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iterator>
-#include <vector>
 
 #include "src/core/error.h"
 #include "src/io/json.h"
+#include "src/train/run_log.h"
 
 namespace qt {
 
 namespace {
 
-constexpr std::streamoff kTailBytes = std::streamoff{1} << 20;  // some thousand steps
+constexpr std::uintmax_t kTailBytes = std::uintmax_t{1} << 20;  // some thousand steps
 constexpr std::size_t kLeastSteps = 5;
-
-// The newest whole lines; where the log is longer, without the first, which may be cut.
-std::vector<std::string> newest_lines(const std::filesystem::path& log, bool& from_start) {
-  std::ifstream in(log, std::ios::binary | std::ios::ate);
-  if (!in) return {};
-  const std::streamoff size = in.tellg();
-  const std::streamoff first = std::max<std::streamoff>(0, size - kTailBytes);
-  from_start = first == 0;
-  in.seekg(first);
-  const std::string text{std::istreambuf_iterator<char>(in), {}};
-  std::vector<std::string> lines;
-  for (std::size_t from = 0, to = 0; (to = text.find('\n', from)) != std::string::npos; from = to + 1)
-    lines.push_back(text.substr(from, to - from));
-  if (!from_start && !lines.empty()) lines.erase(lines.begin());
-  return lines;
-}
 
 }  // namespace
 
+std::optional<StepTimes> step_times_of(std::vector<double> seconds) {
+  if (seconds.size() > Pace::kHistory)
+    seconds.erase(seconds.begin(), seconds.end() - static_cast<std::ptrdiff_t>(Pace::kHistory));
+  if (seconds.size() < kLeastSteps) return std::nullopt;
+  const auto steps = static_cast<std::int64_t>(seconds.size());
+  return StepTimes{.seconds = usual_seconds(std::move(seconds)), .steps = steps};
+}
+
 std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens) {
-  bool from_start = true;
-  const std::vector<std::string> lines = newest_lines(log, from_start);
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(log, error);
+  if (error) return std::nullopt;
+  const std::uintmax_t from = size > kTailBytes ? size - kTailBytes : 0;
+  LogLines lines(log, from);
   std::vector<double> seconds;
-  std::int64_t warming = from_start ? kWarmupSteps : 0;
-  for (const std::string& line : lines) {
-    const std::string where = log.string();
-    const Json record = parse_json(line, where);
+  std::int64_t warming = from == 0 ? kWarmupSteps : 0;
+  for (Json record; lines.next(record);) {
+    const std::string where = lines.where();
     const std::string& kind = json_string(record, "kind", where);
     if (kind == "stop" || kind == "start") warming = kWarmupSteps;
     if (kind != "step") continue;
@@ -56,11 +48,7 @@ std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::
     }
     seconds.push_back(took);
   }
-  if (seconds.size() > Pace::kHistory)
-    seconds.erase(seconds.begin(), seconds.end() - static_cast<std::ptrdiff_t>(Pace::kHistory));
-  if (seconds.size() < kLeastSteps) return std::nullopt;
-  const auto steps = static_cast<std::int64_t>(seconds.size());
-  return StepTimes{.seconds = usual_seconds(std::move(seconds)), .steps = steps};
+  return step_times_of(std::move(seconds));
 }
 
 }  // namespace qt

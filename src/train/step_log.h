@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <vector>
 
 #include "src/train/estimate.h"
 #include "src/train/pace.h"
@@ -14,6 +15,10 @@ struct StepTimes {
   Range seconds;           // of a step: between the quartiles, and never closer to the median than 5 %
   std::int64_t steps = 0;  // measured
 };
+
+// Of measured steps in the order in which they were done; the newest thousand count. Nothing for fewer than
+// five.
+std::optional<StepTimes> step_times_of(std::vector<double> seconds);
 
 // From the newest steps of the log, without those that pay for warm-up: the first of each session, whether it
 // ended with a stop or was killed.
