@@ -36,6 +36,8 @@ constexpr Verb kVerbs[] = {
     {"sample", "continue --prompt with the newest checkpoint in --out, or the folder of --init-from"},
     {"eval", "validation loss and bits per byte of the newest checkpoint in --out"},
     {"export", "that model as a Hugging Face folder: --to FOLDER"},
+    {"status", "how the run in a folder is doing, also while it runs: step, loss, time left; --json"},
+    {"report", "one HTML page of the run in a folder: curves, memory, power, samples, what happened"},
 };
 
 void print_help() {
@@ -52,8 +54,10 @@ void print_help() {
   std::string_view verb;
   for (const qt::VerbWord& word : qt::verb_words()) {
     if (verb != word.verb) std::cout << fmt::format("\n[qtrain {}]\n", verb = word.verb);
-    const std::string name = word.value == nullptr ? word.name : fmt::format("{} {}", word.name, word.value);
-    std::cout << fmt::format("  --{:<27} {}\n", name, word.help);
+    const std::string name = word.stands_alone       ? word.value
+                             : word.value == nullptr ? fmt::format("--{}", word.name)
+                                                     : fmt::format("--{} {}", word.name, word.value);
+    std::cout << fmt::format("  {:<29} {}\n", name, word.help);
   }
   std::cout << "\nExit codes: 0 done, 1 a defect, 2 usage, 3 does not fit, 4 bad data, 5 diverged, 6 device, "
                "7 disk, 75 "
@@ -118,6 +122,8 @@ void run(std::vector<std::string> args) {
   if (verb == "tokenize") return qt::run_tokenize(loaded, std::cout);
   if (verb == "sample") return qt::run_sample(loaded, qt::make_backend, std::cout);
   if (verb == "eval") return qt::run_eval(loaded, qt::make_backend, std::cout);
+  if (verb == "status") return qt::run_status(loaded, words, std::cout);
+  if (verb == "report") return qt::run_report(loaded, words, std::cout);
   if (verb == "estimate") return qt::run_estimate(loaded, words, qt::make_backend, std::cout);
   if (verb == "doctor") return qt::run_doctor(loaded, qt::make_backend, words.has("json"), std::cout);
   if (verb == "export") return qt::run_export(loaded, std::cout);

@@ -40,4 +40,11 @@ void run_eval(const LoadedOptions& loaded, BackendFactory make_backend, std::ost
 // Writes that model as a Hugging Face folder (src/train/export.h).
 void run_export(const LoadedOptions& loaded, std::ostream& out);
 
+// How the run in a folder is doing; `words` are the verb's own. Takes no lock and writes nothing. ConfigError
+// where there is no run, DataError for a damaged log.
+void run_status(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out);
+
+// One HTML page of that run, written atomically. As run_status(), and DiskError.
+void run_report(const LoadedOptions& loaded, const VerbValues& words, std::ostream& out);
+
 }  // namespace qt

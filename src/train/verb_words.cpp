@@ -32,15 +32,36 @@ constexpr VerbWord kWords[] = {
     {"estimate", "claim-kwh", "E", "the energy published with them"},
     {"estimate", "json", nullptr, "one line for programs"},
     {"doctor", "json", nullptr, "one line for programs"},
+    {"status", "run", "RUN", "run folder; absent: --out", true},
+    {"status", "json", nullptr, "one line for programs"},
+    {"report", "run", "RUN", "run folder; absent: --out", true},
+    {"report", "to", "FILE", "HTML file to write; absent: report.html in the run folder"},
 };
 
 // A letter or two wrong.
 constexpr std::size_t kMostWrongLetters = 2;
 
 const VerbWord* find_word(std::string_view verb, std::string_view name) {
-  const auto* const it = std::find_if(std::begin(kWords), std::end(kWords),
-                                      [&](const VerbWord& w) { return verb == w.verb && name == w.name; });
+  const auto* const it = std::find_if(std::begin(kWords), std::end(kWords), [&](const VerbWord& w) {
+    return verb == w.verb && name == w.name && !w.stands_alone;
+  });
   return it == std::end(kWords) ? nullptr : it;
+}
+
+const VerbWord* word_without_name(std::string_view verb) {
+  const auto* const it = std::find_if(std::begin(kWords), std::end(kWords),
+                                      [&](const VerbWord& w) { return verb == w.verb && w.stands_alone; });
+  return it == std::end(kWords) ? nullptr : it;
+}
+
+// Whether the word before, an option of a run, takes the next one as its value.
+bool awaits_value(const std::vector<std::string>& words) {
+  if (words.empty() || !words.back().starts_with("--") || words.back().find('=') != std::string::npos)
+    return false;
+  const std::string name = option_name(words.back().substr(2));
+  const OptionSpec* spec = find_option(name);
+  if (spec != nullptr) return spec->kind != OptionKind::flag;
+  return !name.starts_with("no-");
 }
 
 bool is_known_elsewhere(const std::string& name) {
@@ -54,7 +75,7 @@ void refuse_foreign(std::string_view verb, const std::string& name) {
   if (name.empty() || is_known_elsewhere(name)) return;
   std::vector<std::string> others;
   for (const VerbWord& w : kWords) {
-    if (name == w.name) others.push_back(fmt::format("`qtrain {}`", w.verb));
+    if (name == w.name && !w.stands_alone) others.push_back(fmt::format("`qtrain {}`", w.verb));
   }
   if (!others.empty()) {
     throw ConfigError(fmt::format("--{} is not for `qtrain {}`", name, verb),
@@ -62,7 +83,7 @@ void refuse_foreign(std::string_view verb, const std::string& name) {
   }
   std::vector<std::string_view> names;
   for (const VerbWord& w : kWords) {
-    if (verb == w.verb) names.emplace_back(w.name);
+    if (verb == w.verb && !w.stands_alone) names.emplace_back(w.name);
   }
   const std::string_view similar = similar_name(name, names);
   if (similar.empty() || edit_distance(name, similar) > kMostWrongLetters) return;
@@ -79,7 +100,17 @@ VerbValues take_verb_words(std::string_view verb, std::vector<std::string>& args
   std::vector<std::string> rest;
   for (std::size_t i = 0; i < args.size(); ++i) {
     if (!args[i].starts_with("--")) {
-      rest.push_back(args[i]);
+      const VerbWord* alone = word_without_name(verb);
+      if (alone == nullptr || awaits_value(rest)) {
+        rest.push_back(args[i]);
+        continue;
+      }
+      if (values.has(alone->name)) {
+        throw ConfigError(fmt::format("'{}' is one word too many", args[i]),
+                          fmt::format("`qtrain {} {}` takes one {}", verb, alone->value, alone->value));
+      }
+      QT_CHECK(!args[i].empty(), ConfigError, "the name of the {} is empty", alone->value);
+      values.set(alone->name, args[i]);
       continue;
     }
     const std::size_t equals = std::min(args[i].find('='), args[i].size());
