@@ -201,7 +201,7 @@ TEST_F(Report, SaysInWordsWhatThereIsNot) {
   const std::string empty = page(facts(""));
   expect(empty, {"No step with a finite loss yet.", "Not evaluated yet", "No measured step yet",
                  "The log does not hold the plan", "unknown: nothing on this machine measures it",
-                 "None yet: --sample-every", "Nothing out of the ordinary happened.",
+                 "None yet: --sample-every", "Nothing else is on record.",
                  "All options are stored with the first checkpoint", "The log holds no step yet.",
                  "not evaluated yet"});
   EXPECT_EQ(count(empty, "<svg"), 0);

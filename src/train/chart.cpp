@@ -15,6 +15,7 @@ namespace qt {
 namespace {
 
 constexpr int kColumns = 500;
+constexpr std::ptrdiff_t kMostDots = 60;
 constexpr double kSide = 1000;  // of the SVG's own coordinates, both ways
 // A few values far above the rest would press the rest onto the axis: beyond so many times the spread of the
 // others they are cut, and the chart says so.
@@ -32,7 +33,7 @@ std::optional<Extent> extent_of(const Chart& chart) {
   double x_high = -std::numeric_limits<double>::infinity();
   for (const ChartSeries& series : chart.series) {
     for (const ChartPoint& p : series.points) {
-      if (!std::isfinite(p.y)) continue;
+      if (!std::isfinite(p.y) || p.x < chart.x_low) continue;
       values.push_back(p.y);
       x_high = std::max(x_high, p.x);
     }
@@ -40,7 +41,8 @@ std::optional<Extent> extent_of(const Chart& chart) {
   if (values.empty()) return std::nullopt;
   std::sort(values.begin(), values.end());
   Extent e;
-  e.x_high = std::max(x_high, 1.0);
+  e.x_low = chart.x_low;
+  e.x_high = std::max({x_high, chart.x_high, chart.x_low + 1});
   e.y_low = chart.from_zero ? std::min(0.0, values.front()) : values.front();
   e.y_high = values.back();
   if (values.size() >= kLeastForCut) {
@@ -110,11 +112,13 @@ std::string series_svg(const ChartSeries& series, const Extent& e) {
   const Scale scale(e);
   if (series.kind == ChartSeries::Kind::dots) {
     std::string line, dots;
+    const auto is_shown = [&](const ChartPoint& p) { return std::isfinite(p.y) && p.x >= e.x_low; };
+    const bool few = std::count_if(series.points.begin(), series.points.end(), is_shown) <= kMostDots;
     for (const ChartPoint& p : series.points) {
-      if (!std::isfinite(p.y)) continue;
+      if (!is_shown(p)) continue;
       line += (line.empty() ? "M" : "L") + scale.at(p.x, p.y);
       // A line of no length with round ends stays round however the picture is stretched.
-      dots += "M" + scale.at(p.x, p.y) + "h0";
+      if (few) dots += "M" + scale.at(p.x, p.y) + "h0";
     }
     return fmt::format("<path class=\"line c{0}\" d=\"{1}\"/><path class=\"dots c{0}\" d=\"{2}\"/>",
                        series.colour, line, dots);
@@ -155,6 +159,7 @@ std::vector<ChartColumn> chart_columns(const std::vector<ChartPoint>& points, do
   int current = -1, count = 0;
   bool gap = false;
   for (const ChartPoint& p : points) {
+    if (p.x < x_low) continue;
     if (!std::isfinite(p.y)) {
       gap = true;
       continue;

@@ -14,7 +14,8 @@ struct ChartPoint {
 };
 
 struct ChartSeries {
-  // band: what one pixel column spans, lowest to highest, with its mean; line: the mean alone; dots: each.
+  // band: what one pixel column spans, lowest to highest, with its mean; line: the mean alone; dots: each,
+  // and a line alone where they would run into each other.
   enum class Kind { band, line, dots };
   std::string name;
   Kind kind = Kind::line;
@@ -30,6 +31,9 @@ struct Chart {
   std::string x_label, y_label;  // what is counted and its unit: "steps", "nats per token"
   ChartNumbers y_numbers = ChartNumbers::plain;
   bool from_zero = false;
+  // The axis reaches at least so far, so that charts below each other agree; what lies before x_low is left
+  // out.
+  double x_low = 0, x_high = 0;
   std::vector<ChartSeries> series;
   std::string empty;  // what is said where there is nothing to draw
 };

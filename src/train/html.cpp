@@ -44,7 +44,7 @@ header .about { color: var(--soft); margin: .3rem 0 .9rem; overflow-wrap: anywhe
 .card, .tiles > div, figure.chart {
   background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem .9rem;
 }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .7rem; margin-top: 1rem; }
+.tiles { display: grid; grid-template-columns: repeat(3, 1fr); gap: .7rem; margin-top: 1rem; }
 .tiles .name { color: var(--soft); font-size: .82rem; }
 .tiles .value { font-size: 1.55rem; line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tiles .value.words { font-size: 1.1rem; line-height: 1.75; font-weight: 500; color: var(--soft); }
@@ -82,6 +82,7 @@ tr:first-child > td, tr:first-child > th { border-top: 0; }
 th { color: var(--soft); font-weight: 500; }
 td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.w, td.t { overflow-wrap: anywhere; }
+.events td.t { width: 1%; }
 td.t { white-space: nowrap; color: var(--soft); font-variant-numeric: tabular-nums; }
 td .bar { min-width: 5rem; margin-top: .5rem; }
 .card + .card { margin-top: .7rem; }
@@ -95,12 +96,12 @@ details > summary { cursor: pointer; color: var(--soft); margin: .6rem 0; }
 footer { margin-top: 2.5rem; color: var(--soft); font-size: .82rem; }
 @media (max-width: 34rem) {
   body { padding: 1rem .7rem 2rem; }
-  .tiles { grid-template-columns: 1fr 1fr; gap: .5rem; }
+  .tiles { grid-template-columns: repeat(2, 1fr); gap: .5rem; }
   .tiles .value { font-size: 1.3rem; }
   .plot { height: 12rem; margin-left: 2.9rem; }
   .pair .plot { height: 9rem; }
   td .bar { min-width: 3rem; }
-  .events td { display: block; border: 0; padding: 0; }
+  .events td, .events td.t { display: block; width: auto; border: 0; padding: 0; }
   .events tr { display: block; border-top: 1px solid var(--line); padding: .4rem 0; }
   .events tr:first-child { border-top: 0; }
 }

@@ -21,6 +21,7 @@ constexpr std::size_t kShownEvents = 200;
 // Curves are smoothed over this share of the steps to either side.
 constexpr std::size_t kSmoothPart = 60;
 constexpr std::size_t kLeastForSmooth = 20;
+constexpr std::size_t kLeastForHalf = 200;
 
 std::string thousands(std::int64_t count) { return html_text(format_thousands(count)); }
 
@@ -138,12 +139,18 @@ void add_curve(Chart& chart, std::vector<ChartPoint> points, const char* each, c
   if (!line.empty()) chart.series.push_back({mean, ChartSeries::Kind::line, colour, std::move(line)});
 }
 
+// Curves of one run share their axis of steps.
+Chart chart_of(const RunLog& log, const char* title, const char* y_label, const char* empty = "") {
+  return {.title = title,
+          .x_label = "steps",
+          .y_label = y_label,
+          .x_high = log.steps.empty() ? 0 : static_cast<double>(log.steps.back().step),
+          .empty = empty};
+}
+
 std::string curves(const RunLog& log) {
-  std::string html = "<h2>Loss</h2>\n<section class=\"charts\">\n";
-  Chart loss{.title = "Loss",
-             .x_label = "steps",
-             .y_label = "nats per token",
-             .empty = "No step with a finite loss yet."};
+  std::string html = "<h2>Progress</h2>\n<section class=\"charts\">\n";
+  Chart loss = chart_of(log, "Loss", "nats per token", "No step with a finite loss yet.");
   add_curve(loss, points_of(log, &RunLog::Step::loss), "each training step", "training, smoothed", 1);
   ChartSeries val{.name = "validation", .kind = ChartSeries::Kind::dots, .colour = 2};
   ChartSeries bpb{.name = "validation", .kind = ChartSeries::Kind::dots, .colour = 2};
@@ -151,41 +158,37 @@ std::string curves(const RunLog& log) {
     val.points.push_back({static_cast<double>(e.step), e.loss});
     if (e.bpb) bpb.points.push_back({static_cast<double>(e.step), *e.bpb});
   }
-  Chart bits{.title = "Bits per byte",
-             .x_label = "steps",
-             .y_label = "bits per byte of validation text",
-             .empty = log.evals.empty()
-                          ? "Not evaluated yet: --eval-every sets how often, and it is done at the "
-                            "end."
-                          : "Evaluated on tokens whose bytes are not known: no bits per byte."};
+  Chart bits = chart_of(log, "Bits per byte", "bits per byte of validation text",
+                        log.evals.empty()
+                            ? "Not evaluated yet: --eval-every sets how often, and it is done at the end."
+                            : "Evaluated on tokens whose bytes are not known: no bits per byte.");
   if (!val.points.empty()) loss.series.push_back(std::move(val));
   if (!bpb.points.empty()) bits.series.push_back(std::move(bpb));
-  html += chart_html(loss) + chart_html(bits) + "</section>\n<section class=\"charts pair\">\n";
+  html += chart_html(loss);
+  // The first steps fall so far that the others look flat beside them.
+  if (log.steps.size() >= kLeastForHalf) {
+    loss.title = "Loss, latter half";
+    loss.x_low = static_cast<double>(log.steps[log.steps.size() / 2].step);
+    html += chart_html(loss);
+  }
+  html += chart_html(bits) + "</section>\n<section class=\"charts pair\">\n";
 
-  Chart norm{.title = "Gradient norm",
-             .x_label = "steps",
-             .y_label = "norm before clipping",
-             .from_zero = true,
-             .empty = "No step yet."};
+  Chart norm = chart_of(log, "Gradient norm", "norm before clipping", "No step yet.");
+  norm.from_zero = true;
   add_curve(norm, points_of(log, &RunLog::Step::norm), "each step", "smoothed", 1);
-  Chart lr{.title = "Learning rate",
-           .x_label = "steps",
-           .y_label = "of the block matrices",
-           .from_zero = true,
-           .empty = "No step yet."};
+  Chart lr = chart_of(log, "Learning rate", "of the block matrices", "No step yet.");
+  lr.from_zero = true;
   if (auto points = points_of(log, &RunLog::Step::lr); has_any(points))
     lr.series.push_back({"learning rate", ChartSeries::Kind::line, 3, std::move(points)});
   return html + chart_html(norm) + chart_html(lr) + "</section>\n";
 }
 
 std::string throughput(const RunLog& log) {
-  Chart speed{.title = "Throughput",
-              .x_label = "steps",
-              .y_label = "tokens per second; warm-up steps left out",
-              .y_numbers = ChartNumbers::counts,
-              .from_zero = true,
-              .empty = "No measured step yet: the first two of a session are warm-up."};
-  Chart mfu{.title = "MFU", .x_label = "steps", .y_label = "% of this device's peak", .from_zero = true};
+  Chart speed = chart_of(log, "Throughput", "tokens per second; warm-up steps left out",
+                         "No measured step yet: the first two of a session are warm-up.");
+  speed.y_numbers = ChartNumbers::counts;
+  Chart mfu = chart_of(log, "MFU", "% of this device's peak");
+  speed.from_zero = mfu.from_zero = true;
   std::vector<ChartPoint> rate, share;
   for (const RunLog::Step& s : log.steps) {
     if (s.warmup) continue;
@@ -255,9 +258,10 @@ std::string memory(const RunLog& log) {
 
 std::string power(const RunLog& log, const RunStatus& s) {
   std::string html = "<h2>Power and cost</h2>\n";
-  Chart watts{.title = "Power", .x_label = "steps", .y_label = "watts", .from_zero = true};
+  Chart watts = chart_of(log, "Power", "watts");
+  watts.from_zero = true;
   add_curve(watts, points_of(log, &RunLog::Step::watts), "each step", "smoothed", 2);
-  Chart celsius{.title = "Temperature", .x_label = "steps", .y_label = "°C"};
+  Chart celsius = chart_of(log, "Temperature", "°C");
   add_curve(celsius, points_of(log, &RunLog::Step::celsius), "each step", "smoothed", 1);
   if (!watts.series.empty()) {
     html +=
@@ -314,16 +318,14 @@ std::string event_text(const RunLog::Event& e) {
 
 std::string events(const RunLog& log, const RunStatus& s) {
   std::string html = "<h2>Events</h2>\n<div class=\"card\">\n";
-  std::string counts =
-      fmt::format("<p>{} restarts, {} restores, {} overflows, {} skipped steps, {} slow-downs, {} saves",
-                  thousands(s.restarts), thousands(log.restores), thousands(log.overflows),
-                  thousands(log.skipped), thousands(log.slow), thousands(log.saves));
+  std::string counts = fmt::format("<p>{}, {}, {}, {}, {}, {}", counted(s.restarts, "restart"),
+                                   counted(log.restores, "restore"), counted(log.overflows, "overflow"),
+                                   counted(log.skipped, "skipped step"), counted(log.slow, "slow-down"),
+                                   counted(log.saves, "save"));
   if (log.lost_steps > 0)
-    counts +=
-        fmt::format("; {} steps were lost to kills or restores and done again", thousands(log.lost_steps));
+    counts += fmt::format("; {} lost to kills or restores and done again", counted(log.lost_steps, "step"));
   html += counts + ".</p>\n";
-  if (log.events.empty())
-    return html + "<p class=\"empty\">Nothing out of the ordinary happened.</p></div>\n";
+  if (log.events.empty()) return html + "<p class=\"empty\">Nothing else is on record.</p></div>\n";
   const std::size_t shown = std::min(log.events.size(), kShownEvents);
   html += "<table class=\"events\">\n";
   for (std::size_t i = log.events.size(); i-- > log.events.size() - shown;) {

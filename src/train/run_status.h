@@ -74,5 +74,7 @@ std::string status_json(const RunFacts& facts, const RunStatus& status);
 
 // "2026-11-21 22:05 UTC"; "in more than a century" for what is too far away to mean anything.
 std::string moment_text(double unix_s);
+// "1 restart", "1,200 restarts".
+std::string counted(std::int64_t count, const char* what);
 
 }  // namespace qt

@@ -26,6 +26,12 @@ std::string age_text(std::int64_t then, std::int64_t now) {
   return then <= now ? format_duration(static_cast<double>(now - then)) + " ago" : "by a later clock";
 }
 
+// Finer than format_duration() where it matters: most steps take less than some seconds.
+std::string step_time_text(double seconds) {
+  if (seconds < 1) return fmt::format("{:.0f} ms", 1000 * seconds);
+  return seconds < 10 ? fmt::format("{:.2f} s", seconds) : format_duration(seconds);
+}
+
 std::string phase_text(const RunStatus& s) {
   switch (s.phase) {
     case RunPhase::starting: return fmt::format("starting (process {}), no step done yet", s.pid.value_or(0));
@@ -39,15 +45,15 @@ std::string phase_text(const RunStatus& s) {
   return {};
 }
 
-std::string plural(std::int64_t count, const char* what) {
-  return fmt::format("{} {}{}", format_thousands(count), what, count == 1 ? "" : "s");
-}
-
 }  // namespace
 
 std::string moment_text(double unix_s) {
   if (!(std::abs(unix_s) < 100 * kMostAhead_s)) return "at a time unknown";
   return fmt::format("{:%Y-%m-%d %H:%M} UTC", fmt::gmtime(static_cast<std::time_t>(std::llround(unix_s))));
+}
+
+std::string counted(std::int64_t count, const char* what) {
+  return fmt::format("{} {}{}", format_thousands(count), what, count == 1 ? "" : "s");
 }
 
 std::string status_text(const RunFacts& facts, const RunStatus& s) {
@@ -82,7 +88,7 @@ std::string status_text(const RunFacts& facts, const RunStatus& s) {
   }
   if (s.tokens_per_s) {
     std::string speed = fmt::format("{} tokens/s", format_thousands(std::llround(*s.tokens_per_s)));
-    if (s.step_s) speed += fmt::format(", a step in {}", range_text(*s.step_s, format_duration));
+    if (s.step_s) speed += fmt::format(", a step in {}", range_text(*s.step_s, step_time_text));
     row("speed", speed + (s.mfu ? fmt::format(", MFU {:.1f} %", 100 * *s.mfu) : ", MFU unknown"));
   } else {
     row("speed", "unknown: the first two steps of a session are warm-up and do not count");
@@ -120,10 +126,10 @@ std::string status_text(const RunFacts& facts, const RunStatus& s) {
   }
   if (s.last_step_unix_s) row("last step", age_text(*s.last_step_unix_s, facts.now_unix_s));
   std::string past =
-      fmt::format("{}, {}, {}, {}", plural(s.restarts, "restart"), plural(log.restores, "restore"),
-                  plural(log.overflows, "overflow"), plural(log.skipped, "skipped step"));
-  if (log.lost_steps > 0) past += fmt::format(", {} done again", plural(log.lost_steps, "step"));
-  if (log.slow > 0) past += fmt::format(", slow {}", plural(log.slow, "time"));
+      fmt::format("{}, {}, {}, {}", counted(s.restarts, "restart"), counted(log.restores, "restore"),
+                  counted(log.overflows, "overflow"), counted(log.skipped, "skipped step"));
+  if (log.lost_steps > 0) past += fmt::format(", {} done again", counted(log.lost_steps, "step"));
+  if (log.slow > 0) past += fmt::format(", slow {}", counted(log.slow, "time"));
   row("so far", past);
   std::string disk = facts.disk_free_bytes ? format_bytes(*facts.disk_free_bytes) + " free" : "unknown";
   if (facts.checkpoint_bytes > 0) {
