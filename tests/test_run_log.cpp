@@ -222,7 +222,7 @@ TEST_F(Status, FiguresAreThoseWorkedOutByHand) {
   for (const char* word : {"running (process 4711)", "22 of 122 (18.0 %)", "22k tokens", "2.0000 now",
                            "1.0000 bits per byte, loss 2.5000 at step 22", "500 tokens/s", "MFU 50.0 %",
                            "4 min 50 s to 5 min 10 s", "until 2025-11-21 22:31 UTC", "200 W",
-                           "2.000 kWh so far, 7.00 TWD", "last step   30 s ago", "no checkpoint yet"}) {
+                           "2.00 kWh so far, 7.00 TWD", "last step   30 s ago", "no checkpoint yet"}) {
     EXPECT_NE(words.find(word), std::string::npos) << "'" << word << "' is missing in:\n" << words;
   }
 }
@@ -254,6 +254,18 @@ TEST_F(Status, SaysWhatItDoesNotKnow) {
   const Json json = parse_json(status_json(facts(""), empty), "json");
   for (const char* key : {"kwh", "watts", "loss", "steps", "percent", "left_seconds_high"})
     EXPECT_TRUE(json[key].is_null()) << key;
+}
+
+TEST_F(Status, SaysAtLeastWhereAPartWasNotMeasured) {
+  const std::string steps = start_line(0, 10) + step_lines(1, 6);
+  const RunFacts part = facts(steps + line(step_fields(7, 3).add("kwh_at_least", 0.00042)));
+  const RunStatus s = status_of(part);
+  EXPECT_FALSE(s.kwh || s.cost);
+  EXPECT_NE(status_text(part, s).find("at least 0.00042 kWh so far"), std::string::npos);
+  // How it ended knows more than the last step; and a step that knows nothing takes it back.
+  EXPECT_EQ(of(steps + line(record("done", 6).add("kwh", 0.5))).kwh, 0.5);
+  EXPECT_EQ(of(steps + line(record("stop", 6).add("kwh", 0.5))).cost, 1.75);
+  EXPECT_FALSE(of(steps + line(record("stop", 6).add("kwh", 0.5)) + step_lines(7, 7)).kwh);
 }
 
 TEST_F(Status, TellsHowARunEnded) {
@@ -303,6 +315,7 @@ TEST_F(Status, KeysOfItsJsonStay) {
                                             "watts",
                                             "celsius",
                                             "kwh",
+                                            "kwh_at_least",
                                             "cost",
                                             "currency",
                                             "saved_step",
@@ -317,6 +330,15 @@ TEST_F(Status, KeysOfItsJsonStay) {
                                             "lost_steps",
                                             "disk_free_bytes",
                                             "checkpoint_bytes"}));
+}
+
+TEST_F(Status, IsThereForARunThatHasNoLogYet) {
+  EXPECT_NE(message_of<ConfigError>([&] { read_run(dir.path().string()); }).find("no run"),
+            std::string::npos);
+  const RunLock lock(dir.path());
+  const RunFacts f = read_run(dir.path().string());
+  EXPECT_EQ(status_of(f).phase, RunPhase::starting);
+  EXPECT_EQ(f.holder, ::getpid());
 }
 
 // --- who holds the folder --------------------------------------------------------------------------------

@@ -83,8 +83,6 @@ std::string left_text(const RunFacts& facts, const RunStatus& s) {
   return text;
 }
 
-std::string energy_text(double kwh) { return fmt::format("{:.{}f} kWh", kwh, kwh < 10 ? 3 : 1); }
-
 std::string tiles(const RunFacts& facts, const RunStatus& s) {
   std::string html = "<section class=\"tiles\">\n";
   if (s.eval && s.eval->bpb) {
@@ -111,8 +109,10 @@ std::string tiles(const RunFacts& facts, const RunStatus& s) {
                      s.mfu ? fmt::format("MFU {:.1f} %", 100 * *s.mfu) : "MFU unknown: no known peak")
               : tile("Tokens per second", "unknown", "warm-up steps do not count");
   html += s.kwh ? tile("Energy", energy_text(*s.kwh),
-                       s.cost ? fmt::format("{:.2f} {}", *s.cost, s.currency) : "cost unknown: no --price")
-                : tile("Energy", "unknown", "nothing here measures power");
+                       s.cost ? money_text(*s.cost, s.currency) : "cost unknown: no --price")
+          : s.kwh_at_least
+              ? tile("Energy", energy_text(*s.kwh_at_least), "at least: a part of the run was not measured")
+              : tile("Energy", "unknown", "nothing here measures power");
   return html + "</section>\n";
 }
 
@@ -273,10 +273,12 @@ std::string power(const RunLog& log, const RunStatus& s) {
   const auto row = [&](const char* name, const std::string& value) {
     html += fmt::format("<tr><th>{}</th><td>{}</td></tr>\n", name, html_text(value));
   };
-  row("Energy", s.kwh ? energy_text(*s.kwh) + ", over all sessions" : "unknown");
-  row("Cost", s.cost  ? fmt::format("{:.2f} {}", *s.cost, s.currency)
+  row("Energy", s.kwh            ? energy_text(*s.kwh) + ", over all sessions"
+                : s.kwh_at_least ? "at least " + energy_text(*s.kwh_at_least) + ": a part was not measured"
+                                 : "unknown");
+  row("Cost", s.cost  ? money_text(*s.cost, s.currency)
               : s.kwh ? "unknown: the run was given no --price"
-                      : "unknown, as long as the energy is");
+                      : "unknown, as the energy is");
   row("Power at the last step",
       s.watts ? fmt::format("{:.0f} W", *s.watts) : "unknown: nothing on this machine measures it");
   return html + "</table></div>\n";

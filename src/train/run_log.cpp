@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 constexpr std::size_t kMostLineBytes = std::size_t{8} << 20;
+constexpr std::size_t kMostReasons = 32;  // a driver has about ten
 constexpr std::int64_t kMostStep = std::int64_t{1} << 53;
 constexpr std::int64_t kWarmupSteps = 2;  // of a session whose steps do not say themselves what they are
 
@@ -106,6 +107,7 @@ class Builder {
     } else if (kind == "stop" || kind == "done" || kind == "diverged") {
       event(kind, record, where);
       session().end = kind;
+      if (is_there(record, "kwh") || is_there(record, "kwh_at_least")) set_energy(record, where);
       log_.seconds = number_or_unknown(record, "seconds", where);
     }
   }
@@ -178,19 +180,26 @@ class Builder {
       for (const Json& reason : json_array(record, "throttle", where)) {
         if (!reason.is_string())
           throw DataError(fmt::format("{}: field 'throttle' must be a list of texts", where));
-        ++log_.throttle_steps[reason.get<std::string>()];
+        if (log_.throttle_steps.size() < kMostReasons ||
+            log_.throttle_steps.contains(reason.get<std::string>()))
+          ++log_.throttle_steps[reason.get<std::string>()];
         s.throttled = true;
       }
     }
     if (const auto used = maybe_count(record, "device_used_bytes", where))
       log_.device_used_bytes = std::max(*used, log_.device_used_bytes.value_or(0));
     log_.tokens = maybe_count(record, "tokens", where);
-    log_.kwh = maybe_number(record, "kwh", where);
+    set_energy(record, where);
     log_.sm_mhz = maybe_number(record, "sm_mhz", where);
     log_.skipped += s.skipped ? 1 : 0;
     log_.seconds = kUnknown;
     ++own.steps;
     log_.steps.push_back(s);
+  }
+
+  void set_energy(const Json& record, const std::string& where) {
+    log_.kwh = maybe_number(record, "kwh", where);
+    log_.kwh_at_least = maybe_number(record, "kwh_at_least", where);
   }
 
   void eval(const Json& record, const std::string& where) {

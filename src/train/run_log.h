@@ -120,9 +120,10 @@ struct RunLog {
   std::optional<std::int64_t> device_used_bytes;       // the most
   std::optional<std::int64_t> saved_step;              // the last
 
-  // Of the last step.
+  // Of the last step, or of what ended the session after it.
   std::optional<std::int64_t> tokens;
-  std::optional<double> kwh;  // of the whole run
+  std::optional<double> kwh;           // of the whole run
+  std::optional<double> kwh_at_least;  // where a part of it was not measured; one of the two at most
   std::optional<double> sm_mhz;
   double seconds = kUnknown;  // of training, where a stop or the end told it
 

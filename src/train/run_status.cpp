@@ -191,6 +191,7 @@ RunStatus status_of(const RunFacts& facts) {
     if (!std::isnan(last.unix_s)) s.last_step_unix_s = std::llround(last.unix_s);
   }
   s.kwh = log.kwh;
+  s.kwh_at_least = log.kwh_at_least;
   std::string price = start != nullptr ? start->price : std::string();
   if (price.empty()) price = option("price");
   try {

@@ -53,6 +53,8 @@ struct RunStatus {
   std::optional<Range> left_s;              // of what is still to do, evaluations and saves included
   std::optional<double> watts, celsius;     // at the last step
   std::optional<double> kwh, cost;          // of the whole run so far
+  std::optional<double>
+      kwh_at_least;  // the same where a part was not measured; kwh and cost are unknown then
   std::string currency;
   std::optional<std::int64_t> last_step_unix_s;
   double trained_s = 0;  // steps, evaluations and saves, those of lost steps included
@@ -66,9 +68,10 @@ RunStatus status_of(const RunFacts& facts);
 
 // A screen, and one line for programs. Keys are frozen: run, state, pid, step, steps, percent, tokens, loss,
 // loss_smoothed, val_step, val_loss, val_bpb, tokens_per_s, mfu, step_seconds_low, step_seconds_high,
-// left_seconds_low, left_seconds_high, finish_unix_s_low, finish_unix_s_high, watts, celsius, kwh, cost,
-// currency, saved_step, saved_unix_s, last_step_unix_s, trained_seconds, restarts, restores, overflows,
-// skipped, slow, lost_steps, disk_free_bytes, checkpoint_bytes. What is not known is null.
+// left_seconds_low, left_seconds_high, finish_unix_s_low, finish_unix_s_high, watts, celsius, kwh,
+// kwh_at_least, cost, currency, saved_step, saved_unix_s, last_step_unix_s, trained_seconds, restarts,
+// restores, overflows, skipped, slow, lost_steps, disk_free_bytes, checkpoint_bytes. What is not known is
+// null.
 std::string status_text(const RunFacts& facts, const RunStatus& status);
 std::string status_json(const RunFacts& facts, const RunStatus& status);
 
@@ -76,5 +79,8 @@ std::string status_json(const RunFacts& facts, const RunStatus& status);
 std::string moment_text(double unix_s);
 // "1 restart", "1,200 restarts".
 std::string counted(std::int64_t count, const char* what);
+// "0.00042 kWh", "1.23 kWh", "675.0 kWh".
+std::string energy_text(double kwh);
+std::string money_text(double amount, const std::string& currency);  // "7.00 TWD", "0.00042 EUR"
 
 }  // namespace qt

@@ -56,6 +56,16 @@ std::string counted(std::int64_t count, const char* what) {
   return fmt::format("{} {}{}", format_thousands(count), what, count == 1 ? "" : "s");
 }
 
+std::string energy_text(double kwh) {
+  if (kwh < 1) return fmt::format("{:.2g} kWh", kwh);
+  return fmt::format("{:.{}f} kWh", kwh, kwh < 10 ? 2 : 1);
+}
+
+std::string money_text(double amount, const std::string& currency) {
+  return fmt::format("{} {}", amount < 0.01 ? fmt::format("{:.2g}", amount) : fmt::format("{:.2f}", amount),
+                     currency);
+}
+
 std::string status_text(const RunFacts& facts, const RunStatus& s) {
   const RunLog& log = facts.log;
   std::string text;
@@ -113,8 +123,10 @@ std::string status_text(const RunFacts& facts, const RunStatus& s) {
 
   std::string power = s.watts ? fmt::format("{:.0f} W", *s.watts) : "unknown";
   if (s.celsius) power += fmt::format(", {:.0f} °C", *s.celsius);
-  power += s.kwh ? fmt::format("; {:.{}f} kWh so far", *s.kwh, *s.kwh < 10 ? 3 : 1) : "; energy unknown";
-  if (s.cost) power += fmt::format(", {:.2f} {}", *s.cost, s.currency);
+  power += s.kwh            ? "; " + energy_text(*s.kwh) + " so far"
+           : s.kwh_at_least ? "; at least " + energy_text(*s.kwh_at_least) + " so far"
+                            : "; energy unknown";
+  if (s.cost) power += ", " + money_text(*s.cost, s.currency);
   row("power", power);
 
   if (facts.saved_step) {
@@ -182,6 +194,7 @@ std::string status_json(const RunFacts& facts, const RunStatus& s) {
   add("watts", s.watts);
   add("celsius", s.celsius);
   add("kwh", s.kwh);
+  add("kwh_at_least", s.kwh_at_least);
   add("cost", s.cost);
   add("currency", s.currency.empty() ? std::nullopt : std::optional(s.currency));
   add("saved_step", facts.saved_step);
