@@ -207,6 +207,7 @@ class Builder {
                    .loss = number_or_unknown(record, "val_loss", where),
                    .bpb = maybe_number(record, "val_bpb", where)};
     add_seconds(log_.eval_seconds, record, where);
+    ++log_.evaluations;
     drop_from(log_.evals, e.step);
     log_.evals.push_back(e);
   }

@@ -114,7 +114,7 @@ struct RunLog {
   std::int64_t overflows = 0;
   std::int64_t restores = 0;
   std::int64_t slow = 0;
-  std::int64_t saves = 0;
+  std::int64_t saves = 0, evaluations = 0;
   double step_seconds = 0, eval_seconds = 0, save_seconds = 0;
   std::map<std::string, std::int64_t> throttle_steps;  // by reason
   std::optional<std::int64_t> device_used_bytes;       // the most

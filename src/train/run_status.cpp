@@ -10,6 +10,7 @@
 #include "src/core/error.h"
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
+#include "src/train/options.h"
 #include "src/train/run_state.h"
 #include "src/train/step_log.h"
 
@@ -178,11 +179,24 @@ RunStatus status_of(const RunFacts& facts) {
   s.restarts = std::max<std::int64_t>(0, static_cast<std::int64_t>(log.sessions.size()) - 1);
   s.phase = phase_of(facts, s);
   if (s.steps && s.step_s && s.step < *s.steps) {
-    // What evaluations and saves have cost beside each step so far, they will cost.
-    const double done = static_cast<double>(log.lost_steps) + static_cast<double>(log.steps.size());
-    const double beside_s = (log.eval_seconds + log.save_seconds) / done;
-    const double left = static_cast<double>(*s.steps - s.step);
-    s.left_s = Range{.low = left * (s.step_s->low + beside_s), .high = left * (s.step_s->high + beside_s)};
+    // Counted as the run itself counts it; what evaluations and saves took so far, they will take.
+    const auto mean = [](double seconds, std::int64_t count) {
+      const double each = count > 0 ? seconds / static_cast<double>(count) : 0;
+      return Range{.low = each, .high = each};
+    };
+    const Options defaults;
+    const bool is_stored = !facts.options.empty();
+    s.left_s =
+        time_ahead(
+            {.step = s.step,
+             .steps = *s.steps,
+             .eval_every = is_stored ? count_option(facts, "eval-every").value_or(0) : defaults.eval_every,
+             .save_every = is_stored ? count_option(facts, "save-every").value_or(0) : defaults.save_every,
+             .evaluates = log.evaluations > 0,
+             .step_s = *s.step_s,
+             .evaluation_s = mean(log.eval_seconds, log.evaluations),
+             .save_s = mean(log.save_seconds, log.saves)})
+            .total_s;
   }
   if (!log.steps.empty()) {
     const RunLog::Step& last = log.steps.back();
