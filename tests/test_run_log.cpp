@@ -82,6 +82,8 @@ TEST_F(RunLogs, LetAStepThatComesAgainReplaceTheEarlierOne) {
   EXPECT_EQ(killed.steps.back().loss, 2.0f);
   EXPECT_EQ(killed.lost_steps, 3);
   EXPECT_EQ(killed.sessions.size(), 2u);
+  EXPECT_NE(killed.events.back().text.find("ended without a word"), std::string::npos);
+  EXPECT_TRUE(killed.events.front().text.empty());
   ASSERT_EQ(killed.evals.size(), 1u);
   EXPECT_EQ(killed.evals[0].step, 3);
   EXPECT_TRUE(killed.samples.empty());
@@ -267,6 +269,19 @@ TEST_F(Status, SaysAtLeastWhereAPartWasNotMeasured) {
   EXPECT_EQ(of(steps + line(record("done", 6).add("kwh", 0.5))).kwh, 0.5);
   EXPECT_EQ(of(steps + line(record("stop", 6).add("kwh", 0.5))).cost, 1.75);
   EXPECT_FALSE(of(steps + line(record("stop", 6).add("kwh", 0.5)) + step_lines(7, 7)).kwh);
+}
+
+TEST_F(Status, TellsGivenPowerFromMeasuredPower) {
+  RunFacts given = facts(start_line(0, 10) + step_lines(1, 6));
+  given.options = {{"watts", "225W"}};
+  EXPECT_EQ(status_of(given).watts_assumed, 225.0);
+  EXPECT_FALSE(status_of(given).watts);
+  EXPECT_NE(status_text(given, status_of(given)).find("225 W as given (--watts)"), std::string::npos);
+  given.options = {{"watts", "of a later version"}};
+  EXPECT_FALSE(status_of(given).watts_assumed);
+  RunFacts measured = facts(start_line(0, 10) + line(step_fields(1, 3).add("watts", 190.0)));
+  measured.options = {{"watts", "225"}};
+  EXPECT_FALSE(status_of(measured).watts_assumed);
 }
 
 TEST_F(Status, TellsHowARunEnded) {

@@ -88,6 +88,7 @@ td .bar { min-width: 5rem; margin-top: .5rem; }
 .card + .card { margin-top: .7rem; }
 .card h3 { font-size: 1rem; margin: 0 0 .4rem; }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .88rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+.word { white-space: nowrap; }
 .sample { unicode-bidi: isolate; }
 .card .step { color: var(--soft); font-size: .82rem; margin-bottom: .25rem; }
 details > summary { cursor: pointer; color: var(--soft); margin: .6rem 0; }

@@ -280,7 +280,9 @@ std::string power(const RunLog& log, const RunStatus& s) {
               : s.kwh ? "unknown: the run was given no --price"
                       : "unknown, as the energy is");
   row("Power at the last step",
-      s.watts ? fmt::format("{:.0f} W", *s.watts) : "unknown: nothing on this machine measures it");
+      s.watts           ? fmt::format("{:.0f} W", *s.watts)
+      : s.watts_assumed ? fmt::format("{:g} W, not measured but given (--watts)", *s.watts_assumed)
+                        : "unknown: nothing on this machine measures it");
   return html + "</table></div>\n";
 }
 
@@ -342,11 +344,25 @@ std::string events(const RunLog& log, const RunStatus& s) {
   return html + "</div>\n";
 }
 
+// Words with a hyphen stay on a line, so that a command can be read; to be copied it is text as any other.
+std::string command_html(const std::string& command) {
+  constexpr std::size_t kMostOnALine = 32;
+  std::string html;
+  for (std::size_t at = 0; at < command.size();) {
+    const std::size_t end = std::min(command.find(' ', at), command.size());
+    const std::string word = html_text(std::string_view(command).substr(at, end - at));
+    html += end - at <= kMostOnALine ? "<span class=\"word\">" + word + "</span>" : word;
+    if (end < command.size()) html += ' ';
+    at = end + 1;
+  }
+  return html;
+}
+
 std::string configuration(const RunFacts& facts) {
   std::string html = "<h2>Configuration</h2>\n";
   const RunLog::Start* start = facts.log.start();
   if (start != nullptr && !start->command.empty())
-    html += fmt::format("<div class=\"card\"><pre>{}</pre></div>\n", html_text(start->command));
+    html += fmt::format("<div class=\"card\"><pre>{}</pre></div>\n", command_html(start->command));
   if (facts.options.empty()) {
     return html +
            "<div class=\"card\"><p class=\"empty\">All options are stored with the first checkpoint; there "

@@ -132,6 +132,7 @@ class Builder {
   }
 
   void start(const Json& record, const std::string& where) {
+    const bool was_cut = !log_.sessions.empty() && log_.sessions.back().end.empty();
     log_.sessions.emplace_back();
     RunLog::Start& s = log_.sessions.back().start;
     s.version = maybe_text(record, "version", where);
@@ -152,6 +153,7 @@ class Builder {
     said_start_ = true;
     if (!is_there(record, "step")) return;
     event("start", record, where);
+    if (was_cut) log_.events.back().text = "the one before ended without a word (killed, crash or power cut)";
     go_back_to(step_of(record, where) + 1);
   }
 

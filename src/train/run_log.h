@@ -81,7 +81,7 @@ struct RunLog {
     std::string kind;  // "start", "restore", "overflow", "slow", "stop", "done", "diverged"
     std::int64_t step = 0;
     double unix_s = kUnknown;
-    std::string text;         // "why" of a restore
+    std::string text;         // "why" of a restore; what is odd about a start
     double value = kUnknown;  // times slower; loss scale
   };
   // What a session said of itself when it began; of empty and absent fields nothing is known.

@@ -209,12 +209,13 @@ RunStatus status_of(const RunFacts& facts) {
   std::string price = start != nullptr ? start->price : std::string();
   if (price.empty()) price = option("price");
   try {
+    if (const double watts = watts_given(option("watts")); watts > 0 && !s.watts) s.watts_assumed = watts;
     if (!price.empty()) {
       const Price per = parse_price(price, "price");
       s.currency = per.currency;
       if (s.kwh) s.cost = *s.kwh * per.per_kwh;
     }
-  } catch (const ConfigError&) {  // not typed here: no cost then
+  } catch (const ConfigError&) {  // a later version may write them otherwise: then no more is known
   }
   return s;
 }

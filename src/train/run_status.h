@@ -56,6 +56,7 @@ struct RunStatus {
   std::optional<double>
       kwh_at_least;  // the same where a part was not measured; kwh and cost are unknown then
   std::string currency;
+  std::optional<double> watts_assumed;  // --watts, where nothing was measured
   std::optional<std::int64_t> last_step_unix_s;
   double trained_s = 0;  // steps, evaluations and saves, those of lost steps included
   std::int64_t restarts = 0;

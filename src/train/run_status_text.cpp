@@ -23,7 +23,8 @@ std::string range_text(Range r, Text text) {
 
 std::string age_text(std::int64_t then, std::int64_t now) {
   // A clock that was set back since: no age is better than a negative one.
-  return then <= now ? format_duration(static_cast<double>(now - then)) + " ago" : "by a later clock";
+  if (then == now) return "just now";
+  return then < now ? format_duration(static_cast<double>(now - then)) + " ago" : "by a later clock";
 }
 
 // Finer than format_duration() where it matters: most steps take less than some seconds.
@@ -121,7 +122,9 @@ std::string status_text(const RunFacts& facts, const RunStatus& s) {
     row("left", "unknown: five measured steps tell");
   }
 
-  std::string power = s.watts ? fmt::format("{:.0f} W", *s.watts) : "unknown";
+  std::string power = s.watts           ? fmt::format("{:.0f} W", *s.watts)
+                      : s.watts_assumed ? fmt::format("{:g} W as given (--watts)", *s.watts_assumed)
+                                        : "unknown";
   if (s.celsius) power += fmt::format(", {:.0f} °C", *s.celsius);
   power += s.kwh            ? "; " + energy_text(*s.kwh) + " so far"
            : s.kwh_at_least ? "; at least " + energy_text(*s.kwh_at_least) + " so far"
