@@ -142,7 +142,7 @@ TEST_F(Report, ShowsWhatARunHas) {
   expect(html, {"<meta name=\"viewport\"", "prefers-color-scheme: dark", "@media print",
                 "d4 · 36.7M parameters", "1.6111", "MFU 42.0 %", "0.08 kWh", "0.28 TWD", "nats per token",
                 "bits per byte of validation", "tokens per second", "1.0 GiB less than planned",
-                "activations", "The fox sees nothing.", "a session began",
+                "activations", "The fox sees nothing.", "a session began: qtrain 0.1.0",
                 ">--quant</span> <span class=\"word\">nf4</span>", "steps</th><td class=\"w\">100"});
   EXPECT_EQ(count(html, "<svg"), 8) << "loss, bits per byte, norm, rate, throughput, MFU, power, temperature";
   EXPECT_EQ(html, page(f)) << "the same facts, the same bytes";

@@ -61,7 +61,7 @@ TEST_F(RunLogs, KeepWhatStepsEvaluationsAndSamplesSay) {
   EXPECT_EQ(log.device_used_bytes, 12345678);
   EXPECT_EQ(log.kwh, 0.25);
   EXPECT_EQ(log.tokens, 2000);
-  EXPECT_EQ(log.saved_step, 2);
+  EXPECT_EQ(log.saves, 1);
   EXPECT_EQ(log.evals.at(0).bpb, 1.25);
   EXPECT_EQ(log.samples.at(0).text, "a <b>\n");
   ASSERT_NE(log.start(), nullptr);
@@ -83,7 +83,7 @@ TEST_F(RunLogs, LetAStepThatComesAgainReplaceTheEarlierOne) {
   EXPECT_EQ(killed.lost_steps, 3);
   EXPECT_EQ(killed.sessions.size(), 2u);
   EXPECT_NE(killed.events.back().text.find("ended without a word"), std::string::npos);
-  EXPECT_TRUE(killed.events.front().text.empty());
+  EXPECT_EQ(killed.events.front().text, "qtrain 0.1.0");
   ASSERT_EQ(killed.evals.size(), 1u);
   EXPECT_EQ(killed.evals[0].step, 3);
   EXPECT_TRUE(killed.samples.empty());

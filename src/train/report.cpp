@@ -188,6 +188,8 @@ std::string throughput(const RunLog& log) {
                          "No measured step yet: the first two of a session are warm-up.");
   speed.y_numbers = ChartNumbers::counts;
   Chart mfu = chart_of(log, "MFU", "% of this device's peak");
+  if (const RunLog::Start* start = log.start(); start != nullptr && start->peak_flops)
+    mfu.y_label += fmt::format(", {:.1f} TFLOP/s", *start->peak_flops * 1e-12);
   speed.from_zero = mfu.from_zero = true;
   std::vector<ChartPoint> rate, share;
   for (const RunLog::Step& s : log.steps) {

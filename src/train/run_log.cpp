@@ -92,7 +92,6 @@ class Builder {
       sample(record, where);
     } else if (kind == "save") {
       ++log_.saves;
-      log_.saved_step = step_of(record, where);
       add_seconds(log_.save_seconds, record, where);
     } else if (kind == "restore") {
       ++log_.restores;
@@ -108,7 +107,6 @@ class Builder {
       event(kind, record, where);
       session().end = kind;
       if (is_there(record, "kwh") || is_there(record, "kwh_at_least")) set_energy(record, where);
-      log_.seconds = number_or_unknown(record, "seconds", where);
     }
   }
 
@@ -144,16 +142,16 @@ class Builder {
     s.command = maybe_text(record, "command", where);
     s.steps = maybe_count(record, "steps", where);
     s.params = maybe_count(record, "params", where);
-    s.step_tokens = maybe_count(record, "step_tokens", where);
     s.device_bytes = maybe_count(record, "device_bytes", where);
     s.device_rows = rows_of(record, "device_rows", where);
     s.host_rows = rows_of(record, "host_rows", where);
     s.peak_flops = maybe_number(record, "peak_flops", where);
-    s.unix_s = maybe_number(record, "unix_s", where);
     said_start_ = true;
     if (!is_there(record, "step")) return;
     event("start", record, where);
-    if (was_cut) log_.events.back().text = "the one before ended without a word (killed, crash or power cut)";
+    if (!s.version.empty()) log_.events.back().text = "qtrain " + s.version;
+    if (was_cut)
+      log_.events.back().text += "; the one before ended without a word (killed, crash or power cut)";
     go_back_to(step_of(record, where) + 1);
   }
 
@@ -192,9 +190,7 @@ class Builder {
       log_.device_used_bytes = std::max(*used, log_.device_used_bytes.value_or(0));
     log_.tokens = maybe_count(record, "tokens", where);
     set_energy(record, where);
-    log_.sm_mhz = maybe_number(record, "sm_mhz", where);
     log_.skipped += s.skipped ? 1 : 0;
-    log_.seconds = kUnknown;
     ++own.steps;
     log_.steps.push_back(s);
   }

@@ -87,9 +87,9 @@ struct RunLog {
   // What a session said of itself when it began; of empty and absent fields nothing is known.
   struct Start {
     std::string version, model, quant, dtype, device, price, command;
-    std::optional<std::int64_t> steps, params, step_tokens, device_bytes;
+    std::optional<std::int64_t> steps, params, device_bytes;
     std::vector<std::pair<std::string, std::int64_t>> device_rows, host_rows;  // name, bytes; by name
-    std::optional<double> peak_flops, unix_s;
+    std::optional<double> peak_flops;  // dense 16-bit products, per second
   };
   struct Session {
     Start start;
@@ -118,14 +118,11 @@ struct RunLog {
   double step_seconds = 0, eval_seconds = 0, save_seconds = 0;
   std::map<std::string, std::int64_t> throttle_steps;  // by reason
   std::optional<std::int64_t> device_used_bytes;       // the most
-  std::optional<std::int64_t> saved_step;              // the last
 
   // Of the last step, or of what ended the session after it.
   std::optional<std::int64_t> tokens;
   std::optional<double> kwh;           // of the whole run
   std::optional<double> kwh_at_least;  // where a part of it was not measured; one of the two at most
-  std::optional<double> sm_mhz;
-  double seconds = kUnknown;  // of training, where a stop or the end told it
 
   // What the last session that said anything said; nullptr where none did.
   const Start* start() const;
