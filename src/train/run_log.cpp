@@ -149,9 +149,12 @@ class Builder {
     said_start_ = true;
     if (!is_there(record, "step")) return;
     event("start", record, where);
-    if (!s.version.empty()) log_.events.back().text = "qtrain " + s.version;
-    if (was_cut)
-      log_.events.back().text += "; the one before ended without a word (killed, crash or power cut)";
+    std::string& text = log_.events.back().text;
+    if (!s.version.empty()) text = "qtrain " + s.version;
+    if (was_cut) {
+      if (!text.empty()) text += "; ";
+      text += "the one before ended without a word (killed, crash or power cut)";
+    }
     go_back_to(step_of(record, where) + 1);
   }
 
