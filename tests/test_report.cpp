@@ -1,5 +1,6 @@
 // The report's page: axes and columns, what becomes of hostile texts, what is said where there is nothing.
 #include <cmath>
+#include <limits>
 
 #include <gtest/gtest.h>
 
@@ -215,6 +216,27 @@ TEST_F(Report, SaysInWordsWhatThereIsNot) {
   // Ids in the place of text: no bytes, no bits per byte.
   expect(page(facts(step_lines(1, 1) + line(record("eval", 1).add("val_loss", 2.0)))),
          {"Evaluated on tokens whose bytes are not known"});
+}
+
+TEST_F(Report, SurvivesNumbersOfAnySize) {
+  std::string log = start_line(0, std::numeric_limits<std::int64_t>::max());
+  for (const double number : {1e300, -1e300, 1e38, 1e-300, 0.0, -1.0}) {
+    for (int i = 0; i < 5; ++i) {
+      JsonRecord r = record("step", (std::int64_t{1} << 52) + 5 * static_cast<std::int64_t>(log.size()) + i);
+      for (const char* field :
+           {"loss", "norm", "lr", "tokens_per_s", "mfu", "watts", "celsius", "unix_s", "kwh"})
+        r.add(field, number);
+      log += line(r.add("seconds", std::abs(number))
+                      .add("device_used_bytes", std::numeric_limits<std::int64_t>::max()));
+    }
+    log += line(record("eval", std::int64_t{1} << 53).add("val_loss", number).add("val_bpb", number));
+    log += line(record("slow", 1).add("times_slower", number).add("unix_s", number));
+    log += line(record("overflow", 1).add("loss_scale", number));
+  }
+  const RunFacts f = facts(log);
+  expect(page(f), {"</html>"});
+  EXPECT_FALSE(status_text(f, status_of(f)).empty());
+  EXPECT_TRUE(nlohmann::json::accept(status_json(f, status_of(f))));
 }
 
 TEST_F(Report, StaysSmallForAMillionSteps) {

@@ -75,7 +75,8 @@ double tick_step(double range, int wanted, double least_step) {
 }
 
 std::string number_text(double value, double step, ChartNumbers how) {
-  if (how == ChartNumbers::counts && step >= 1) return format_count(std::llround(value));
+  if (how == ChartNumbers::counts && step >= 1 && std::abs(value) < 1e15)
+    return format_count(std::llround(value));
   const double magnitude = std::max(std::abs(value), step);
   if (magnitude >= 1e6 || step < 1e-5) return fmt::format("{:.2g}", value);
   const int decimals = std::max(0, static_cast<int>(-std::floor(std::log10(step) + 1e-9)));

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 constexpr std::size_t kMostLineBytes = std::size_t{8} << 20;
-constexpr std::size_t kMostReasons = 32;  // a driver has about ten
+constexpr std::size_t kMostReasons = 32, kMostReasonBytes = 100;  // a driver has about ten
 constexpr std::int64_t kMostStep = std::int64_t{1} << 53;
 constexpr std::int64_t kWarmupSteps = 2;  // of a session whose steps do not say themselves what they are
 
@@ -31,6 +31,13 @@ float float_or_unknown(const Json& record, const char* field, const std::string&
   const double value = number_or_unknown(record, field, where);
   return std::abs(value) <= static_cast<double>(std::numeric_limits<float>::max()) ? static_cast<float>(value)
                                                                                    : kUnknownF;
+}
+
+// A moment that no calendar has is unknown.
+double time_or_unknown(const Json& record, const std::string& where) {
+  constexpr double kMost_s = 1e11;  // three thousand years
+  const double value = number_or_unknown(record, "unix_s", where);
+  return std::abs(value) <= kMost_s ? value : kUnknown;
 }
 
 std::optional<double> maybe_number(const Json& record, const char* field, const std::string& where) {
@@ -61,9 +68,11 @@ std::vector<std::pair<std::string, std::int64_t>> rows_of(const Json& record, co
                                                           const std::string& where) {
   std::vector<std::pair<std::string, std::int64_t>> rows;
   if (!is_there(record, field)) return rows;
+  // As many as a record can hold add up to less than 2^63.
+  constexpr std::int64_t kMostBytes = std::int64_t{1} << 45;
   const Json& object = json_object(record, field, where);
   for (const auto& item : object.items())
-    rows.emplace_back(item.key(), json_int(object, item.key(), where + ": " + field, 0));
+    rows.emplace_back(item.key(), json_int(object, item.key(), where + ": " + field, 0, kMostBytes));
   return rows;
 }
 
@@ -167,7 +176,7 @@ class Builder {
     said_start_ = false;
     go_back_to(s.step);
     RunLog::Session& own = session();
-    s.unix_s = number_or_unknown(record, "unix_s", where);
+    s.unix_s = time_or_unknown(record, where);
     s.loss = float_or_unknown(record, "loss", where);
     s.norm = float_or_unknown(record, "norm", where);
     s.lr = float_or_unknown(record, "lr", where);
@@ -183,9 +192,9 @@ class Builder {
       for (const Json& reason : json_array(record, "throttle", where)) {
         if (!reason.is_string())
           throw DataError(fmt::format("{}: field 'throttle' must be a list of texts", where));
-        if (log_.throttle_steps.size() < kMostReasons ||
-            log_.throttle_steps.contains(reason.get<std::string>()))
-          ++log_.throttle_steps[reason.get<std::string>()];
+        const std::string word = shortened(reason.get<std::string>(), kMostReasonBytes);
+        if (log_.throttle_steps.size() < kMostReasons || log_.throttle_steps.contains(word))
+          ++log_.throttle_steps[word];
         s.throttled = true;
       }
     }
@@ -226,7 +235,7 @@ class Builder {
 
   void event(const std::string& kind, const Json& record, const std::string& where) {
     RunLog::Event e{.kind = kind, .step = step_of(record, where)};
-    e.unix_s = number_or_unknown(record, "unix_s", where);
+    e.unix_s = time_or_unknown(record, where);
     if (std::isnan(e.unix_s) && kind != "start" && !log_.steps.empty()) e.unix_s = log_.steps.back().unix_s;
     e.text = shortened(maybe_text(record, "why", where), RunLog::kMostSampleBytes);
     e.value = number_or_unknown(record, kind == "slow" ? "times_slower" : "loss_scale", where);

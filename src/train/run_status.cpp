@@ -97,7 +97,8 @@ void set_speed(const RunLog& log, RunStatus& status) {
       mfu_s += seconds.back();
     }
   }
-  if (token_s > 0) status.tokens_per_s = tokens / token_s;
+  constexpr double kMostRate = 1e15;  // beyond it, a damaged log
+  if (token_s > 0 && tokens / token_s < kMostRate) status.tokens_per_s = tokens / token_s;
   if (mfu_s > 0) status.mfu = mfu / mfu_s;
   if (const std::optional<StepTimes> times = step_times_of(std::move(seconds)))
     status.step_s = times->seconds;
