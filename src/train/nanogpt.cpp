@@ -36,7 +36,8 @@ constexpr const char* kEvalOnly = "eval-only";
 
 // Words that nothing here needs, and why.
 constexpr const char* kNoWandb =
-    "wandb is not needed here: every run writes log.jsonl into its folder (--out)";
+    "wandb is not needed here: every run writes log.jsonl and TensorBoard event files into its folder "
+    "(--out)";
 struct Answer {
   const char* word;
   const char* note;
