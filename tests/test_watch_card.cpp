@@ -89,7 +89,7 @@ class WatchedRun : public ::testing::Test {
     sim::begin_process();
     std::ostringstream screen;
     ::testing::internal::CaptureStdout();
-    run_train(load_options(args), make_backend, screen);
+    run_train(load_options(args), {}, make_backend, screen);
     Watched w;
     w.lines = ::testing::internal::GetCapturedStdout();
     w.screen = screen.str();
