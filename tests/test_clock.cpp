@@ -36,15 +36,15 @@ class JumpingClock {
 
 class Clock : public Cli {
  protected:
-  static constexpr double kLimit_s = 600;  // no run here takes as long, on any machine
+  static constexpr double kLimitSeconds = 600;  // no run here takes as long, on any machine
 
-  // Numbers in the log that no clock can have measured in a run that took less than kLimit_s.
+  // Numbers in the log that no clock can have measured in a run that took less than kLimitSeconds.
   static std::vector<std::string> impossible_numbers(const std::string& log) {
     std::vector<std::string> bad;
     for (const std::string& line : whole_lines(log)) {
       const Json record = parse_json(line, "log.jsonl");
       for (const auto& [name, value] : record.items()) {
-        if (name == "seconds" && !(value.get<double>() >= 0 && value.get<double>() < kLimit_s))
+        if (name == "seconds" && !(value.get<double>() >= 0 && value.get<double>() < kLimitSeconds))
           bad.push_back(line);
         if (name == "executed_flops_s" && !(value.is_number() && value.get<double>() > 1e3))
           bad.push_back(line);

@@ -285,11 +285,11 @@ TEST_F(WatchedCard, WhoseDriverNoLongerAnswersHoldsUpNobody) {
     PowerWatch watch(DeviceKind::cuda, facts, 0);
     watch.energy(true);
     EXPECT_EQ(watch.newest().watts, 200.0) << "what was seen last";
-    std::this_thread::sleep_for(std::chrono::duration<double>(PowerWatch::kStale_s));
+    std::this_thread::sleep_for(std::chrono::duration<double>(PowerWatch::kStaleSeconds));
     EXPECT_FALSE(watch.newest().watts) << "is no longer what is";
   }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-  const double least_s = PowerWatch::kStale_s + 2 * PowerWatch::kPatience_s;
+  const double least_s = PowerWatch::kStaleSeconds + 2 * PowerWatch::kPatienceSeconds;
   EXPECT_GT(took.count(), least_s - 0.1) << "or the driver did answer";
   EXPECT_LT(took.count(), least_s + 20);
 }

@@ -15,7 +15,7 @@
 namespace qt::test {
 namespace {
 
-constexpr double kDay_s = 86400;
+constexpr double kDaySeconds = 86400;
 
 // --- what is left ------------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class HandLog {
   void stop() { line(JsonRecord().add("kind", "stop").add("step", step_).add("seconds", 1.0)); }
   void steps(int count, double seconds) {
     for (int i = 0; i < count; ++i) {
-      unix_s_ += (++step_ % 3 == 0 ? 1 : step_ % 3 == 1 ? -1 : 0) * kDay_s + seconds;
+      unix_s_ += (++step_ % 3 == 0 ? 1 : step_ % 3 == 1 ? -1 : 0) * kDaySeconds + seconds;
       line(JsonRecord()
                .add("kind", "step")
                .add("step", step_)

@@ -23,7 +23,7 @@ std::string shell_word(const std::string& word) {
 
 // As a person would write it: sizes in whole GiB or MiB where they are.
 std::string value_text(const Options& options, const OptionSpec& spec) {
-  const std::string text = option_text(options, spec);
+  std::string text = option_text(options, spec);
   if (spec.kind != OptionKind::bytes) return text;
   const std::int64_t bytes = options.*std::get<std::int64_t Options::*>(spec.member);
   if (bytes % kGiB == 0) return fmt::format("{}GiB", bytes / kGiB);

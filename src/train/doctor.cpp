@@ -21,7 +21,7 @@ constexpr double kHotCelsius = 83;  // where consumer cards begin to slow down
 constexpr std::int64_t kMuchOfOthersBytes = 300 * kMiB;
 constexpr std::int64_t kMuchSwapBytes = 1 * kGiB;
 // Saving may take 1 % of the time: with longer saves a power cut loses more than a night.
-constexpr double kLongSave_s = 5 * 60;
+constexpr double kLongSaveSeconds = 5 * 60;
 constexpr std::size_t kMostProcesses = 4;
 
 class Judge {
@@ -231,7 +231,7 @@ class Judge {
       const auto text =
           fmt::format("{}: {:.2f} GB/s written and synced: a save of {} takes {}", where, rate * 1e-9,
                       format_bytes(c_.plan.checkpoint_bytes), format_duration(save_s));
-      if (save_s > kLongSave_s) {
+      if (save_s > kLongSaveSeconds) {
         note("disk", text,
              "saving keeps to 1 % of the time, so saves will be far apart; a faster disk for --out brings "
              "them "

@@ -80,12 +80,12 @@ void EnergyMeter::take(double at_s, std::optional<double> counter_joules, std::o
   if (!base_counter_) return settle_by_watts(at_s, counter_joules);
   if (!counter_joules) {
     // The next reading may bridge the gap.
-    if (open_s >= kStill_s) settle_by_watts(at_s, counter_joules);
+    if (open_s >= kStillSeconds) settle_by_watts(at_s, counter_joules);
     return;
   }
   const double counted = *counter_joules - *base_counter_;
   if (counted == 0) {
-    if (stands_still_ || open_s >= kStill_s) {
+    if (stands_still_ || open_s >= kStillSeconds) {
       settle_by_watts(at_s, counter_joules);
       stands_still_ = true;
     }

@@ -49,7 +49,7 @@ class EnergyMeter {
   double joules_by_watts() const { return by_watts_; }
 
   // A counter that stands still for so long is broken: cards count several times a second.
-  static constexpr double kStill_s = 10;
+  static constexpr double kStillSeconds = 10;
   // What no card and no processor draws: a counter that leaps further is not believed.
   static constexpr double kMostWatts = 10'000;
 

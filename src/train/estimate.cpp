@@ -154,7 +154,8 @@ TimeAhead time_ahead(const WorkAhead& w) {
   // Multiples of `every` from the step that is done to the last one but the end.
   const auto on_the_way = [&](std::int64_t every) {
     const std::int64_t before = std::max<std::int64_t>(w.step - 1, 0), last = std::max(w.steps - 1, before);
-    return every > 0 ? static_cast<double>(last / every - before / every) : 0.0;
+    const std::int64_t count = every > 0 ? last / every - before / every : 0;
+    return static_cast<double>(count);
   };
   TimeAhead t;
   t.steps = static_cast<double>(std::max<std::int64_t>(w.steps - w.step, 0));

@@ -28,9 +28,8 @@ constexpr const char* kMaster = "master.";  // of a checkpoint's state.safetenso
 
 fs::path weights_file(const std::string& path) {
   if (!fs::is_directory(path)) return path;
-  const fs::path exported = fs::path(path) / "model.safetensors",
-                 state = fs::path(path) / "state.safetensors",
-                 index = fs::path(path) / "model.safetensors.index.json";
+  fs::path exported = fs::path(path) / "model.safetensors", state = fs::path(path) / "state.safetensors",
+           index = fs::path(path) / "model.safetensors.index.json";
   if (fs::exists(exported)) return exported;
   return fs::exists(state) ? state : fs::exists(index) ? index : exported;
 }

@@ -92,7 +92,7 @@ class LineReader {
     const char c = line_[at_];
     if (take('(')) {
       if (++depth_ > kMostDepth) fail("too many parentheses");
-      const Value value = sum();
+      Value value = sum();
       if (!take(')')) fail("a parenthesis is not closed on this line");
       --depth_;
       return value;

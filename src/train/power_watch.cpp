@@ -15,7 +15,7 @@ namespace {
 // The steady clock: setting the time of day makes no look come late.
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kInterval{1};
-constexpr std::chrono::duration<double> kPatience{PowerWatch::kPatience_s};
+constexpr std::chrono::duration<double> kPatience{PowerWatch::kPatienceSeconds};
 
 }  // namespace
 
@@ -129,7 +129,7 @@ PowerWatch::~PowerWatch() {
 
 CardReading PowerWatch::newest() const {
   const std::lock_guard lock(looker_->mutex);
-  const bool is_stale = looker_->now_s() - looker_->last_s > kStale_s;
+  const bool is_stale = looker_->now_s() - looker_->last_s > kStaleSeconds;
   return is_stale && thread_.joinable() ? CardReading() : looker_->newest;
 }
 

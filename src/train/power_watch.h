@@ -26,7 +26,7 @@ class PowerWatch {
   PowerWatch& operator=(const PowerWatch&) = delete;
 
   // What was seen last: of a card all that it tells, of a processor its power. Nothing once that is older
-  // than kStale_s.
+  // than kStaleSeconds.
   CardReading newest() const;
   // Since the construction until the last look; look_now: until now, if the driver answers soon.
   Energy energy(bool look_now = false);
@@ -34,8 +34,8 @@ class PowerWatch {
   std::string source() const;
 
   // How long a driver is waited for.
-  static constexpr double kPatience_s = 2;
-  static constexpr double kStale_s = 5;
+  static constexpr double kPatienceSeconds = 2;
+  static constexpr double kStaleSeconds = 5;
 
  private:
   struct Looker;

@@ -168,7 +168,8 @@ std::string curves(const RunLog& log) {
   // The first steps fall so far that the others look flat beside them.
   if (log.steps.size() >= kLeastForHalf) {
     loss.title = "Loss, latter half";
-    loss.x_low = static_cast<double>(log.steps[log.steps.size() / 2].step);
+    const std::size_t middle = log.steps.size() / 2;
+    loss.x_low = static_cast<double>(log.steps[middle].step);
     html += chart_html(loss);
   }
   html += chart_html(bits) + "</section>\n<section class=\"charts pair\">\n";

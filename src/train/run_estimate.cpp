@@ -22,7 +22,7 @@ namespace qt {
 namespace {
 
 constexpr double kMostClaim = 1e9;
-constexpr double kMostCalibration_s = 3600;
+constexpr double kMostCalibrationSeconds = 3600;
 
 std::optional<Claim> claim_of(const VerbValues& words) {
   const auto number = [&](const char* name, std::string_view unit) {
@@ -84,7 +84,7 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendF
   double calibrate_s = 0;
   if (const std::string* text = words.find("calibrate")) {
     calibrate_s = parse_duration(*text, "--calibrate");
-    QT_CHECK(calibrate_s > 0 && calibrate_s <= kMostCalibration_s, ConfigError,
+    QT_CHECK(calibrate_s > 0 && calibrate_s <= kMostCalibrationSeconds, ConfigError,
              "--calibrate {} is not between 1 second and an hour", *text);
   }
   const bool calibrates = calibrate_s > 0;

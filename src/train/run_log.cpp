@@ -35,9 +35,9 @@ float float_or_unknown(const Json& record, const char* field, const std::string&
 
 // A moment that no calendar has is unknown.
 double time_or_unknown(const Json& record, const std::string& where) {
-  constexpr double kMost_s = 1e11;  // three thousand years
+  constexpr double kMostSeconds = 1e11;  // three thousand years
   const double value = number_or_unknown(record, "unix_s", where);
-  return std::abs(value) <= kMost_s ? value : kUnknown;
+  return std::abs(value) <= kMostSeconds ? value : kUnknown;
 }
 
 std::optional<double> maybe_number(const Json& record, const char* field, const std::string& where) {

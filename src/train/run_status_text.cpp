@@ -13,7 +13,7 @@ namespace qt {
 
 namespace {
 
-constexpr double kMostAhead_s = 36525 * kSecondsPerDay;
+constexpr double kMostAheadSeconds = 36525 * kSecondsPerDay;
 
 template <class Text>
 std::string range_text(Range r, Text text) {
@@ -49,7 +49,7 @@ std::string phase_text(const RunStatus& s) {
 }  // namespace
 
 std::string moment_text(double unix_s) {
-  if (!(std::abs(unix_s) < 100 * kMostAhead_s)) return "at a time unknown";
+  if (!(std::abs(unix_s) < 100 * kMostAheadSeconds)) return "at a time unknown";
   return fmt::format("{:%Y-%m-%d %H:%M} UTC", fmt::gmtime(static_cast<std::time_t>(std::llround(unix_s))));
 }
 
@@ -107,7 +107,7 @@ std::string status_text(const RunFacts& facts, const RunStatus& s) {
   if (s.left_s) {
     std::string left = range_text(*s.left_s, format_duration);
     if (s.phase == RunPhase::running) {
-      left += s.left_s->high < kMostAhead_s
+      left += s.left_s->high < kMostAheadSeconds
                   ? ", until " + range_text({static_cast<double>(facts.now_unix_s) + s.left_s->low,
                                              static_cast<double>(facts.now_unix_s) + s.left_s->high},
                                             moment_text)

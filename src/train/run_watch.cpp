@@ -37,8 +37,8 @@ StepWork step_work(const PlannedRun& run, const Card* card, const EvalBatches* v
                 .executed_flops = run.plan.train_step(e.accumulation).executed_flops};
   if (validation != nullptr) {
     const std::int64_t rows = e.memory.micro_batch_rows;
-    work.evaluation_flops =
-        static_cast<double>((validation->rows() + rows - 1) / rows) * run.plan.eval_step.executed_flops;
+    const std::int64_t batches = (validation->rows() + rows - 1) / rows;
+    work.evaluation_flops = static_cast<double>(batches) * run.plan.eval_step.executed_flops;
   }
   if (card != nullptr) work.peak_flops = card->peak_flops();
   return work;

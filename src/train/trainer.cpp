@@ -22,7 +22,7 @@ constexpr std::int64_t kMaxRestores = 3;
 constexpr std::int64_t kStepsThatForgive = 100;
 // A save may cost 1 % of the time; and nobody needs one every few seconds.
 constexpr double kSaveShare = 0.01;
-constexpr double kMinSaveInterval_s = 60;
+constexpr double kMinSaveIntervalSeconds = 60;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -36,7 +36,7 @@ std::string eval_text(const EvalResult& result) {
 }
 
 bool save_is_due(double since_s, double save_s) {
-  return since_s >= std::max(kMinSaveInterval_s, save_s / kSaveShare);
+  return since_s >= std::max(kMinSaveIntervalSeconds, save_s / kSaveShare);
 }
 
 EvalResult evaluate(Engine& engine, const EvalBatches& validation, const std::function<void()>& poll) {

@@ -13,13 +13,13 @@ namespace {
 
 using ClockGettime = int (*)(clockid_t, timespec*);
 
-constexpr time_t kHour_s = 3'600;
+constexpr time_t kHourSeconds = 3'600;
 
 time_t jump(bool steady) {
   static std::atomic<unsigned> looks{0};
   const unsigned look = looks++;
-  if (steady) return kHour_s * static_cast<time_t>(look);
-  return look / 3 % 2 == 0 ? 24 * kHour_s : -24 * kHour_s;
+  if (steady) return kHourSeconds * static_cast<time_t>(look);
+  return look / 3 % 2 == 0 ? 24 * kHourSeconds : -24 * kHourSeconds;
 }
 
 }  // namespace
