@@ -145,7 +145,7 @@ TEST(StepLog, TellsTheTimeOfAStepWithoutWarmup) {
   std::string log = step_record(1, 100) + step_record(2, 50);
   for (int i = 3; i <= 22; ++i) log += step_record(i, i % 2 == 0 ? 1.98 : 2.02);
   write_text(path, log);
-  const auto times = read_step_times(path, 1000);
+  const auto times = read_step_times(path, 1000, "cpu");
   ASSERT_TRUE(times);
   EXPECT_EQ(times->steps, 20);
   EXPECT_NEAR(times->seconds.low, 0.95 * 2, 0.03);
@@ -154,29 +154,44 @@ TEST(StepLog, TellsTheTimeOfAStepWithoutWarmup) {
   log += JsonRecord().add("kind", "stop").add("step", 22).str() + "\n" + step_record(23, 100) +
          step_record(24, 50);
   write_text(path, log + "{\"kind\":\"st");
-  EXPECT_EQ(read_step_times(path, 1000)->steps, 20);
-  EXPECT_NEAR(read_step_times(path, 1000)->seconds.high, 2.1, 0.03);
+  EXPECT_EQ(read_step_times(path, 1000, "cpu")->steps, 20);
+  EXPECT_NEAR(read_step_times(path, 1000, "cpu")->seconds.high, 2.1, 0.03);
   // Another speed for a third of the time widens the range.
   for (int i = 25; i <= 40; ++i) log += step_record(i, 3);
   write_text(path, log);
-  EXPECT_EQ(read_step_times(path, 1000)->seconds.high, 3);
+  EXPECT_EQ(read_step_times(path, 1000, "cpu")->seconds.high, 3);
+}
+
+TEST(StepLog, LeavesOutWhatAnotherDeviceDid) {
+  const TempDir dir;
+  const std::string path = dir / "log.jsonl";
+  const auto session = [](const char* device, int first, double seconds) {
+    std::string log =
+        JsonRecord().add("kind", "start").add("step", first - 1).add("device", device).str() + "\n";
+    for (int i = first; i < first + 8; ++i) log += step_record(i, seconds);
+    return log;
+  };
+  write_text(path, session("GeForce RTX 4090", 1, 1) + session("GeForce RTX 4070", 9, 2));
+  EXPECT_NEAR(read_step_times(path, 1000, "GeForce RTX 4090")->seconds.high, 1.05, 1e-9);
+  EXPECT_NEAR(read_step_times(path, 1000, "GeForce RTX 4070")->seconds.high, 2.1, 1e-9);
+  EXPECT_FALSE(read_step_times(path, 1000, "cpu"));
 }
 
 TEST(StepLog, SaysNothingWhereItCannotKnow) {
   const TempDir dir;
   const std::string path = dir / "log.jsonl";
-  EXPECT_FALSE(read_step_times(path, 1000)) << "no log";
+  EXPECT_FALSE(read_step_times(path, 1000, "cpu")) << "no log";
   std::string log;
   for (int i = 1; i <= 6; ++i) log += step_record(i, 2);
   write_text(path, log);
-  EXPECT_FALSE(read_step_times(path, 1000)) << "four steps";
+  EXPECT_FALSE(read_step_times(path, 1000, "cpu")) << "four steps";
   write_text(path, log + step_record(7, 2));
-  EXPECT_TRUE(read_step_times(path, 1000));
-  EXPECT_FALSE(read_step_times(path, 2000)) << "steps of another size";
+  EXPECT_TRUE(read_step_times(path, 1000, "cpu"));
+  EXPECT_FALSE(read_step_times(path, 2000, "cpu")) << "steps of another size";
   write_text(path, log + "no record\n" + step_record(7, 2));
-  EXPECT_THROW(read_step_times(path, 1000), DataError);
+  EXPECT_THROW(read_step_times(path, 1000, "cpu"), DataError);
   write_text(path, log + step_record(7, 0));
-  EXPECT_THROW(read_step_times(path, 1000), DataError);
+  EXPECT_THROW(read_step_times(path, 1000, "cpu"), DataError);
 }
 
 }  // namespace

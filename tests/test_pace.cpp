@@ -186,7 +186,7 @@ TEST(SpeedOfAHandMadeLog, WarmsUpAgainInEachSession) {
   // What a later session takes it for: both, without either's warm-up.
   const TempDir dir;
   write_text(dir / "log.jsonl", log.text());
-  const auto times = read_step_times(dir / "log.jsonl", 1000);
+  const auto times = read_step_times(dir / "log.jsonl", 1000, "cpu");
   ASSERT_TRUE(times);
   EXPECT_EQ(times->steps, 28);
   EXPECT_EQ(times->seconds.low, 2);

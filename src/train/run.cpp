@@ -189,7 +189,8 @@ void run_train(const LoadedOptions& loaded, const VerbValues& words, BackendFact
   const Card* const card = run.target.kind == DeviceKind::cuda ? card_of_device(facts) : nullptr;
   PowerWatch power(run.target.kind, facts, watts_given(o.watts));
   if (!o.quiet) {
-    info.outlook = run_outlook(o, run, card, validation.get(), checkpoint.empty() ? nullptr : &state, power);
+    info.outlook =
+        run_outlook(o, run, facts, card, validation.get(), checkpoint.empty() ? nullptr : &state, power);
     out << start_screen(run, limits, info) << std::endl;
   }
 

@@ -44,7 +44,8 @@ std::optional<Claim> claim_of(const VerbValues& words) {
 // The device of the estimate: the named card, else the one that is there, else this processor.
 struct Subject {
   const Card* card = nullptr;
-  bool is_here = false;  // what was measured in --out counts
+  bool is_here = false;   // what was measured in --out counts
+  std::string card_here;  // its name, as the driver has it; empty where it is no card
   Target target;
   Limits limits;
 };
@@ -52,6 +53,7 @@ struct Subject {
 Subject subject_of(const Options& o, const VerbValues& words) {
   Subject s;
   const std::optional<DeviceFacts> here = o.device == "cpu" ? std::nullopt : device_here();
+  if (here) s.card_here = here->name;
   const Card* own = here ? card_of_device(*here) : nullptr;
   if (const std::string* name = words.find("card")) {
     s.card = &card_by_name(*name);
@@ -133,7 +135,8 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendF
     view.efficiency_why = "here, with " + calibration_text(measured, run.engine.model.n_layer);
   } else if (efficiency == nullptr && begun && is_same_work(*begun, o, run)) {
     const std::filesystem::path log = std::filesystem::path(o.out) / "log.jsonl";
-    if (const std::optional<StepTimes> times = read_step_times(log, run.engine.step_tokens())) {
+    if (const std::optional<StepTimes> times = read_step_times(
+            log, run.engine.step_tokens(), log_device_name(subject.target.kind, subject.card_here))) {
       in.step_seconds = times->seconds;
       view.efficiency_why = fmt::format("the last {} steps of {}", times->steps, log.string());
     }

@@ -20,9 +20,9 @@ std::string rows_json(const std::vector<PlanRow>& rows) {
 }
 
 // A log that somebody has damaged costs an estimate, not the run.
-std::optional<StepTimes> times_in_log(const Options& o, const PlannedRun& run) {
+std::optional<StepTimes> times_in_log(const Options& o, const PlannedRun& run, const std::string& device) {
   try {
-    return read_step_times(std::filesystem::path(o.out) / "log.jsonl", run.engine.step_tokens());
+    return read_step_times(std::filesystem::path(o.out) / "log.jsonl", run.engine.step_tokens(), device);
   } catch (const DataError& e) {
     log_warning("how long steps took is not known: {}", e.what());
     return std::nullopt;
@@ -56,7 +56,7 @@ JsonRecord start_record(const Options& o, const PlannedRun& run, const DeviceFac
       .add("params", e.model.param_count())
       .add("quant", o.quant)
       .add("dtype", dtype_name(e.memory.compute))
-      .add("device", run.target.kind == DeviceKind::cpu ? "cpu" : facts.name)
+      .add("device", log_device_name(run.target.kind, facts.name))
       .add("step_tokens", e.step_tokens())
       .add("device_bytes", run.device_bytes)
       .add_raw("device_rows", rows_json(run.device_rows))
@@ -67,7 +67,7 @@ JsonRecord start_record(const Options& o, const PlannedRun& run, const DeviceFac
   return record.add("command", run.command);
 }
 
-std::string run_outlook(const Options& o, const PlannedRun& run, const Card* card,
+std::string run_outlook(const Options& o, const PlannedRun& run, const DeviceFacts& facts, const Card* card,
                         const EvalBatches* validation, const RunState* begun, const PowerWatch& power) {
   EstimateInput in;
   in.card = card;
@@ -82,7 +82,8 @@ std::string run_outlook(const Options& o, const PlannedRun& run, const Card* car
   if (begun != nullptr) {
     in.steps_done = std::min(begun->step, run.steps);
     if (is_same_work(*begun, o, run)) {
-      if (const std::optional<StepTimes> times = times_in_log(o, run)) {
+      if (const std::optional<StepTimes> times =
+              times_in_log(o, run, log_device_name(run.target.kind, facts.name))) {
         in.step_seconds = times->seconds;
         view.efficiency_why = fmt::format("the last {} steps", times->steps);
       }

@@ -23,8 +23,9 @@ JsonRecord start_record(const Options& options, const PlannedRun& run, const Dev
 
 // Time, finish, energy and cost of what is ahead; what meters the energy. `begun`: what the newest checkpoint
 // says, where the run is continued: its log then tells how long steps are.
-std::string run_outlook(const Options& options, const PlannedRun& run, const Card* card,
-                        const EvalBatches* validation, const RunState* begun, const PowerWatch& power);
+std::string run_outlook(const Options& options, const PlannedRun& run, const DeviceFacts& facts,
+                        const Card* card, const EvalBatches* validation, const RunState* begun,
+                        const PowerWatch& power);
 
 // The energy and the cost of a run at its end: "0.12 kWh (...), 0.42 TWD at 3.5 TWD a kWh".
 std::string spent_text(const Options& options, const TrainResult& result);

@@ -24,7 +24,12 @@ std::optional<StepTimes> step_times_of(std::vector<double> seconds) {
   return StepTimes{.seconds = usual_seconds(std::move(seconds)), .steps = steps};
 }
 
-std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens) {
+std::string log_device_name(DeviceKind kind, const std::string& card_name) {
+  return kind == DeviceKind::cpu ? "cpu" : card_name;
+}
+
+std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens,
+                                         const std::string& device) {
   std::error_code error;
   const std::uintmax_t size = std::filesystem::file_size(log, error);
   if (error) return std::nullopt;
@@ -32,11 +37,14 @@ std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::
   LogLines lines(log, from);
   std::vector<double> seconds;
   std::int64_t warming = from == 0 ? kWarmupSteps : 0;
+  bool elsewhere = false;
   for (Json record; lines.next(record);) {
     const std::string where = lines.where();
     const std::string& kind = json_string(record, "kind", where);
     if (kind == "stop" || kind == "start") warming = kWarmupSteps;
-    if (kind != "step") continue;
+    if (kind == "start")
+      elsewhere = json_has(record, "device") && json_string(record, "device", where) != device;
+    if (kind != "step" || elsewhere) continue;
     const double took = json_number(record, "seconds", where),
                  rate = json_number(record, "tokens_per_s", where);
     if (!(took > 0) || !(rate > 0)) throw DataError(fmt::format("{}: a step that took {} s", where, took));

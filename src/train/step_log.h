@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "kernels/target.h"
 #include "src/train/estimate.h"
 #include "src/train/pace.h"
 
@@ -22,8 +24,13 @@ std::optional<StepTimes> step_times_of(std::vector<double> seconds);
 
 // From the newest steps of the log, without those that pay for warm-up: the first of each session, whether it
 // ended with a stop or was killed.
+// Sessions that name another device than `device`, as log_device_name() has it, are left out.
 // Nothing where there is no log, or fewer than five such steps, or where steps have another number of tokens
 // than step_tokens. A line torn by a kill at the end is left out; DataError for any other that is no record.
-std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens);
+std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens,
+                                         const std::string& device);
+
+// The field "device" of a session's first record: the card's name, or "cpu".
+std::string log_device_name(DeviceKind kind, const std::string& card_name);
 
 }  // namespace qt
