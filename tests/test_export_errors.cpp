@@ -38,7 +38,8 @@ TEST_F(ExportCli, RefusesWhatItCannotDo) {
 TEST_F(ExportCli, NamesADamagedCheckpoint) {
   train_nanochat();
   for (const auto& entry : fs::directory_iterator(dir / "run")) {
-    if (entry.is_directory()) edit(entry.path() / "weights.safetensors", flip_a_bit);
+    const fs::path weights = entry.path() / "weights.safetensors";
+    if (fs::exists(weights)) edit(weights, flip_a_bit);
   }
   expect_refusal(exported("hf"), 4, {"none of its checkpoints can be used", "weights.safetensors"});
   expect_refusal(run({"export", "--out", checkpoint(), "--to", dir / "hf"}), 4, {"weights.safetensors"});
