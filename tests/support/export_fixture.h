@@ -13,21 +13,11 @@
 #include "src/io/safetensors.h"
 #include "src/train/export.h"
 #include "tests/support/cli.h"
+#include "tests/support/message_of.h"
 
 namespace qt::test {
 
 inline const std::string kGolden = std::string(QTRAIN_SOURCE_DIR) + "/tests/golden/";
-
-// The message of the error that `body` throws; "" if it throws none of this kind.
-template <class Kind, class Body>
-std::string message_of(Body&& body) {
-  try {
-    body();
-  } catch (const Kind& e) {
-    return e.what();
-  }
-  return {};
-}
 
 // f32 values of a stored tensor.
 inline std::vector<float> values_of(const StoredTensor& t) {

@@ -11,6 +11,8 @@
 #include <string>
 #include <string_view>
 
+#include "tests/support/message_of.h"
+
 namespace qt::test {
 
 class TempDir {
@@ -51,17 +53,6 @@ inline std::string get(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw std::runtime_error("cannot read " + path.string());
   return {std::istreambuf_iterator<char>(in), {}};
-}
-
-// The message of the error that `body` throws; "" if it throws none of this kind.
-template <class Kind, class Body>
-std::string message_of(Body&& body) {
-  try {
-    body();
-  } catch (const Kind& e) {
-    return e.what();
-  }
-  return {};
 }
 
 }  // namespace qt::test
