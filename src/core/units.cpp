@@ -64,6 +64,24 @@ std::optional<std::int64_t> parse_whole(std::string_view text, std::span<const U
   return static_cast<std::int64_t>(whole);
 }
 
+// What a duration of a minute or more is shown as. Rounded once to the smaller of the two units, then split:
+// no "59 min 60 s".
+struct TwoUnits {
+  std::int64_t large = 0, small = 0;
+  std::size_t unit = 0;  // of the larger one: minutes, hours, days
+};
+
+TwoUnits in_two_units(double seconds) {
+  constexpr double kShown[] = {1, 60, 3600};  // the smaller one
+  constexpr std::int64_t kOfLarger[] = {60, 60, 24};
+  const std::size_t unit = seconds < 3599.5 ? 0 : seconds < 86400.0 - 30.0 ? 1 : 2;
+  const std::int64_t count = std::llround(seconds / kShown[unit]);
+  return {.large = count / kOfLarger[unit], .small = count % kOfLarger[unit], .unit = unit};
+}
+
+// Days beyond these are no durations that anybody splits.
+constexpr double kMostSplitSeconds = 1e15;
+
 }  // namespace
 
 std::optional<double> take_number(std::string_view& text) {
@@ -94,19 +112,11 @@ std::string format_duration(double seconds) {
   if (seconds < 0) return "-" + format_duration(-seconds);
   if (seconds < 0.0995) return fmt::format("{:.1f} ms", seconds * 1e3);
   if (seconds < 9.95) return fmt::format("{:.1f} s", seconds);
-  // Rounded once to the smaller of the two units shown, then split: no "59 min 60 s".
   if (seconds < 59.5) return fmt::format("{:.0f} s", seconds);
-  if (seconds < 3599.5) {
-    const auto s = std::llround(seconds);
-    return fmt::format("{} min {} s", s / 60, s % 60);
-  }
-  if (seconds < 86400.0 - 30.0) {
-    const auto minutes = std::llround(seconds / 60);
-    return fmt::format("{} h {} min", minutes / 60, minutes % 60);
-  }
-  if (seconds >= 1e15) return fmt::format("{:.1e} d", seconds / 86400.0);
-  const auto hours = std::llround(seconds / 3600);
-  return fmt::format("{} d {} h", hours / 24, hours % 24);
+  if (seconds >= kMostSplitSeconds) return fmt::format("{:.1e} d", seconds / 86400.0);
+  constexpr const char* kNames[] = {"s", "min", "h", "d"};
+  const TwoUnits d = in_two_units(seconds);
+  return fmt::format("{} {} {} {}", d.large, kNames[d.unit + 1], d.small, kNames[d.unit]);
 }
 
 std::string format_duration_short(double seconds) {
@@ -115,19 +125,10 @@ std::string format_duration_short(double seconds) {
   if (seconds < 0.9995) return fmt::format("{:.0f}ms", seconds * 1e3);
   if (seconds < 9.95) return fmt::format("{:.1f}s", seconds);
   if (seconds < 59.5) return fmt::format("{:.0f}s", seconds);
-  // Rounded once to the smaller of the two units shown, then split.
-  if (seconds < 3599.5) {
-    const auto s = std::llround(seconds);
-    return fmt::format("{}m {}s", s / 60, s % 60);
-  }
-  if (seconds < 86400.0 - 30.0) {
-    const auto minutes = std::llround(seconds / 60);
-    return fmt::format("{}h {}m", minutes / 60, minutes % 60);
-  }
-  if (seconds >= 1e15) return fmt::format("{:.1e}d", seconds / 86400.0);
-  const auto hours = std::llround(seconds / 3600);
-  if (hours >= 100 * 24) return fmt::format("{}d", std::llround(seconds / 86400.0));
-  return fmt::format("{}d {}h", hours / 24, hours % 24);
+  if (seconds >= kMostSplitSeconds) return fmt::format("{:.1e}d", seconds / 86400.0);
+  const TwoUnits d = in_two_units(seconds);
+  if (d.unit == 2 && d.large >= 100) return fmt::format("{}d", std::llround(seconds / 86400.0));
+  return fmt::format("{}{} {}{}", d.large, "mhd"[d.unit], d.small, "smh"[d.unit]);
 }
 
 std::string format_count(std::int64_t count) {
