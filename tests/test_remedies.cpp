@@ -162,7 +162,12 @@ TEST(Remedies, AreNoneWhereNothingHelps) {
   const PlannedRun disk =
       proposed({"--model", "d32", "--quant", "nf4", "--ckpt-activations"}, {.disk_gib = 0});
   EXPECT_TRUE(disk.changes.empty());
-  EXPECT_NE(fit_hint(disk).find("disk"), std::string::npos);
+  EXPECT_EQ(fit_hint(disk).rfind("free disk space", 0), 0u) << fit_hint(disk);
+  // Nor is a smaller model proposed for want of room that can be made.
+  const PlannedRun small_disk = proposed(
+      {"--model", "d32", "--quant", "nf4", "--ckpt-activations", "--optim", "adamw8"}, {.disk_gib = 8});
+  for (const FitChange& change : small_disk.changes) EXPECT_FALSE(change.other_model) << change.options;
+  EXPECT_EQ(fit_hint(small_disk).rfind("free disk space", 0), 0u) << fit_hint(small_disk);
   const PlannedRun fits = proposed({"--model", "d4"}, {});
   EXPECT_TRUE(fits.fits() && fits.changes.empty());
 }

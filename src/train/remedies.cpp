@@ -83,7 +83,8 @@ class Proposer {
     singles();
     if (proposed_.empty()) combinations();
     if (proposed_.size() < kMostChanges && !scope_.begun && !scope_.has_weights) shorter_sequences();
-    if (proposed_.empty() && !scope_.begun && !scope_.has_weights) smaller_model();
+    // Where only the disk is too small, room on it is what helps: fit_hint() says so.
+    if (proposed_.empty() && !run_.fits_memory() && !scope_.begun && !scope_.has_weights) smaller_model();
     run_.changes = std::move(proposed_);
   }
 
@@ -382,15 +383,17 @@ void propose_changes(PlannedRun& run, const Options& options, const Target& targ
 }
 
 std::string fit_hint(const PlannedRun& run) {
+  // Costs nothing of the run.
+  const std::string disk = run.fits_memory() ? "free disk space, or choose an --out on another disk" : "";
   if (!run.changes.empty()) {
     const FitChange& first = run.changes.front();
     if (first.other_model)
       return fmt::format("no option makes this model fit; {} does, but is {}", first.options, first.cost);
-    return fmt::format("with {} it fits: {}{}", first.options, first.cost,
+    return fmt::format("{}with {} it fits: {}{}", disk.empty() ? "" : disk + "; or, ", first.options,
+                       first.cost,
                        run.changes.size() > 1 ? ". `qtrain plan` with the same options names others" : "");
   }
-  if (run.fits_memory())
-    return "free disk space, or choose an --out on another disk; --keep 2 keeps the fewest checkpoints";
+  if (!disk.empty()) return disk + "; --keep 2 keeps the fewest checkpoints";
   return "try --micro-batch 1, --ckpt-activations, --quant nf4 or --optim adamw8; `qtrain plan` with the "
          "same options tells what each takes without starting anything";
 }

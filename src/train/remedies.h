@@ -23,7 +23,8 @@ RemedyScope remedy_scope(const Options& options);
 //
 //   single changes that make it fit; where none does, pairs, then more at once;
 //   fewer than three of these: a shorter sequence, which is another task;
-//   none at all: the largest smaller model that fits, alone and said to be another one.
+//   none at all: the largest smaller model that fits, alone and said to be another one; not where only the
+//   disk is too small.
 //
 // Changes that cost time alone come before those that change rounding, and those before packed weights.
 // `target` is what the run was planned for, before a route was chosen. At most kMostRehearsals of the plan,
