@@ -50,6 +50,10 @@ StepParts parts_of_step(const PlannedRun& run, const EstimateInput& in) {
   const double out_s = plan.optimizer_step.device_to_host_bytes / card.pcie_bytes_s();
   const double memory_s = moved(plan.optimizer_step);
   parts.paging = {.low = std::max({in_s, out_s, memory_s}), .high = in_s + out_s + memory_s};
+  if (in.efficiency_of_steps) {
+    parts.paging.high = parts.paging.low;
+    return parts;
+  }
 
   // Forward and the gradient of the input read the weights; recomputing reads them once more. At worst every
   // read writes the weight in 16 bits first, at best that hides inside the products.

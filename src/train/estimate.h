@@ -87,6 +87,9 @@ Range save_seconds(const PlannedRun& run);
 struct EstimateInput {
   const Card* card = nullptr;  // nullptr: a device whose peak is not known
   Range efficiency = kAssumedEfficiency;
+  // The efficiency is that of whole steps that were measured, without the least their copies take: what
+  // expansion and copies took beyond that is in it, and is not counted again.
+  bool efficiency_of_steps = false;
   std::optional<Range> step_seconds;  // measured whole steps: they take the place of card and efficiency
   std::optional<Range> evaluation_seconds;        // measured, of one evaluation; absent: at the rate of steps
   double weight_bits = 0;                         // per weight of a block as stored; 0: the plan's format

@@ -163,10 +163,17 @@ CompareTable compare_choices(const Options& o, const Target& target, const Limit
   table.available_bytes = limits.device_bytes - limits.reserve_bytes;
   EstimateInput rated = input;
   if (input.step_seconds) {  // of the run itself; others are compared at the rate that it had
-    const Estimate e = estimate_run(plan_run(o, target, limits, vocab_size), input);
-    const auto share = [&](double rate) { return std::min(1.0, rate / *e.peak_flops); };
-    rated.efficiency = {.low = share(e.rate_flops->low), .high = share(e.rate_flops->high)};
     rated.step_seconds.reset();
+    rated.efficiency_of_steps = true;
+    EstimateInput whole = rated;
+    whole.steps_done = 0;
+    const Estimate e = estimate_run(plan_run(o, target, limits, vocab_size), whole);
+    const double paging_s = e.paging_s.low / static_cast<double>(e.steps);
+    const auto share = [&](double step_s) {
+      const double rest_s = std::max(step_s - paging_s, e.executed_flops_step / *e.peak_flops);
+      return e.executed_flops_step / rest_s / *e.peak_flops;
+    };
+    rated.efficiency = {.low = share(input.step_seconds->high), .high = share(input.step_seconds->low)};
   }
   Comparison comparison(target, limits, vocab_size, rated);
   const ModelConfig model = model_from_options(o, vocab_size);
