@@ -20,6 +20,7 @@
 #include "src/train/estimate_text.h"
 #include "src/train/init_from.h"
 #include "src/train/machine.h"
+#include "src/train/pace.h"
 #include "src/train/remedies.h"
 #include "src/train/resume.h"
 #include "src/train/run_data.h"
@@ -33,7 +34,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kLastStep = kRehearsedSteps + kComparedSteps;
-constexpr std::int64_t kWarmupSteps = 2;  // of a session: they enter no time
 constexpr auto kPollInterval = std::chrono::milliseconds(20);
 constexpr double kLeastSpread = 0.05;  // of so few steps
 constexpr const char* kMarker = "rehearsal";

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "src/core/error.h"
+#include "src/train/pace.h"
 
 namespace qt {
 
@@ -15,7 +16,6 @@ constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 constexpr std::size_t kMostLineBytes = std::size_t{8} << 20;
 constexpr std::size_t kMostReasons = 32, kMostReasonBytes = 100;  // a driver has about ten
 constexpr std::int64_t kMostStep = std::int64_t{1} << 53;
-constexpr std::int64_t kWarmupSteps = 2;  // of a session whose steps do not say themselves what they are
 
 bool is_there(const Json& record, const char* field) {
   const auto it = record.find(field);
