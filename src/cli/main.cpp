@@ -75,7 +75,8 @@ const char* general_hint(qt::ExitCode code) {
       return "the file is damaged or is not what it is used as: restore it from a copy, or make it again";
     case qt::ExitCode::device: return "the same command continues from the last checkpoint";
     case qt::ExitCode::disk:
-      return "check free space and permissions; the same command then continues from the last checkpoint";
+      return "check free space and permissions, then give the same command again: a run continues from its "
+             "last checkpoint";
     default: return "please report it with the command line and the version";
   }
 }
