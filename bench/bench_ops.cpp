@@ -3,7 +3,8 @@
 // flags select and format (--benchmark_filter=packed, --benchmark_format=json); --threads is qtrain's.
 //
 // setup() fills an op's fields. It is called for each entry of QT_FOR_EACH_OP, so an op without one does not
-// compile. Legend as in kernels/ops.h. On a card a call is timed together with the wait for it.
+// compile. Legend as in kernels/ops.h. On a card, where the shapes of d32 are added, calls are timed by the
+// batch with one wait at its end, and `of_copy` tells the share of what a copy on the card moves.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -41,6 +42,7 @@ struct Shapes {
   std::int64_t chunk_tokens() const { return std::min(N(), kLogitsChunkBytes / (4 * V)); }
 };
 constexpr Shapes kShapes[] = {{"d4", 4, 512, 256, 2, 4096}, {"d12", 1, 2048, 768, 6, 32768}};
+constexpr Shapes kCardShapes[] = {{"d32", 8, 2048, 2048, 16, 65536}};
 constexpr FormatId kPackedFormat = FormatId::nf4;
 
 // Memory for the fields of one op, drawn from a normal distribution where the numbers matter.
@@ -105,9 +107,13 @@ class Bench {
     if constexpr (requires { scratch_bytes(op, backend_.target()); }) {
       buffers_.add_scratch(op, backend_.target());
     }
-    for (auto _ : state) {
-      backend_.run(op);
-      backend_.synchronize();
+    if (backend_.target().kind == DeviceKind::cuda) {
+      while (state.KeepRunningBatch(kCallsPerWait)) {
+        for (int i = 0; i < kCallsPerWait; ++i) backend_.run(op);
+        backend_.synchronize();
+      }
+    } else {
+      for (auto _ : state) backend_.run(op);
     }
     const Cost cost = op.cost();
     const auto rate = [&](double amount) {
@@ -115,7 +121,15 @@ class Bench {
     };
     state.counters["GB/s"] = rate(cost.read_bytes + cost.written_bytes);
     state.counters["GFLOP/s"] = rate(cost.executed_flops);
+    if (copy_bytes_s > 0) {
+      state.counters["of_copy"] =
+          benchmark::Counter((cost.read_bytes + cost.written_bytes) / copy_bytes_s,
+                             benchmark::Counter::kIsIterationInvariantRate);
+    }
   }
+
+  static constexpr int kCallsPerWait = 16;  // a launch hides behind the call before
+  static inline double copy_bytes_s = 0;    // read and written, of a copy on the card; 0: not measured
 
  private:
   Backend& backend_;
@@ -366,6 +380,14 @@ void add_op(Backend& backend, const Shapes& shapes) {
   }
 }
 
+double measured_copy_bytes_s(Backend& backend) {
+  constexpr std::int64_t kBytes = 256 * kMiB;
+  bench::Buffers buffers(backend);
+  const TensorView from = buffers.empty({kBytes}, DType::u8), to = buffers.empty({kBytes}, DType::u8);
+  return 2.0 * static_cast<double>(kBytes) /
+         bench::median_seconds(backend, [&] { backend.copy(from, to); });
+}
+
 // The first product of an MLP, forward (nt) and for its input's gradient (nn), with the weight plain and
 // packed.
 void add_products(Backend& backend, const Shapes& shapes) {
@@ -399,11 +421,18 @@ int run(int argc, char** argv) {
   const Target target = target_from_options(options);
   const auto backend = bench::open_backend(target);
   benchmark::AddCustomContext("qtrain_device", bench::device_name(target));
-  for (const Shapes& shapes : kShapes) {
+  const auto add_shapes = [&](const Shapes& shapes) {
 #define QT_ADD_OP(Op) add_op<Op>(*backend, shapes);
     QT_FOR_EACH_OP(QT_ADD_OP)
 #undef QT_ADD_OP
     add_products(*backend, shapes);
+  };
+  for (const Shapes& shapes : kShapes) add_shapes(shapes);
+  if (target.kind == DeviceKind::cuda) {
+    Bench::copy_bytes_s = measured_copy_bytes_s(*backend);
+    benchmark::AddCustomContext("copy_on_device",
+                                fmt::format("{:.1f} GB/s read and written", Bench::copy_bytes_s / bench::kGiga));
+    for (const Shapes& shapes : kCardShapes) add_shapes(shapes);
   }
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
