@@ -1,7 +1,7 @@
-// The loss head at the shapes of d12, d20 and d32, chunk by chunk as training runs it: the products of one chunk
-// of logits (forward, for the input and for the weight) and the cross-entropy between them, which turns the
-// logits into their gradient in place. Milliseconds, TFLOP/s of the products, GB/s of the cross-entropy, and the
-// time that it adds to theirs.
+// The loss head at the shapes of d12, d20 and d32, chunk by chunk as training runs it: the products of one
+// chunk of logits (forward, for the input and for the weight) and the cross-entropy between them, which turns
+// the logits into their gradient in place. Milliseconds, TFLOP/s of the products, GB/s of the cross-entropy,
+// and the time that it adds to theirs.
 //
 //   bench_loss --device cuda
 //
@@ -32,9 +32,9 @@ void run(std::vector<std::string> words) {
   const Target target = target_from_options(o);
   const auto backend = open_backend(target);
   const std::int64_t V = o.vocab_size > 0 ? o.vocab_size : kVocabSize;
-  const std::int64_t M =
-      o.loss_chunk > 0 ? o.loss_chunk
-                       : std::max<std::int64_t>(kLogitsChunkBytes / (V * dtype_bytes(DType::f32)), 1);
+  const std::int64_t M = o.loss_chunk > 0
+                             ? o.loss_chunk
+                             : std::max<std::int64_t>(kLogitsChunkBytes / (V * dtype_bytes(DType::f32)), 1);
   fmt::print(
       "device  {}\nbf16, one chunk of {} tokens and {} tokens of vocabulary; median\n\n"
       "{:<6}{:>12}{:>9}{:>12}{:>9}{:>11}\n",

@@ -122,9 +122,8 @@ class Bench {
     state.counters["GB/s"] = rate(cost.read_bytes + cost.written_bytes);
     state.counters["GFLOP/s"] = rate(cost.executed_flops);
     if (copy_bytes_s > 0) {
-      state.counters["of_copy"] =
-          benchmark::Counter((cost.read_bytes + cost.written_bytes) / copy_bytes_s,
-                             benchmark::Counter::kIsIterationInvariantRate);
+      state.counters["of_copy"] = benchmark::Counter((cost.read_bytes + cost.written_bytes) / copy_bytes_s,
+                                                     benchmark::Counter::kIsIterationInvariantRate);
     }
   }
 
@@ -384,8 +383,7 @@ double measured_copy_bytes_s(Backend& backend) {
   constexpr std::int64_t kBytes = 256 * kMiB;
   bench::Buffers buffers(backend);
   const TensorView from = buffers.empty({kBytes}, DType::u8), to = buffers.empty({kBytes}, DType::u8);
-  return 2.0 * static_cast<double>(kBytes) /
-         bench::median_seconds(backend, [&] { backend.copy(from, to); });
+  return 2.0 * static_cast<double>(kBytes) / bench::median_seconds(backend, [&] { backend.copy(from, to); });
 }
 
 // The first product of an MLP, forward (nt) and for its input's gradient (nn), with the weight plain and
@@ -430,8 +428,8 @@ int run(int argc, char** argv) {
   for (const Shapes& shapes : kShapes) add_shapes(shapes);
   if (target.kind == DeviceKind::cuda) {
     Bench::copy_bytes_s = measured_copy_bytes_s(*backend);
-    benchmark::AddCustomContext("copy_on_device",
-                                fmt::format("{:.1f} GB/s read and written", Bench::copy_bytes_s / bench::kGiga));
+    benchmark::AddCustomContext(
+        "copy_on_device", fmt::format("{:.1f} GB/s read and written", Bench::copy_bytes_s / bench::kGiga));
     for (const Shapes& shapes : kCardShapes) add_shapes(shapes);
   }
   benchmark::RunSpecifiedBenchmarks();
