@@ -301,17 +301,9 @@ TEST(GemmTile, HasNoBankConflictsInEitherDirection) {
 class BlasTwin : public ::testing::Test {
  protected:
   void multiply(cuda::Blas& blas, std::int64_t M) {
-    blas.multiply({.M = M,
-                   .N = 3,
-                   .R = 2,
-                   .a = a_,
-                   .b = b_,
-                   .c = c_,
-                   .a_pitch = 2,
-                   .b_pitch = 3,
-                   .c_pitch = 3,
-                   .bias = bias_},
-                  stream_.get());
+    blas.multiply(
+        {.M = M, .N = 3, .R = 2, .a = a_, .b = b_, .c = c_, .a_pitch = 2, .b_pitch = 3, .c_pitch = 3},
+        stream_.get());
     EXPECT_EQ(cudaStreamSynchronize(stream_.get()), cudaSuccess);
   }
 
@@ -319,7 +311,6 @@ class BlasTwin : public ::testing::Test {
   alignas(256) float a_[8] = {1, 2, 3, 4, 5, 6, 7, 8};
   alignas(256) float b_[6] = {1, 0, 2, 0, 1, 3};
   alignas(256) float c_[12] = {};
-  const float* bias_ = nullptr;
 };
 
 TEST_F(BlasTwin, WritesItsAlgorithmsAsTextThatAnotherTakesOver) {
@@ -386,21 +377,10 @@ TEST_F(BlasTwin, DescribesAProductByItsOperandsAsTheyLie) {
   EXPECT_EQ(cuda::describe(kind), "bf16 [4096, 2048] x [2048, 512] into f32");
   kind.b_transposed = kind.accumulate = true;
   EXPECT_EQ(cuda::describe(kind), "bf16 [4096, 2048] x [512, 2048]^T into f32, accumulated");
-  kind.a_transposed = kind.has_bias = true;
+  kind.a_transposed = true;
   kind.b_transposed = kind.accumulate = false;
   kind.result = DType::bf16;
-  EXPECT_EQ(cuda::describe(kind), "bf16 [2048, 4096]^T x [2048, 512] into bf16, with a bias");
-}
-
-TEST_F(BlasTwin, RefusesABiasThatTheLibraryWouldNotAdd) {
-  const auto blas = cuda::make_blas(nullptr, 0);
-  alignas(16) const float bias[4] = {100, 200, 300, 400};
-  bias_ = bias;
-  multiply(*blas, 1);
-  EXPECT_EQ(c_[0], 1 * 1 + 2 * 0 + 100);
-  EXPECT_EQ(c_[2], 1 * 2 + 2 * 3 + 300);
-  bias_ = bias + 1;
-  EXPECT_THROW(multiply(*blas, 1), DeviceError);
+  EXPECT_EQ(cuda::describe(kind), "bf16 [2048, 4096]^T x [2048, 512] into bf16");
 }
 
 }  // namespace

@@ -8,7 +8,6 @@
 #include <cublasLt.h>
 #include <fmt/format.h>
 
-#include "kernels/aligned.h"
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/blas_algorithms.h"
 #include "kernels/cuda/runtime.h"
@@ -74,11 +73,6 @@ Plan plan_of(const BlasKind& k) {
              "the description of a matrix product");
   set<std::int32_t>(operation, CUBLASLT_MATMUL_DESC_TRANSA, k.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
   set<std::int32_t>(operation, CUBLASLT_MATMUL_DESC_TRANSB, k.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-  if (k.has_bias) {
-    // One for each row of its result, which is a column of ours.
-    set<std::uint32_t>(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-    set<std::int32_t>(operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_32F);
-  }
   return Plan{.operation = std::move(operation),
               .a = layout_of(k.operands, k.a_transposed ? k.R : k.M, k.a_transposed ? k.M : k.R, k.a_pitch),
               .b = layout_of(k.operands, k.b_transposed ? k.N : k.R, k.b_transposed ? k.R : k.N, k.b_pitch),
@@ -113,14 +107,14 @@ class LibraryBlas final : public Blas {
   }
 
   void multiply(const BlasProduct& p, cudaStream_t stream) override {
-    QT_CHECK(p.bias == nullptr || (p.result == DType::f32 && !p.accumulate && is_aligned16(p.bias)),
-             DeviceError, "cuBLASLt adds an aligned bias to f32 results only");
-    const Plan& plan = plan_for(p);
+    const BlasKind kind = kind_of(p);
+    const Plan& plan = plan_for(kind);
     const float one = 1, beta = p.accumulate ? 1 : 0;
     check_blas(cublasLtMatmul(library_.get(), plan.operation.get(), &one, p.b, plan.b.get(), p.a,
                               plan.a.get(), &beta, p.c, plan.c.get(), p.c, plan.c.get(), &plan.algorithm,
                               workspace_, workspace_bytes_, stream),
-               "the matrix product " + describe(kind_of(p)));
+               "the matrix product " + describe(kind));
+    after_launch("cublasLtMatmul", stream);
   }
 
   std::string algorithms() const override {
@@ -159,20 +153,11 @@ class LibraryBlas final : public Blas {
   }
 
  private:
-  const Plan& plan_for(const BlasProduct& p) {
-    const BlasKind kind = kind_of(p);
-    if (const auto at = plans_.find(kind); at != plans_.end()) {
-      set_bias(at->second, p);
-      return at->second;
-    }
+  const Plan& plan_for(const BlasKind& kind) {
+    if (const auto at = plans_.find(kind); at != plans_.end()) return at->second;
     Plan plan = plan_of(kind);
-    set_bias(plan, p);  // before the choice: the library reads from the address how it is aligned
     plan.algorithm = choice(kind, plan);
     return plans_.emplace(kind, std::move(plan)).first->second;
-  }
-
-  static void set_bias(const Plan& plan, const BlasProduct& p) {
-    if (p.bias != nullptr) set<const void*>(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
   }
 
   cublasLtMatmulAlgo_t choice(const BlasKind& kind, const Plan& plan) const {

@@ -15,9 +15,8 @@
 namespace qt::cuda {
 
 // c[M, N] = a[M, R] b[R, N] (+ c), row-major as the ops see it: element (i, j) of a lies at a + i * a_pitch +
-// j, or at a + j * a_pitch + i when a_transposed; b likewise. f32 accumulation, one rounding into c; with
-// bias, bias[n] is added before the rounding. Deterministic: the same call on the same card gives the same
-// bits. All sizes are at least 1.
+// j, or at a + j * a_pitch + i when a_transposed; b likewise. f32 accumulation, one rounding into c.
+// Deterministic: the same call on the same card gives the same bits. All sizes are at least 1.
 struct BlasProduct {
   std::int64_t M = 0, N = 0, R = 0;
   const void* a = nullptr;
@@ -28,9 +27,6 @@ struct BlasProduct {
   std::int64_t a_pitch = 0, b_pitch = 0, c_pitch = 0;
   bool a_transposed = false, b_transposed = false;
   bool accumulate = false;
-  // [N], 16-byte aligned; not with accumulate, and for f32 results only: the library wants a bias in the type
-  // of the result.
-  const float* bias = nullptr;
 };
 
 // An algorithm is chosen when a kind of product (sizes, types, pitches, alignments) is first met, and kept.

@@ -10,7 +10,7 @@ namespace qt::cuda {
 
 namespace {
 
-constexpr int kFields = 15;
+constexpr int kFields = 14;
 
 // The fields in the order of the text.
 std::array<std::int64_t, kFields> fields_of(const BlasKind& k) {
@@ -25,7 +25,6 @@ std::array<std::int64_t, kFields> fields_of(const BlasKind& k) {
           k.a_transposed,
           k.b_transposed,
           k.accumulate,
-          k.has_bias,
           k.a_align_bytes,
           k.b_align_bytes,
           k.c_align_bytes};
@@ -69,7 +68,6 @@ BlasKind kind_of(const BlasProduct& p) {
           .a_transposed = p.a_transposed,
           .b_transposed = p.b_transposed,
           .accumulate = p.accumulate,
-          .has_bias = p.bias != nullptr,
           .a_align_bytes = alignment_of(p.a),
           .b_align_bytes = alignment_of(p.b),
           .c_align_bytes = alignment_of(p.c)};
@@ -81,9 +79,9 @@ std::string describe(const BlasKind& k) {
   const auto operand = [](std::int64_t rows, std::int64_t cols, bool transposed) {
     return transposed ? fmt::format("[{}, {}]^T", cols, rows) : fmt::format("[{}, {}]", rows, cols);
   };
-  return fmt::format("{} {} x {} into {}{}{}", dtype_name(k.operands), operand(k.M, k.R, k.a_transposed),
+  return fmt::format("{} {} x {} into {}{}", dtype_name(k.operands), operand(k.M, k.R, k.a_transposed),
                      operand(k.R, k.N, k.b_transposed), dtype_name(k.result),
-                     k.has_bias ? ", with a bias" : "", k.accumulate ? ", accumulated" : "");
+                     k.accumulate ? ", accumulated" : "");
 }
 
 std::optional<BlasKind> kind_from(std::string_view text) {
@@ -92,7 +90,7 @@ std::optional<BlasKind> kind_from(std::string_view text) {
     if (!parse(take_until(text, ' '), 10, field) || field < 0) return std::nullopt;
   }
   if (!text.empty() || !is_float(f[3]) || !is_float(f[4])) return std::nullopt;
-  for (const int flag : {8, 9, 10, 11}) {
+  for (const int flag : {8, 9, 10}) {
     if (f[static_cast<std::size_t>(flag)] > 1) return std::nullopt;
   }
   return BlasKind{.M = f[0],
@@ -106,10 +104,9 @@ std::optional<BlasKind> kind_from(std::string_view text) {
                   .a_transposed = f[8] == 1,
                   .b_transposed = f[9] == 1,
                   .accumulate = f[10] == 1,
-                  .has_bias = f[11] == 1,
-                  .a_align_bytes = f[12],
-                  .b_align_bytes = f[13],
-                  .c_align_bytes = f[14]};
+                  .a_align_bytes = f[11],
+                  .b_align_bytes = f[12],
+                  .c_align_bytes = f[13]};
 }
 
 std::string algorithms_text(std::string_view library, const std::map<BlasKind, AlgorithmBytes>& chosen) {

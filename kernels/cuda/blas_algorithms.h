@@ -20,7 +20,7 @@ struct BlasKind {
   std::int64_t M = 0, N = 0, R = 0;
   DType operands = DType::f32, result = DType::f32;
   std::int64_t a_pitch = 0, b_pitch = 0, c_pitch = 0;
-  bool a_transposed = false, b_transposed = false, accumulate = false, has_bias = false;
+  bool a_transposed = false, b_transposed = false, accumulate = false;
   std::int64_t a_align_bytes = 0, b_align_bytes = 0, c_align_bytes = 0;  // powers of two, 256 at most
 
   auto operator<=>(const BlasKind&) const = default;

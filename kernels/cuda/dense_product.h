@@ -6,7 +6,8 @@
 
 namespace qt::cuda {
 
-// As Blas::multiply, and with a bias also into 16-bit results (then b must be transposed, and a not).
-void dense_product(const BlasProduct& product, const Context& context);
+// As Blas::multiply. bias, where it is not null: f32 [N], aligned to 16 bytes, added to the f32 sum before
+// its rounding; then b must be transposed, a not, and nothing accumulates.
+void dense_product(const BlasProduct& product, const float* bias, const Context& context);
 
 }  // namespace qt::cuda

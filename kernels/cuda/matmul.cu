@@ -1,8 +1,11 @@
 // Plain matrix products. The library does them, all but one kind: a bias in f32 added to a sum that is then
-// rounded to 16 bits. cuBLASLt wants the bias in the type of the result, which would round it beforehand.
+// rounded to 16 bits. cuBLASLt wants the bias in the type of the result, which would round it beforehand. To
+// f32 results a kernel adds it afterwards, which is the same sum: the library may know no algorithm that adds
+// one at the small and odd sizes that are allowed here.
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/dense_product.h"
 #include "kernels/cuda/gemm_tile.cuh"
+#include "kernels/cuda/vector.cuh"
 #include "kernels/gemm_grid.h"
 
 namespace qt::cuda {
@@ -61,10 +64,10 @@ __global__ __launch_bounds__(GemmTile<kTile>::kThreads,
 }
 
 template <class T, int kTile, bool kAligned>
-void launch_biased(const BlasProduct& product, const Context& context) {
+void launch_biased(const BlasProduct& product, const float* bias, const Context& context) {
   const GemmProblem<T> p{.a = static_cast<const T*>(product.a),
                          .c = static_cast<T*>(product.c),
-                         .bias = product.bias,
+                         .bias = bias,
                          .M = product.M,
                          .N = product.N,
                          .R = product.R,
@@ -79,16 +82,30 @@ void launch_biased(const BlasProduct& product, const Context& context) {
 }
 
 template <class T>
-void biased_product(const BlasProduct& product, const Context& context) {
+void biased_product(const BlasProduct& product, const float* bias, const Context& context) {
   const auto whole_units = [](const void* data, std::int64_t pitch) {
     return is_aligned16(data) && pitch % kUnitElems == 0;
   };
   const bool aligned = product.R % kUnitElems == 0 && whole_units(product.a, product.a_pitch) &&
                        whole_units(product.b, product.b_pitch);
-  if (!aligned) return launch_biased<T, 64, false>(product, context);
+  if (!aligned) return launch_biased<T, 64, false>(product, bias, context);
   if (large_tiles(product.M, product.N, context.multiprocessors))
-    return launch_biased<T, 128, true>(product, context);
-  launch_biased<T, 64, true>(product, context);
+    return launch_biased<T, 128, true>(product, bias, context);
+  launch_biased<T, 64, true>(product, bias, context);
+}
+
+// c[m, n] += bias[n]. In any geometry the same bits.
+__global__ void add_bias_kernel(float* c, const float* bias, std::int64_t M, std::int64_t N,
+                                std::int64_t pitch) {
+  for (std::int64_t i = global_thread(); i < M * N; i += global_threads()) {
+    float* const at = c + i / N * pitch + i % N;
+    write_global(at, read_global<float>(at) + read_global<float>(bias + i % N));
+  }
+}
+
+void add_bias(const BlasProduct& product, const float* bias, const Context& context) {
+  launch(elementwise_shape("add_bias_kernel", product.M * product.N, context), add_bias_kernel,
+         static_cast<float*>(product.c), bias, product.M, product.N, product.c_pitch);
 }
 
 // Of a view with one row the pitch says nothing.
@@ -96,14 +113,18 @@ std::int64_t pitch_of(const TensorView& view) { return view.dim(0) > 1 ? view.pi
 
 }  // namespace
 
-void dense_product(const BlasProduct& product, const Context& context) {
+void dense_product(const BlasProduct& product, const float* bias, const Context& context) {
   if (product.M == 0 || product.N == 0) return;
-  if (product.bias == nullptr || product.result == DType::f32)
-    return context.blas.multiply(product, context.stream);
-  QT_CHECK(!product.a_transposed && product.b_transposed && !product.accumulate, ShapeError,
-           "a bias belongs to products with a transposed weight");
-  if (product.result == DType::bf16) return biased_product<bf16>(product, context);
-  biased_product<f16>(product, context);
+  QT_CHECK(bias == nullptr || (!product.a_transposed && product.b_transposed && !product.accumulate),
+           ShapeError, "a bias belongs to products with a transposed weight");
+  if (bias == nullptr || product.result == DType::f32) {
+    context.blas.multiply(product, context.stream);
+    if (bias != nullptr) add_bias(product, bias, context);
+  } else if (product.result == DType::bf16) {
+    biased_product<bf16>(product, bias, context);
+  } else {
+    biased_product<f16>(product, bias, context);
+  }
 }
 
 void run(const Matmul& op, const Context& context) {
@@ -124,9 +145,8 @@ void run(const Matmul& op, const Context& context) {
                  .c_pitch = pitch_of(op.c),
                  .a_transposed = op.layout == GemmLayout::tn,
                  .b_transposed = op.layout == GemmLayout::nt,
-                 .accumulate = op.accumulate,
-                 .bias = op.bias.defined() ? op.bias.as<float>() : nullptr},
-                context);
+                 .accumulate = op.accumulate},
+                op.bias.defined() ? op.bias.as<float>() : nullptr, context);
 }
 
 }  // namespace qt::cuda

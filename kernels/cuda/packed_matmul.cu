@@ -243,9 +243,8 @@ void by_slices(const PackedMatmul& op, const Weight& weight, const Context& cont
                    .a_pitch = R,
                    .b_pitch = slice.cols,
                    .c_pitch = N,
-                   .b_transposed = nt,
-                   .bias = op.bias.defined() ? op.bias.as<float>() + first : nullptr},
-                  context);
+                   .b_transposed = nt},
+                  op.bias.defined() ? op.bias.as<float>() + first : nullptr, context);
   }
 }
 

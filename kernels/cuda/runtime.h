@@ -17,8 +17,9 @@ const char* hint_for(cudaError_t error);
 // it. Any other error is thrown as by check().
 bool granted(cudaError_t result, const char* what);
 
-// To be called after every launch: finds a launch that was refused. With QTRAIN_SYNC_LAUNCHES set it also
-// waits for the kernel, so that a fault is reported under the name of the kernel that caused it.
+// To be called after every launch, a library's too: finds a launch that was refused. With
+// QTRAIN_SYNC_LAUNCHES set it also waits for the kernel, so that a fault is reported under the name of the
+// kernel that caused it.
 void after_launch(const char* kernel, cudaStream_t stream);
 
 // Owns a handle of a library. Destroying one never throws, whatever state the card is in.

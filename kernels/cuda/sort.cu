@@ -24,6 +24,7 @@ int sort_pairs(const SortPairs& sort, cudaStream_t stream) {
            "the sort library asks for {} bytes to sort {} pairs, and {} were planned", need_bytes, sort.n,
            sort.temp_bytes);
   check(call(sort.temp), "a sort");
+  after_launch("a sort", stream);
   return keys.selector;
 }
 

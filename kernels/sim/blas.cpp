@@ -69,9 +69,7 @@ void compute(const BlasProduct& p) {
       multiply_groups(a.data() + m * p.R, b.data() + n * p.R, p.R, sums);
       for (std::int64_t i = 0; i < kRows && m + i < p.M; ++i) {
         for (std::int64_t j = 0; j < kCols && n + j < p.N; ++j) {
-          float sum = sums[i * kCols + j];
-          if (p.bias != nullptr) sum += p.bias[n + j];
-          store<To>(p.c, (m + i) * p.c_pitch + n + j, p.accumulate, sum);
+          store<To>(p.c, (m + i) * p.c_pitch + n + j, p.accumulate, sums[i * kCols + j]);
         }
       }
     }
@@ -94,9 +92,6 @@ class SimBlas final : public Blas {
     QT_CHECK(p.M > 0 && p.N > 0 && p.R > 0, DeviceError, "an empty matrix product");
     QT_CHECK(p.result == DType::f32 || p.result == p.operands, DeviceError, "{} into {}",
              dtype_name(p.operands), dtype_name(p.result));
-    // As the library: a bias has the type of the result, and an alignment.
-    QT_CHECK(p.bias == nullptr || (p.result == DType::f32 && !p.accumulate && is_aligned16(p.bias)),
-             DeviceError, "the library adds an aligned bias to f32 results only");
     QT_CHECK(p.a_pitch >= (p.a_transposed ? p.M : p.R) && p.b_pitch >= (p.b_transposed ? p.R : p.N) &&
                  p.c_pitch >= p.N,
              DeviceError, "rows longer than their pitch in the matrix product {}", describe(kind_of(p)));
