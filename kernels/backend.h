@@ -34,15 +34,19 @@ class MemoryRegion {
   std::byte* base() const { return base_; }
   std::int64_t bytes() const { return bytes_; }
   Space space() const { return space_; }
+  // Host memory that a card cannot reach by itself, because the system gave none that is pinned: copies work,
+  // and take longer.
+  bool pageable() const { return pageable_; }
 
  protected:
-  MemoryRegion(std::byte* base, std::int64_t bytes, Space space)
-      : base_(base), bytes_(bytes), space_(space) {}
+  MemoryRegion(std::byte* base, std::int64_t bytes, Space space, bool pageable = false)
+      : base_(base), bytes_(bytes), space_(space), pageable_(pageable) {}
 
  private:
   std::byte* base_;
   std::int64_t bytes_;
   Space space_;
+  bool pageable_;
 };
 
 // What a backend knows of the device behind it; 0 and empty where it does not know.

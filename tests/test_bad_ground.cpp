@@ -16,6 +16,7 @@
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/units.h"
+#include "src/train/doctor_probe.h"
 #include "tests/support/tiny_run.h"
 
 namespace qt::test {
@@ -185,6 +186,17 @@ TEST_F(BadGround, WithoutPinnedMemoryCopiesThroughTwoPiecesOrTheDriverAndSaysWhi
   reset();
   sim::card().pinned_limit_bytes = 0;
   EXPECT_THAT(said_while_copying(), HasSubstr("go through buffers of the driver, which is slower"));
+}
+
+TEST_F(BadGround, TheDoctorCountsWhatIsPinnedAndNotWhatStandsInForIt) {
+  ::testing::internal::CaptureStderr();
+  sim::card().pinned_limit_bytes = 40 * kMiB;
+  const auto backend = make_cuda_backend(cuda_target(86));
+  EXPECT_EQ(pinnable_bytes(*backend, 8 * kMiB), 8 * kMiB);
+  EXPECT_EQ(pinnable_bytes(*backend, 64 * kMiB), 0) << "one piece, refused";
+  EXPECT_FALSE(backend->allocate(Space::host, kMiB)->pageable());
+  EXPECT_TRUE(backend->allocate(Space::host, 64 * kMiB)->pageable());
+  ::testing::internal::GetCapturedStderr();
 }
 
 // ---- any call ----------------------------------------------------------------------------------------

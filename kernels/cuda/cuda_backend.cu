@@ -47,10 +47,26 @@ class RuntimeRegion final : public MemoryRegion {
 using DeviceRegion = RuntimeRegion<Space::device, cudaFree>;
 using PinnedRegion = RuntimeRegion<Space::host, cudaFreeHost>;
 
+// Where ordinary memory lies that stands in for pinned memory.
+struct PageableRange {
+  const std::byte *begin, *end;
+};
+using PageableRanges = std::vector<PageableRange>;
+
+// Known to `ranges` as long as it lives: its addresses may be given out again as pinned memory.
 class PageableRegion final : public MemoryRegion {
  public:
-  PageableRegion(std::byte* base, std::int64_t bytes) : MemoryRegion(base, bytes, Space::host) {}
-  ~PageableRegion() override { std::free(base()); }
+  PageableRegion(std::byte* base, std::int64_t bytes, std::shared_ptr<PageableRanges> ranges)
+      : MemoryRegion(base, bytes, Space::host, true), ranges_(std::move(ranges)) {
+    ranges_->push_back({base, base + bytes});
+  }
+  ~PageableRegion() override {
+    std::erase_if(*ranges_, [this](const PageableRange& range) { return range.begin == base(); });
+    std::free(base());
+  }
+
+ private:
+  std::shared_ptr<PageableRanges> ranges_;
 };
 
 template <class Op>
@@ -190,27 +206,25 @@ class CudaBackend final : public Backend {
       throw FitError(fmt::format("the system refused {} of host memory", format_bytes(size)),
                      "close other programs, or see `qtrain plan` for what the run keeps on the host");
     }
-    auto region = std::make_unique<PageableRegion>(static_cast<std::byte*>(memory), bytes);
     std::memset(memory, 0, rounded);
-    use_pageable(*region);
-    return region;
+    say_pageable(bytes);
+    return std::make_unique<PageableRegion>(static_cast<std::byte*>(memory), bytes, pageable_);
   }
 
-  void use_pageable(const MemoryRegion& region) {
-    if (pageable_.empty()) staging_ = cuda::Staging::make();
+  void say_pageable(std::int64_t bytes) {
+    if (!staging_) staging_ = cuda::Staging::make();
     log_warning(
         "the system gives no {} of pinned host memory: ordinary memory is used, and copies between it and "
         "the card "
         "go through {}, which is slower (a memory limit of the container or `ulimit -l` may be the cause)",
-        format_bytes(region.bytes()),
+        format_bytes(bytes),
         staging_
             ? fmt::format("{} of pinned memory", format_bytes(2 * std::int64_t{cuda::Staging::kPieceBytes}))
             : "buffers of the driver");
-    pageable_.push_back({region.base(), region.base() + region.bytes()});
   }
   bool is_pageable(const TensorView& view) const {
     return view.space == Space::host &&
-           std::any_of(pageable_.begin(), pageable_.end(), [&](const PageableRange& range) {
+           std::any_of(pageable_->begin(), pageable_->end(), [&](const PageableRange& range) {
              return view.data >= range.begin && view.data < range.end;
            });
   }
@@ -259,16 +273,12 @@ class CudaBackend final : public Backend {
   QT_FOR_EACH_OP(QT_RUN_ON_CUDA)
 #undef QT_RUN_ON_CUDA
 
-  struct PageableRange {
-    const std::byte *begin, *end;
-  };
-
   // In the order they are made; given back the other way round.
   cuda::OpenCard card_;
   std::array<cuda::OwnedStream, 3> streams_;
   std::vector<cuda::OwnedEvent> events_;
   std::uint64_t next_event_ = 0;
-  std::vector<PageableRange> pageable_;  // regions of ordinary memory; they live as long as the run
+  const std::shared_ptr<PageableRanges> pageable_ = std::make_shared<PageableRanges>();
   std::unique_ptr<cuda::Staging> staging_;
   std::unique_ptr<MemoryRegion> workspace_;
   std::unique_ptr<cuda::Blas> blas_;

@@ -103,22 +103,6 @@ fs::path existing(const fs::path& folder) {
   return at;
 }
 
-// How much can be pinned at once, up to `wanted`: what pins less than the run needs fails after hours of
-// tokenizing otherwise.
-std::int64_t pin(Backend& backend, std::int64_t wanted) {
-  std::vector<std::unique_ptr<MemoryRegion>> held;
-  std::int64_t pinned = 0;
-  try {
-    while (pinned < wanted) {
-      const std::int64_t piece = std::min(kPinnedPieceBytes, wanted - pinned);
-      held.push_back(backend.allocate(Space::host, piece));
-      pinned += piece;
-    }
-  } catch (const FitError&) {  // that is the answer
-  }
-  return pinned;
-}
-
 void look_at_card(const Options& o, CardFacts& card) {
   card.wanted = o.device == "cuda";
   card.unwanted = o.device == "cpu";
@@ -134,6 +118,21 @@ void look_at_card(const Options& o, CardFacts& card) {
 }
 
 }  // namespace
+
+std::int64_t pinnable_bytes(Backend& backend, std::int64_t wanted) {
+  std::vector<std::unique_ptr<MemoryRegion>> held;
+  std::int64_t pinned = 0;
+  try {
+    while (pinned < wanted) {
+      const std::int64_t piece = std::min(kPinnedPieceBytes, wanted - pinned);
+      held.push_back(backend.allocate(Space::host, piece));
+      if (held.back()->pageable()) break;
+      pinned += piece;
+    }
+  } catch (const FitError&) {  // that is the answer
+  }
+  return pinned;
+}
 
 CopyRates measure_copies(Backend& backend, std::int64_t bytes) {
   const auto device = backend.allocate(Space::device, 2 * bytes),
@@ -274,7 +273,7 @@ Checkup examine(const Options& options, BackendFactory make_backend, FileSystem&
       const bool host_fits = std::all_of(c.plan.verdicts.begin(), c.plan.verdicts.end(),
                                          [](const Verdict& v) { return v.fits || v.resource != "host"; });
       if (on_card && host_fits && c.plan.plan.host.bytes > 0)
-        c.pinned_bytes = pin(*backend, c.plan.plan.host.bytes);
+        c.pinned_bytes = pinnable_bytes(*backend, c.plan.plan.host.bytes);
     } catch (const Error& e) {
       if (e.code() != ExitCode::device && e.code() != ExitCode::no_fit) throw;
       c.copies_error = e.what();

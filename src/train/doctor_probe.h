@@ -12,6 +12,10 @@
 
 namespace qt {
 
+// How much host memory can be pinned at once, up to `wanted` bytes, in pieces of 512 MiB: what pins less than
+// the run needs is slow after hours of tokenizing otherwise.
+std::int64_t pinnable_bytes(Backend& backend, std::int64_t wanted);
+
 // Copies a buffer of at most `bytes` in each direction. Throws what the backend throws.
 CopyRates measure_copies(Backend& backend, std::int64_t bytes);
 
