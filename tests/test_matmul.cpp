@@ -188,6 +188,37 @@ const Proves kPackedBf16({"packed_matmul",
                           packed_matmul});
 
 #ifdef QTRAIN_TEST_CUDA
+// A product with a bias that fills a card, cut as below, against pieces of it that do not.
+TEST(BiasedMatmul, GivesInLargeTilesTheBitsOfSmallOnes) {
+  constexpr std::int64_t kRows = 2048, kFew = 64, kWide = 2048, kNarrow = 128;
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    Case t(test_backend_name(), dtype);
+    std::vector<std::byte> whole;
+    for (const std::int64_t first : {std::int64_t{-1}, std::int64_t{0}, kRows / 2, kRows - kFew}) {
+      t.next(fmt::format("rows from {}", first));
+      const auto x = t.normal(static_cast<size_t>(kRows * kNarrow)),
+                 w = t.normal(static_cast<size_t>(kWide * kNarrow), 2);
+      const auto bias = t.normal_as(DType::f32, static_cast<size_t>(kWide), 3);
+      const std::int64_t rows = first < 0 ? kRows : kFew,
+                         skipped = std::max<std::int64_t>(first, 0) * kNarrow;
+      const Matmul op{
+          .a = t.in(std::span(x).subspan(static_cast<size_t>(skipped), static_cast<size_t>(rows * kNarrow)),
+                    {rows, kNarrow}),
+          .b = t.in(w, {kWide, kNarrow}),
+          .c = t.out({rows, kWide}),
+          .bias = t.in(bias, {kWide}, DType::f32)};
+      t.run(op);
+      const std::vector<std::byte> bits = t.bits(op.c);
+      if (first < 0) {
+        whole = bits;
+        continue;
+      }
+      const auto at = whole.begin() + first * kWide * dtype_bytes(dtype);
+      EXPECT_TRUE(std::equal(bits.begin(), bits.end(), at)) << dtype_name(dtype) << " rows from " << first;
+    }
+  }
+}
+
 // Products that fill a card are cut into tiles of 128 x 128, others of 64 x 64, in the same order of sums.
 // Products of a few rows are held against the oracle above; here the large one is held against those.
 TEST(PackedMatmulOp, GivesInLargeTilesTheBitsOfSmallOnes) {

@@ -53,9 +53,10 @@ inline constexpr bool kSanitized = false;
 // The backends that compute. The only list there is.
 inline std::vector<std::string> computing_backends() { return {test_backend_name()}; }
 
-// Backends live as long as the program: starting threads for each call would be most of the time.
+// Backends live as long as the program: starting threads for each call would be most of the time. They are
+// never destroyed: at exit the driver of a card may be gone before them.
 inline Backend& shared_backend(const std::string& name, int threads) {
-  static std::map<std::pair<std::string, int>, std::unique_ptr<Backend>> all;
+  static auto& all = *new std::map<std::pair<std::string, int>, std::unique_ptr<Backend>>;
   auto& backend = all[{name, threads}];
   if (!backend) backend = make_test_backend(target_of(name, threads));
   return *backend;
