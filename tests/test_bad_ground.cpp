@@ -204,8 +204,16 @@ TEST_F(BadGround, TheDoctorCountsWhatIsPinnedAndNotWhatStandsInForIt) {
 EngineOptions tiny_options() {
   TinyShape shape;
   shape.rows = 1;
-  shape.accumulation = 1;  // the run is repeated for each call that fails
-  return tiny_engine_options(shape);
+  shape.accumulation = 1;
+  EngineOptions options = tiny_engine_options(shape);
+  // As little as launches every kernel: the run is repeated for each call that fails.
+  options.model.n_layer = 1;
+  options.model.n_head = 2;
+  options.model.n_kv_head = 1;
+  options.model.n_embd = 32;
+  options.model.seq_len = 8;
+  options.sample_tokens = 4;
+  return options;
 }
 
 std::unique_ptr<Engine> engine_on(std::unique_ptr<Backend> backend) {
