@@ -1,14 +1,19 @@
 // The simulator's matrix products. Each sum runs in f32 over R in ascending order, whatever the blocks; whole
 // trainings in CI run through here, so that the loops are cut for registers and caches.
+// QTRAIN_SIM_BLAS=slices sums small products in slices, as a library for cards does: the same row then has
+// other bits in a product of another size.
 #include "kernels/cuda/blas.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <map>
+#include <string>
 #include <vector>
 
-#include "kernels/aligned.h"
 #include "kernels/cuda/blas_algorithms.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/sim/shared_memory.h"
 #include "kernels/sim/sim.h"
 #include "kernels/sim/stream.h"
 #include "src/core/error.h"
@@ -43,6 +48,24 @@ std::vector<float> in_groups(const T* from, std::int64_t R, std::int64_t width, 
   return to;
 }
 
+bool in_slices() {
+  const char* name = std::getenv("QTRAIN_SIM_BLAS");
+  if (name == nullptr) return false;
+  if (std::string_view(name) == "slices") return true;
+  throw sim::SimError("QTRAIN_SIM_BLAS is slices, or not set, not " + std::string(name));
+}
+
+// Into how many parts each sum is cut, which are added in order: more the fewer squares there are to fill a
+// card with.
+std::int64_t slices_of(const BlasProduct& p) {
+  static const bool sliced = in_slices();
+  constexpr std::int64_t kSquare = 64, kLeast = 4;  // terms of a slice
+  if (!sliced) return 1;
+  const std::int64_t squares = ((p.M + kSquare - 1) / kSquare) * ((p.N + kSquare - 1) / kSquare);
+  const std::int64_t slices = squares >= 16 ? 1 : squares >= 4 ? 2 : squares >= 2 ? 3 : 4;
+  return p.R < kLeast * slices ? 1 : slices;
+}
+
 // sums[kRows][kCols] of one group of rows of a and one of columns of b.
 void multiply_groups(const float* a, const float* b, std::int64_t R, float* sums) {
   constexpr std::int64_t kVectors = kCols / kLanes;
@@ -63,10 +86,16 @@ void compute(const BlasProduct& p) {
                            p.a_transposed ? 1 : p.a_pitch, kRows);
   const auto b = in_groups(static_cast<const T*>(p.b), p.R, p.N, p.b_transposed ? 1 : p.b_pitch,
                            p.b_transposed ? p.b_pitch : 1, kCols);
-  float sums[kRows * kCols];
+  const std::int64_t slices = slices_of(p), slice = (p.R + slices - 1) / slices;
+  float sums[kRows * kCols], part[kRows * kCols];
   for (std::int64_t n = 0; n < p.N; n += kCols) {
     for (std::int64_t m = 0; m < p.M; m += kRows) {
-      multiply_groups(a.data() + m * p.R, b.data() + n * p.R, p.R, sums);
+      multiply_groups(a.data() + m * p.R, b.data() + n * p.R, std::min(slice, p.R), sums);
+      for (std::int64_t r = slice; r < p.R; r += slice) {
+        multiply_groups(a.data() + m * p.R + r * kRows, b.data() + n * p.R + r * kCols,
+                        std::min(slice, p.R - r), part);
+        for (std::int64_t i = 0; i < kRows * kCols; ++i) sums[i] += part[i];
+      }
       for (std::int64_t i = 0; i < kRows && m + i < p.M; ++i) {
         for (std::int64_t j = 0; j < kCols && n + j < p.N; ++j) {
           store<To>(p.c, (m + i) * p.c_pitch + n + j, p.accumulate, sums[i * kCols + j]);
@@ -99,10 +128,10 @@ class SimBlas final : public Blas {
     sim::enqueue_work(stream, [p] { compute(p); });
   }
 
-  std::string algorithms() const override { return algorithms_text(kName, chosen_); }
+  std::string algorithms() const override { return algorithms_text(name_, chosen_); }
 
   std::vector<std::string> use_algorithms(std::string_view text) override {
-    return read_algorithms(kName, text,
+    return read_algorithms(name_, text,
                            [this](const BlasKind& kind, const AlgorithmBytes& bytes) -> std::string {
                              if (bytes != kAlgorithm) return "there is no such algorithm";
                              chosen_[kind] = bytes;
@@ -111,7 +140,7 @@ class SimBlas final : public Blas {
   }
 
  private:
-  static constexpr std::string_view kName = "simulated library 1";
+  const std::string name_ = in_slices() ? "simulated library 1, in slices" : "simulated library 1";
   const AlgorithmBytes kAlgorithm = {0x51, 0x0A};  // the only one there is
   std::map<BlasKind, AlgorithmBytes> chosen_;
 };
