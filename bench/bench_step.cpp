@@ -1,6 +1,7 @@
-// Whole training steps through the engine, on synthetic tokens: tokens/s, FLOP/s, planned bytes and peak RSS,
-// and with --profile where the time goes. Nothing is read from or written to disk. On a card the profile is
-// of one step more, in which the host waits for each op: that step hides no copy and no launch.
+// Whole training steps through the engine, on synthetic tokens: tokens/s, FLOP/s and their share of what
+// plain products of the model's widest matrix reach here, planned bytes and peak RSS, and with --profile
+// where the time goes. Nothing is read from or written to disk. On a card the profile is of one step more, in
+// which the host waits for each op: that step hides no copy and no launch.
 //
 //   bench_step --model d4 --vocab-size 4096 --seq-len 512 --rows 8 --quant nf4 --ckpt-activations --profile
 //   bench_step --model d32 --rows 32 --quant nf4 --ckpt-activations --device cuda --profile
@@ -85,6 +86,18 @@ std::vector<std::int32_t> synthetic_tokens(std::int64_t count, std::int64_t voca
   return tokens;
 }
 
+// Operations per second of y = x w^T with the widest matrix of the model, the tokens of a micro-batch at a
+// time.
+double product_flops(Backend& backend, const EngineOptions& e) {
+  const std::int64_t M = e.micro_batch_tokens(), C = e.model.n_embd, F = 4 * C;
+  bench::Buffers buffers(backend);
+  Matmul op{.a = buffers.normal({M, C}, e.memory.compute),
+            .b = buffers.normal({F, C}, e.memory.compute),
+            .c = buffers.empty({M, F}, e.memory.compute)};
+  buffers.add_scratch(op, backend.target());
+  return op.cost().executed_flops / bench::median_seconds(backend, [&] { backend.run(op); });
+}
+
 void print_profile(const Profile& profile, double total_seconds) {
   std::vector<std::pair<std::string, ProfileRow>> rows(profile.begin(), profile.end());
   double in_ops = 0;
@@ -116,6 +129,7 @@ void run(const std::vector<std::string>& words) {
                    "`qtrain plan` with the same options shows what it needs");
 
   const EngineOptions& e = planned.engine;
+  const double product_gflops = product_flops(*opened, e) / bench::kGiga;  // before the run takes its memory
   Engine engine(std::move(opened), e, planned.plan);
   engine.init_weights(options.seed);
   const std::vector<std::int32_t> ids =
@@ -188,10 +202,16 @@ void run(const std::vector<std::string>& words) {
   std::cout << fmt::format(
       "step        median {:.1f} ms of {}, fastest {:.1f}, slowest {:.1f}; loss {:.4f}\n", 1e3 * median,
       step_seconds.size(), 1e3 * step_seconds.front(), 1e3 * step_seconds.back(), stats.loss);
+  const double executed_gflops = rate(totals.executed_flops);
   std::cout << fmt::format(
-      "BENCH tokens_per_s={:.0f} model_gflops={:.1f} executed_gflops={:.1f} device_bytes={} host_bytes={} "
-      "peak_rss_bytes={}\n",
-      tokens / median, rate(totals.model_flops), rate(totals.executed_flops), planned.plan.device_bytes(),
+      "products    {:.1f} GFLOP/s of {} x {} x {} alone; the step executes {:.1f} % of that\n",
+      product_gflops, e.micro_batch_tokens(), 4 * e.model.n_embd, e.model.n_embd,
+      100 * executed_gflops / product_gflops);
+  std::cout << fmt::format(
+      "BENCH tokens_per_s={:.0f} model_gflops={:.1f} executed_gflops={:.1f} product_gflops={:.1f} "
+      "device_bytes={} "
+      "host_bytes={} peak_rss_bytes={}\n",
+      tokens / median, rate(totals.model_flops), executed_gflops, product_gflops, planned.plan.device_bytes(),
       planned.plan.host.bytes, peak_rss_bytes());
   if (profiling) print_profile(profile, total_seconds);
 }
