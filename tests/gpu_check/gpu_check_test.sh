@@ -24,7 +24,7 @@ case "$*" in
   -L) echo "GPU 0: Played Card (UUID: GPU-0)" ;;
   *memory.used*)
     used=7
-    if grep -lsaE 'qtrain.*gpu-chec[k]/run' /proc/[0-9]*/cmdline >/dev/null; then used=$(cat "$GPU_CHECK_PLAY/used" 2>/dev/null || echo 20); fi
+    if grep -lsaE 'qtrain.*gpu-chec[k]-run' /proc/[0-9]*/cmdline >/dev/null; then used=$(cat "$GPU_CHECK_PLAY/used" 2>/dev/null || echo 20); fi
     echo "$used" ;;
   *compute_cap*) echo 8.9 ;;
   *memory.total*) echo 12282 ;;
@@ -111,7 +111,8 @@ says() {
 }
 
 # Everything kept: every part passes, and its tables say so.
-check 0 --data "$work/text.txt" --seconds 1 --parts tests,memory,bits,bench,steps,peers,learn,suite,sanitize
+mkdir "$work/runs"
+check 0 --data "$work/text.txt" --runs "$work/runs" --seconds 1 --parts tests,memory,bits,bench,steps,peers,learn,suite,sanitize
 for part in tests memory bits bench steps peers learn suite sanitize; do says "^$part +passed +exit +0"; done
 says '^nf4, 12 GiB +20 .* ok$'
 says '^nf4, 12 GiB, whole step +1 .* ok$'
@@ -131,7 +132,7 @@ says 'compute-sanitizer was asked for: --tool racecheck'
 # More memory than planned; then a benchmark that fails, and the part after it runs all the same.
 echo 400 >"$GPU_CHECK_PLAY/used"
 touch "$GPU_CHECK_PLAY/break-bench_gemm"
-check 1 --parts memory,bench,steps --steps 2
+check 1 --parts memory,bench,steps --steps 2 --runs "$work/runs"
 says '^nf4, 8 GiB .* FAILED$'
 says '^memory +FAILED'
 says '^bench +FAILED'
