@@ -206,9 +206,11 @@ class CudaBackend final : public Backend {
       throw FitError(fmt::format("the system refused {} of host memory", format_bytes(size)),
                      "close other programs, or see `qtrain plan` for what the run keeps on the host");
     }
+    // Owned from here on: what follows may throw.
+    auto region = std::make_unique<PageableRegion>(static_cast<std::byte*>(memory), bytes, pageable_);
     std::memset(memory, 0, rounded);
     say_pageable(bytes);
-    return std::make_unique<PageableRegion>(static_cast<std::byte*>(memory), bytes, pageable_);
+    return region;
   }
 
   void say_pageable(std::int64_t bytes) {
