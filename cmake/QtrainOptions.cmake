@@ -25,6 +25,9 @@ function(qtrain_compile_options target)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # g++ 12 sees overlapping copies in every "text" + std::string (GCC bug 105651, mended in 13).
     list(APPEND options -Wno-restrict)
+  elseif(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # g++ 13 takes a reference into a document for one to the text that only names the place in error messages.
+    list(APPEND options -Wno-dangling-reference)
   endif()
   if(QTRAIN_SANITIZE)
     list(APPEND options -fsanitize=${QTRAIN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
