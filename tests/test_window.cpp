@@ -16,10 +16,10 @@ namespace {
 constexpr std::int64_t kRows = 8;
 // Loss, norm and the whole of a tensor's gradient (in the Euclidean norm), relative. A library may sum
 // products of another size in another order. A sum of R random terms, rounded after each, is off by sqrt(R /
-// 6) roundings of its own size; here R is 256 at most, and up to 37 products (6 of each of two blocks and the
-// head forward, twice as many backward, less the embedding's) stand between tokens and a gradient. Their
+// 6) roundings of its own size; here R is 256 at most. Between tokens and a gradient stand at most 27
+// products: 6 of each of two blocks and the head's forward, as many back, and the gradient's own. Their
 // errors add as independent ones do, and both sides have them.
-const double kShare = std::sqrt(2.0 * 37 * 256 / 6) * 0x1p-24;
+const double kShare = std::sqrt(2.0 * 27 * 256 / 6) * 0x1p-24;
 // One element, of its tensor's max-norm: four standard deviations of a walk of 256 roundings, one a token.
 const double kElementShare = 4 * 0x1p-24 * std::sqrt(256.0);
 
