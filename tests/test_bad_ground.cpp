@@ -208,9 +208,6 @@ EngineOptions tiny_options() {
   EngineOptions options = tiny_engine_options(shape);
   // As little as launches every kernel: the run is repeated for each call that fails.
   options.model.n_layer = 1;
-  options.model.n_head = 2;
-  options.model.n_kv_head = 1;
-  options.model.n_embd = 32;
   options.model.seq_len = 8;
   options.sample_tokens = 4;
   return options;
@@ -357,7 +354,7 @@ TEST_F(BadGround, AnyCallThatFailsForGoodEndsTheRunWithItsNameAndLeavesTheLastCh
   fmt::print("{} calls in a run, of {} names; {} of them failed in turn\n", calls.names.size(), names.size(),
              sites.size());
   // Every kernel that a training of this kind launches is among them.
-  EXPECT_GT(names.size(), 40u);
+  EXPECT_GE(names.size(), 52u);
   EXPECT_GT(sites.size(), 100u);
 }
 
