@@ -338,13 +338,13 @@ void setup(Bench& b, AdamW8& op) {
   op.params = b.step_params();
 }
 
-void setup(Bench& b, Quantise& op) {
+void setup(Bench& b, Quantize& op) {
   op.w = b.packed(b.s.F(), b.s.C);
   op.src = b.normal({b.s.matrix_elems()}, DType::f32);
   op.bad_index = b.empty({1}, DType::f64);
 }
 
-void setup(Bench& b, Dequantise& op) {
+void setup(Bench& b, Dequantize& op) {
   op.w = b.packed(b.s.F(), b.s.C);
   op.dst = b.empty({b.s.matrix_elems()});
 }
@@ -353,11 +353,11 @@ void setup(Bench& b, Dequantise& op) {
 template <class Op, class... Others>
 constexpr bool kIsOneOf = (std::is_same_v<Op, Others> || ...);
 template <class Op>
-constexpr bool kOneDType = kIsOneOf<Op, Cast, InitNormal, Softcap, SumLoss, PrepareStep, Quantise>;
+constexpr bool kOneDType = kIsOneOf<Op, Cast, InitNormal, Softcap, SumLoss, PrepareStep, Quantize>;
 
 // Ops that take no f16.
 template <class Op>
-constexpr bool kNoF16 = kIsOneOf<Op, PackedMatmul, SumSquares, AdamW, AdamW8, Dequantise>;
+constexpr bool kNoF16 = kIsOneOf<Op, PackedMatmul, SumSquares, AdamW, AdamW8, Dequantize>;
 
 void add(const std::string& name, std::function<void(benchmark::State&)> body) {
   benchmark::RegisterBenchmark(name.c_str(), std::move(body))->UseRealTime()->Unit(benchmark::kMicrosecond);

@@ -68,7 +68,7 @@ class Buffers {
     w.codes = empty({code_bytes(format, N * K)}, DType::u8);
     w.absmax = empty({scale_count(format, N * K)}, DType::f32);
     const TensorView src = normal({N * K}, DType::f32);
-    backend_.run(Quantise{.src = src, .w = w, .bad_index = empty({1}, DType::f64)});
+    backend_.run(Quantize{.src = src, .w = w, .bad_index = empty({1}, DType::f64)});
     return w;
   }
 

@@ -476,14 +476,14 @@ struct AdamW8 {
   Cost cost() const;
 };
 
-// ---- quantisation -------------------------------------------------------------------------------------
+// ---- quantization -------------------------------------------------------------------------------------
 
 // Packs elements [first, first + n) of a matrix. first must be a multiple of the block size, and n too unless
 // the range ends the matrix. A non-finite input leaves 1 + its flat index in bad_index (the smallest one
 // wins; 0: none so far); the host turns it into an error that names the tensor. A range of a matrix in tiles
 // is the same elements, in the order of the matrix, at other places.
-struct Quantise {
-  static constexpr const char* kName = "quantise";
+struct Quantize {
+  static constexpr const char* kName = "quantize";
   TensorView src;  // in  [n] f32 | bf16, widened
   PackedView w;    // out elements [first, first + n)
   std::int64_t first = 0;
@@ -493,8 +493,8 @@ struct Quantise {
 };
 
 // Unpacks elements [first, first + n) of a matrix; of one in tiles, first and n are multiples of 64.
-struct Dequantise {
-  static constexpr const char* kName = "dequantise";
+struct Dequantize {
+  static constexpr const char* kName = "dequantize";
   PackedView w;  // in
   std::int64_t first = 0;
   TensorView dst;  // out [n] f32 | bf16: the canonical weight
@@ -512,5 +512,5 @@ struct Dequantise {
   X(EmbeddingFwd) X(EmbeddingBwd) X(PositionBwd) X(RmsNormFwd) X(RmsNormBwd) X(LayerNormFwd)               \
   X(LayerNormBwd) X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd)               \
   X(Matmul) X(PackedMatmul) X(ColumnSum) X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares)        \
-  X(PrepareStep) X(AdamW) X(AdamW8) X(Quantise) X(Dequantise)
+  X(PrepareStep) X(AdamW) X(AdamW8) X(Quantize) X(Dequantize)
 // clang-format on

@@ -455,9 +455,9 @@ void AdamW8::check() const {
              {{"grad", grad}, {"params", params}});
 }
 
-// ---- quantisation -------------------------------------------------------------------------------------
+// ---- quantization -------------------------------------------------------------------------------------
 
-void Quantise::check() const {
+void Quantize::check() const {
   const Checker c(kName);
   c.packed(w);
   c.dense({"src", src}, {-1}, kGradients);
@@ -471,7 +471,7 @@ void Quantise::check() const {
   c.separate({{"w.codes", w.codes}, {"w.absmax", w.absmax}, {"bad_index", bad_index}}, {{"src", src}});
 }
 
-void Dequantise::check() const {
+void Dequantize::check() const {
   const Checker c(kName);
   c.packed(w);
   c.dense({"dst", dst}, {-1}, {DType::f32, DType::bf16});

@@ -174,8 +174,8 @@ Cost AdamW8::cost() const {
   return elementwise(40, master, state + bytes(grad) + bytes(params), state);
 }
 
-Cost Quantise::cost() const { return elementwise(8, src, bytes(src), packed_range_bytes(w, elems(src))); }
+Cost Quantize::cost() const { return elementwise(8, src, bytes(src), packed_range_bytes(w, elems(src))); }
 
-Cost Dequantise::cost() const { return elementwise(1, dst, packed_range_bytes(w, elems(dst)), bytes(dst)); }
+Cost Dequantize::cost() const { return elementwise(1, dst, packed_range_bytes(w, elems(dst)), bytes(dst)); }
 
 }  // namespace qt

@@ -127,7 +127,7 @@ void Optimizer::encode_slab(const SlabOrigin& origin, const TensorView& master) 
     backend_.run(Cast{.x = master, .y = p.compute.flat(origin.first, origin.elems)});
     return;
   }
-  backend_.run(Quantise{.src = master,
+  backend_.run(Quantize{.src = master,
                         .w = packed_view(p, weights_),
                         .first = origin.first,
                         .bad_index = bad_index_.flat(static_cast<std::int64_t>(origin.param), 1)});
@@ -238,7 +238,7 @@ void Optimizer::update(Arena& step) {
     if (options_.control == OptimizerControl::frozen_matrices && p.group == ParamGroup::matrix) return;
     if (options_.control == OptimizerControl::no_master && p.packed) {
       // The control run keeps no more than the codes: what the last encoding lost is lost.
-      backend_.run(Dequantise{.w = packed_view(p, weights_), .first = origin.first, .dst = parts[0]});
+      backend_.run(Dequantize{.w = packed_view(p, weights_), .first = origin.first, .dst = parts[0]});
     }
     update_slab(origin, parts);
     encode_slab(origin, parts[0]);

@@ -19,7 +19,7 @@ void require(std::span<const T> x, std::string_view tensor, std::int64_t first) 
 void throw_non_finite(std::string_view tensor, std::int64_t index, float value) {
   const char* what = std::isnan(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf";
   throw DataError(
-      fmt::format("tensor '{}': element {} (flat, row-major) is {}; only finite values can be quantised",
+      fmt::format("tensor '{}': element {} (flat, row-major) is {}; only finite values can be quantized",
                   tensor, index, what),
       "the weights are damaged or their training diverged: use an earlier checkpoint, or download the "
       "file again");

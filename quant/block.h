@@ -65,7 +65,7 @@ class Normaliser {
 };
 
 // Throws DataError naming the tensor and the flat index of the value. For callers that got the index from a
-// quantise function; `index` counts from the first element of the tensor.
+// quantize function; `index` counts from the first element of the tensor.
 [[noreturn]] void throw_non_finite(std::string_view tensor, std::int64_t index, float value);
 
 // Throws DataError when x holds a NaN or Inf. `first` is the flat index of x[0] in the tensor.

@@ -30,12 +30,12 @@ concept WeightFormat = requires(std::span<const float> src, std::span<const bf16
   { F::kCodeBits } -> std::convertible_to<int>;
   { F::kZeroCode } -> std::convertible_to<std::uint8_t>;
   std::span<const float>(F::kCodebook);
-  { F::quantise(src, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
-  { F::quantise(src_bf16, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
-  { F::quantise(src_f16, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
-  F::dequantise(codes, absmax, first, out_bf16);
-  F::dequantise(codes, absmax, first, out_f32);
-  F::dequantise_unrounded(codes, absmax, first, out_f32);
+  { F::quantize(src, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
+  { F::quantize(src_bf16, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
+  { F::quantize(src_f16, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
+  F::dequantize(codes, absmax, first, out_bf16);
+  F::dequantize(codes, absmax, first, out_f32);
+  F::dequantize_unrounded(codes, absmax, first, out_f32);
 };
 
 template <WeightFormat... F>

@@ -32,7 +32,7 @@ std::optional<std::int64_t> nest_scales(std::span<const float> scales, std::uint
     for (std::size_t i = 0; i < count; ++i) centred[i] = scales[first + i] - mean;
     float& absmax = nested_absmax[first / kBlock];
     std::uint8_t* block = codes + first;
-    q8_quantise<Q8Signed>(std::span(centred).first(count), block, &absmax);
+    q8_quantize<Q8Signed>(std::span(centred).first(count), block, &absmax);
     for (std::size_t i = 0; i < count; ++i) {
       // The zero code gives the mean itself, which is > 0 unless all scales are 0.
       while (block[i] < Q8Signed::kZeroCode && unnest_scale(block[i], absmax, mean) <= 0) ++block[i];

@@ -1,4 +1,4 @@
-// Nested ("double") quantisation: the f32 scales of a weight format, stored in 8 bits. The mean of all
+// Nested ("double") quantization: the f32 scales of a weight format, stored in 8 bits. The mean of all
 // scales is subtracted, the rest is encoded with the signed map of quant/q8.h in blocks of 256.
 //
 //   scale_i = f32(f32(map[code_i] * nested_absmax[i / 256]) + offset)

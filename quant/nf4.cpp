@@ -11,7 +11,7 @@ namespace {
 constexpr std::size_t kBlock = Nf4::kBlockElems;
 
 template <class T>
-std::optional<std::int64_t> quantise_range(std::span<const T> src, std::uint8_t* codes, float* absmax) {
+std::optional<std::int64_t> quantize_range(std::span<const T> src, std::uint8_t* codes, float* absmax) {
   for (std::size_t first = 0; first < src.size(); first += kBlock) {
     const std::span<const T> x = src.subspan(first, std::min(kBlock, src.size() - first));
     const std::uint32_t top = max_magnitude_bits(x);
@@ -34,7 +34,7 @@ std::optional<std::int64_t> quantise_range(std::span<const T> src, std::uint8_t*
 
 // value(code, absmax) is evaluated once per code and block: a block has four times as many elements as codes.
 template <class T, class Value>
-void dequantise_range(const std::uint8_t* codes, const float* absmax, std::int64_t first, std::span<T> dst,
+void dequantize_range(const std::uint8_t* codes, const float* absmax, std::int64_t first, std::span<T> dst,
                       Value value) {
   const std::int64_t end = first + static_cast<std::int64_t>(dst.size());
   T* out = dst.data();
@@ -50,28 +50,28 @@ void dequantise_range(const std::uint8_t* codes, const float* absmax, std::int64
 
 }  // namespace
 
-std::optional<std::int64_t> Nf4::quantise(std::span<const float> src, std::uint8_t* codes, float* absmax) {
-  return quantise_range(src, codes, absmax);
+std::optional<std::int64_t> Nf4::quantize(std::span<const float> src, std::uint8_t* codes, float* absmax) {
+  return quantize_range(src, codes, absmax);
 }
-std::optional<std::int64_t> Nf4::quantise(std::span<const bf16> src, std::uint8_t* codes, float* absmax) {
-  return quantise_range(src, codes, absmax);
+std::optional<std::int64_t> Nf4::quantize(std::span<const bf16> src, std::uint8_t* codes, float* absmax) {
+  return quantize_range(src, codes, absmax);
 }
-std::optional<std::int64_t> Nf4::quantise(std::span<const f16> src, std::uint8_t* codes, float* absmax) {
-  return quantise_range(src, codes, absmax);
+std::optional<std::int64_t> Nf4::quantize(std::span<const f16> src, std::uint8_t* codes, float* absmax) {
+  return quantize_range(src, codes, absmax);
 }
 
-void Nf4::dequantise(const std::uint8_t* codes, const float* absmax, std::int64_t first,
+void Nf4::dequantize(const std::uint8_t* codes, const float* absmax, std::int64_t first,
                      std::span<bf16> dst) {
-  dequantise_range(codes, absmax, first, dst, decode);
+  dequantize_range(codes, absmax, first, dst, decode);
 }
-void Nf4::dequantise(const std::uint8_t* codes, const float* absmax, std::int64_t first,
+void Nf4::dequantize(const std::uint8_t* codes, const float* absmax, std::int64_t first,
                      std::span<float> dst) {
-  dequantise_range(codes, absmax, first, dst,
+  dequantize_range(codes, absmax, first, dst,
                    [](std::uint8_t c, float scale) { return to_float(decode(c, scale)); });
 }
-void Nf4::dequantise_unrounded(const std::uint8_t* codes, const float* absmax, std::int64_t first,
+void Nf4::dequantize_unrounded(const std::uint8_t* codes, const float* absmax, std::int64_t first,
                                std::span<float> dst) {
-  dequantise_range(codes, absmax, first, dst,
+  dequantize_range(codes, absmax, first, dst,
                    [](std::uint8_t c, float scale) { return kCodebook[c] * scale; });
 }
 

@@ -86,20 +86,20 @@ struct Nf4 {
   // An all-zero block gets absmax +0 and zero codes; -0 in a block decodes to +0.
   // Returns the index in src of the first NaN or Inf, if any: then the blocks before it are written and
   // nothing else is. Ranges of one tensor may be packed in any order and by any number of threads.
-  static std::optional<std::int64_t> quantise(std::span<const float> src, std::uint8_t* codes, float* absmax);
-  static std::optional<std::int64_t> quantise(std::span<const bf16> src, std::uint8_t* codes, float* absmax);
-  static std::optional<std::int64_t> quantise(std::span<const f16> src, std::uint8_t* codes, float* absmax);
+  static std::optional<std::int64_t> quantize(std::span<const float> src, std::uint8_t* codes, float* absmax);
+  static std::optional<std::int64_t> quantize(std::span<const bf16> src, std::uint8_t* codes, float* absmax);
+  static std::optional<std::int64_t> quantize(std::span<const f16> src, std::uint8_t* codes, float* absmax);
 
   // Unpacks elements [first, first + dst.size()) of the tensor that `codes` and `absmax` begin with; `first`
   // need not lie at a block boundary, nor be even. The f32 form widens the canonical weight.
-  static void dequantise(const std::uint8_t* codes, const float* absmax, std::int64_t first,
+  static void dequantize(const std::uint8_t* codes, const float* absmax, std::int64_t first,
                          std::span<bf16> dst);
-  static void dequantise(const std::uint8_t* codes, const float* absmax, std::int64_t first,
+  static void dequantize(const std::uint8_t* codes, const float* absmax, std::int64_t first,
                          std::span<float> dst);
 
   // The product before its rounding to bf16: what other programs mean by the f32 value of their files.
   // Not a weight of ours.
-  static void dequantise_unrounded(const std::uint8_t* codes, const float* absmax, std::int64_t first,
+  static void dequantize_unrounded(const std::uint8_t* codes, const float* absmax, std::int64_t first,
                                    std::span<float> dst);
 
  private:

@@ -3,7 +3,7 @@
 namespace qt {
 
 template <class Code>
-std::optional<std::int64_t> q8_quantise(std::span<const float> x, std::uint8_t* codes, float* absmax) {
+std::optional<std::int64_t> q8_quantize(std::span<const float> x, std::uint8_t* codes, float* absmax) {
   constexpr std::size_t kBlock = kQ8BlockElems;
   for (std::size_t first = 0; first < x.size(); first += kBlock) {
     const std::span<const float> block = x.subspan(first, std::min(kBlock, x.size() - first));
@@ -22,13 +22,13 @@ std::optional<std::int64_t> q8_quantise(std::span<const float> x, std::uint8_t* 
 }
 
 template <class Code>
-void q8_dequantise(const std::uint8_t* codes, const float* absmax, std::span<float> out) {
+void q8_dequantize(const std::uint8_t* codes, const float* absmax, std::span<float> out) {
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = Code::kMap[codes[i]] * absmax[i / kQ8BlockElems];
 }
 
 #define QT_Q8_INSTANTIATE(Code)                                                                          \
-  template std::optional<std::int64_t> q8_quantise<Code>(std::span<const float>, std::uint8_t*, float*); \
-  template void q8_dequantise<Code>(const std::uint8_t*, const float*, std::span<float>)
+  template std::optional<std::int64_t> q8_quantize<Code>(std::span<const float>, std::uint8_t*, float*); \
+  template void q8_dequantize<Code>(const std::uint8_t*, const float*, std::span<float>)
 QT_Q8_INSTANTIATE(Q8Signed);
 QT_Q8_INSTANTIATE(Q8Unsigned);
 QT_Q8_INSTANTIATE(FirstMoment);

@@ -226,10 +226,10 @@ struct SecondMoment {
 // Returns the index of the first NaN or Inf, if any: then the blocks before it are written, nothing else.
 // Instantiated for the four encoders above.
 template <class Code>
-std::optional<std::int64_t> q8_quantise(std::span<const float> x, std::uint8_t* codes, float* absmax);
+std::optional<std::int64_t> q8_quantize(std::span<const float> x, std::uint8_t* codes, float* absmax);
 
 // out[i] = map[codes[i]] * absmax[i / 256], for a range that begins at a block boundary.
 template <class Code>
-void q8_dequantise(const std::uint8_t* codes, const float* absmax, std::span<float> out);
+void q8_dequantize(const std::uint8_t* codes, const float* absmax, std::span<float> out);
 
 }  // namespace qt

@@ -33,8 +33,8 @@ void dump(const std::filesystem::path& input, const std::filesystem::path& folde
   const auto blocks = qt::scale_count(qt::FormatId::nf4, n);
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(qt::code_bytes(qt::FormatId::nf4, n)));
   std::vector<float> absmax(static_cast<std::size_t>(blocks)), weights(x.size());
-  qt::Nf4::quantise(std::span<const float>(x), codes.data(), absmax.data());
-  qt::Nf4::dequantise_unrounded(codes.data(), absmax.data(), 0, weights);
+  qt::Nf4::quantize(std::span<const float>(x), codes.data(), absmax.data());
+  qt::Nf4::dequantize_unrounded(codes.data(), absmax.data(), 0, weights);
 
   std::vector<std::uint8_t> nested_codes(absmax.size());
   std::vector<float> nested_absmax(static_cast<std::size_t>(qt::nested_scale_count(blocks))), offset(1);
@@ -42,7 +42,7 @@ void dump(const std::filesystem::path& input, const std::filesystem::path& folde
 
   std::vector<std::uint8_t> q8_codes(x.size());
   std::vector<float> q8_absmax(static_cast<std::size_t>(qt::q8_scale_count(n)));
-  qt::q8_quantise<qt::Q8Signed>(x, q8_codes.data(), q8_absmax.data());
+  qt::q8_quantize<qt::Q8Signed>(x, q8_codes.data(), q8_absmax.data());
 
   std::filesystem::create_directories(folder);
   write(folder / "codes", codes);

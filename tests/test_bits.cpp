@@ -1,4 +1,4 @@
-// Bits that the cpu backend promises: quantising, and AdamW with f32 and 8-bit moments, give the bits of
+// Bits that the cpu backend promises: quantizing, and AdamW with f32 and 8-bit moments, give the bits of
 // their scalar references on every instruction set of this machine, with any number of threads, at any
 // alignment and however a tensor is cut into slabs. Whether the references are right is the business of
 // test_quant*.cpp; how far ops stay from an oracle in double, of test_ops*.cpp.
@@ -70,11 +70,11 @@ struct State8 {
 // One step by the scalar headers.
 void reference_step(State8& s, const std::vector<float>& g, float scale, const AdamHyper& h) {
   std::vector<float> m(s.p.size()), v(s.p.size());
-  q8_dequantise<FirstMoment>(s.m_codes.data(), s.m_absmax.data(), m);
-  q8_dequantise<SecondMoment>(s.v_codes.data(), s.v_absmax.data(), v);
+  q8_dequantize<FirstMoment>(s.m_codes.data(), s.m_absmax.data(), m);
+  q8_dequantize<SecondMoment>(s.v_codes.data(), s.v_absmax.data(), v);
   for (std::size_t i = 0; i < s.p.size(); ++i) adam_update(s.p[i], g[i] * scale, m[i], v[i], h);
-  EXPECT_FALSE(q8_quantise<FirstMoment>(m, s.m_codes.data(), s.m_absmax.data()).has_value());
-  EXPECT_FALSE(q8_quantise<SecondMoment>(v, s.v_codes.data(), s.v_absmax.data()).has_value());
+  EXPECT_FALSE(q8_quantize<FirstMoment>(m, s.m_codes.data(), s.m_absmax.data()).has_value());
+  EXPECT_FALSE(q8_quantize<SecondMoment>(v, s.v_codes.data(), s.v_absmax.data()).has_value());
 }
 
 // One step by the op, in slabs that end at the given elements.
@@ -246,7 +246,7 @@ TEST(SkippedSteps, LeaveParametersAndStateAlone) {
   });
 }
 
-// ---- quantising ---------------------------------------------------------------------------------------
+// ---- quantizing ---------------------------------------------------------------------------------------
 
 struct Encoded {
   std::vector<std::uint8_t> codes;
@@ -255,7 +255,7 @@ struct Encoded {
 };
 
 // [n] as a matrix of one row, in slabs that end at the given elements. Codes and scales start as rubbish.
-Encoded op_quantise(Backend& backend, const std::vector<float>& x, std::vector<std::int64_t> slab_ends = {},
+Encoded op_quantize(Backend& backend, const std::vector<float>& x, std::vector<std::int64_t> slab_ends = {},
                     double bad_before = 0) {
   Memory memory(backend);
   const auto n = static_cast<std::int64_t>(x.size());
@@ -271,14 +271,14 @@ Encoded op_quantise(Backend& backend, const std::vector<float>& x, std::vector<s
   if (slab_ends.empty()) slab_ends = {n};
   std::int64_t begin = 0;
   for (const std::int64_t end : slab_ends) {
-    backend.run(Quantise{.src = src.flat(begin, end - begin), .w = w, .first = begin, .bad_index = bad});
+    backend.run(Quantize{.src = src.flat(begin, end - begin), .w = w, .first = begin, .bad_index = bad});
     begin = end;
   }
   return {memory.get<std::uint8_t>(w.codes), memory.get<float>(w.absmax), memory.get<double>(bad)[0]};
 }
 
 template <class T>
-std::vector<T> op_dequantise(Backend& backend, const Encoded& e, std::int64_t elems, std::int64_t first,
+std::vector<T> op_dequantize(Backend& backend, const Encoded& e, std::int64_t elems, std::int64_t first,
                              std::int64_t n) {
   Memory memory(backend);
   const PackedView w{.format = FormatId::nf4,
@@ -287,57 +287,57 @@ std::vector<T> op_dequantise(Backend& backend, const Encoded& e, std::int64_t el
                      .codes = memory.put(e.codes),
                      .absmax = memory.put(e.absmax)};
   const TensorView dst = memory.room<T>(n);
-  backend.run(Dequantise{.w = w, .first = first, .dst = dst});
+  backend.run(Dequantize{.w = w, .first = first, .dst = dst});
   return memory.get<T>(dst);
 }
 
-TEST(QuantiseBits, AreThePublishedOnesFor65536PseudoRandomValues) {
+TEST(QuantizeBits, AreThePublishedOnesFor65536PseudoRandomValues) {
   const auto x = lcg(12345, 65536);
   on_every_setup([&](Backend& backend) {
-    const Encoded e = op_quantise(backend, x);
+    const Encoded e = op_quantize(backend, x);
     EXPECT_EQ(sha256(e.codes), "043b8981f911161ac3ef610c523e3d0b2d5447638caee38087124c9a790534d4");
     EXPECT_EQ(sha256(e.absmax), "90f496867740a9cd71d2d928af4afa6c6c41944fa85b4c64953835cbc00af861");
     EXPECT_EQ(e.bad_index, 0);
   });
 }
 
-TEST(DequantiseBits, AreThePublishedOnesFor65536PseudoRandomValues) {
+TEST(DequantizeBits, AreThePublishedOnesFor65536PseudoRandomValues) {
   auto x = lcg(12345, 65536);
   for (std::size_t i = 0; i < x.size(); ++i) x[i] *= static_cast<float>(1 + (i / 64) % 7);
   on_every_setup([&](Backend& backend) {
-    const Encoded e = op_quantise(backend, x);
-    const auto w = op_dequantise<bf16>(backend, e, 65536, 0, 65536);
+    const Encoded e = op_quantize(backend, x);
+    const auto w = op_dequantize<bf16>(backend, e, 65536, 0, 65536);
     EXPECT_EQ(sha256(w), "f73353725c49d17a5043b0bc2393a809400341e3db561a101ea4730d888791ee");
-    const auto wide = op_dequantise<float>(backend, e, 65536, 0, 65536);
+    const auto wide = op_dequantize<float>(backend, e, 65536, 0, 65536);
     for (std::size_t i = 0; i < w.size(); ++i) {
       ASSERT_EQ(std::bit_cast<std::uint32_t>(wide[i]), std::uint32_t{w[i].bits} << 16) << i;
     }
   });
 }
 
-TEST(QuantiseBits, EqualTheScalarReferenceForAwkwardSizesThresholdsAndScales) {
-  for (const auto& x : weights_to_quantise()) {
+TEST(QuantizeBits, EqualTheScalarReferenceForAwkwardSizesThresholdsAndScales) {
+  for (const auto& x : weights_to_quantize()) {
     Packed<Nf4> want(x);
     on_every_setup([&](Backend& backend) {
-      const Encoded e = op_quantise(backend, x);
+      const Encoded e = op_quantize(backend, x);
       EXPECT_TRUE(std::ranges::equal(e.codes, want.code_span())) << x.size();
       EXPECT_EQ(bits_of(e.absmax), bits_of(want.absmax_span())) << x.size();
     });
   }
 }
 
-TEST(QuantiseBits, DoNotDependOnTheSlabs) {
+TEST(QuantizeBits, DoNotDependOnTheSlabs) {
   const auto x = hostile(40 * 64 + 9, 10);
-  const Encoded whole = op_quantise(cpu_with(1), x);
+  const Encoded whole = op_quantize(cpu_with(1), x);
   on_every_setup([&](Backend& backend) {
-    const Encoded e = op_quantise(backend, x, {64, 17 * 64, 40 * 64, 40 * 64 + 9});
+    const Encoded e = op_quantize(backend, x, {64, 17 * 64, 40 * 64, 40 * 64 + 9});
     EXPECT_EQ(e.codes, whole.codes);
     EXPECT_EQ(bits_of(e.absmax), bits_of(whole.absmax));
   });
 }
 
-TEST(DequantiseBits, EqualTheScalarReferenceFromAnyFirstElementOn) {
-  for (const auto& x : weights_to_quantise()) {
+TEST(DequantizeBits, EqualTheScalarReferenceFromAnyFirstElementOn) {
+  for (const auto& x : weights_to_quantize()) {
     Packed<Nf4> packed(x);
     const Encoded e{{packed.code_span().begin(), packed.code_span().end()},
                     {packed.absmax_span().begin(), packed.absmax_span().end()}};
@@ -347,9 +347,9 @@ TEST(DequantiseBits, EqualTheScalarReferenceFromAnyFirstElementOn) {
         for (const std::int64_t count : {n - first, n - first - 1, std::int64_t{70}, std::int64_t{128}}) {
           if (count < 1 || first + count > n) continue;
           const auto want = packed.weights(first, count);
-          EXPECT_EQ(bits_of(op_dequantise<float>(backend, e, n, first, count)), bits_of(want))
+          EXPECT_EQ(bits_of(op_dequantize<float>(backend, e, n, first, count)), bits_of(want))
               << first << " " << count;
-          EXPECT_TRUE(same_bits(op_dequantise<bf16>(backend, e, n, first, count), rounded(want)))
+          EXPECT_TRUE(same_bits(op_dequantize<bf16>(backend, e, n, first, count), rounded(want)))
               << first << " " << count;
         }
       }
@@ -362,22 +362,22 @@ TEST(BadIndex, IsTheSmallestOneWhateverTheThreads) {
   auto x = normal(kElems, 11);
   for (const std::size_t at : {199999u, 150001u, 70003u, 70002u}) x[at] = at % 2 == 0 ? kInf : kNan;
   on_every_setup([&](Backend& backend) {
-    for (int repeat = 0; repeat < 3; ++repeat) EXPECT_EQ(op_quantise(backend, x).bad_index, 70003);
-    EXPECT_EQ(op_quantise(backend, x, {128 * 1024, kElems}).bad_index, 70003) << "slabs keep what they found";
-    EXPECT_EQ(op_quantise(backend, x, {}, 5).bad_index, 5) << "an earlier tensor's smaller index stays";
-    EXPECT_EQ(op_quantise(backend, x, {}, 70004).bad_index, 70003);
+    for (int repeat = 0; repeat < 3; ++repeat) EXPECT_EQ(op_quantize(backend, x).bad_index, 70003);
+    EXPECT_EQ(op_quantize(backend, x, {128 * 1024, kElems}).bad_index, 70003) << "slabs keep what they found";
+    EXPECT_EQ(op_quantize(backend, x, {}, 5).bad_index, 5) << "an earlier tensor's smaller index stays";
+    EXPECT_EQ(op_quantize(backend, x, {}, 70004).bad_index, 70003);
   });
 }
 
 TEST(BadIndex, NamesEveryKindOfNonFiniteValueAtEveryPlaceOfABlockAndLeavesThatBlockAlone) {
   for (const std::size_t n : {64u, 200u}) {
-    const Encoded good = op_quantise(cpu_with(1), normal(n, 12));
+    const Encoded good = op_quantize(cpu_with(1), normal(n, 12));
     for (const float value : {kNan, -kNan, kInf, -kInf, std::bit_cast<float>(0x7F800001u)}) {
       on_every_setup([&](Backend& backend) {
         for (std::size_t at = n - 1; at < n; at -= 13) {
           auto x = normal(n, 12);
           x[at] = value;
-          const Encoded e = op_quantise(backend, x);
+          const Encoded e = op_quantize(backend, x);
           EXPECT_EQ(e.bad_index, static_cast<double>(at + 1));
           for (std::size_t block = 0; block < e.absmax.size(); ++block) {
             const bool hit = block == at / 64;

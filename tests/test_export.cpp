@@ -109,7 +109,7 @@ class ExportedWeights : public ExportCli {
     if (t.type != StoredType::u8) return values_of(t);
     const std::vector<float> scales = values_of(file.get(name + ".absmax"));
     std::vector<float> values(static_cast<std::size_t>(2 * t.elems()));
-    Nf4::dequantise(reinterpret_cast<const std::uint8_t*>(t.data), scales.data(), 0,
+    Nf4::dequantize(reinterpret_cast<const std::uint8_t*>(t.data), scales.data(), 0,
                     std::span<float>(values));
     return values;
   }

@@ -109,7 +109,7 @@ struct PackedWeight {
   template <class T>
   std::vector<T> canonical() const {
     std::vector<T> w(static_cast<size_t>(N * K));
-    Nf4::dequantise(codes.data(), absmax.data(), 0, std::span<T>(w));
+    Nf4::dequantize(codes.data(), absmax.data(), 0, std::span<T>(w));
     return w;
   }
 };
@@ -214,7 +214,7 @@ TEST(PackedGemm, OfAnUnroundedOrOtherwisePackedWeightWouldBeTold) {
   const PackedWeight w(72, 64);
   const auto got = packed_product(Way::small_tiles, GemmLayout::nn, w, identity<float>(72));
   std::vector<float> unrounded(got.size());
-  Nf4::dequantise_unrounded(w.codes.data(), w.absmax.data(), 0, unrounded);
+  Nf4::dequantize_unrounded(w.codes.data(), w.absmax.data(), 0, unrounded);
   EXPECT_FALSE(same_bits(got, unrounded));
   PackedWeight other = w;
   other.codes[70] ^= 1;

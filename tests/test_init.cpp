@@ -306,7 +306,7 @@ TEST(Init, BlocksOfZerosInNf4AreZeroAndStayFinite) {
     const auto region = be.allocate(Space::device, 4 * p.elems());
     const TensorView dst(region->base(), DType::f32, {p.elems()});
     be.run(Fill{.x = dst, .value = NAN});
-    be.run(Dequantise{.w = packed_view(p, FormatId::nf4), .dst = dst});
+    be.run(Dequantize{.w = packed_view(p, FormatId::nf4), .dst = dst});
     const Floats w = read_floats(be, dst);
     const bool zero = std::ranges::all_of(w, [](float x) { return x == 0; });
     EXPECT_EQ(zero, starts_at_zero(p.name)) << p.name;

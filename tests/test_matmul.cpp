@@ -181,7 +181,7 @@ const Proves kPackedF32({"packed_matmul",
                          {"the weight keeps its f32 bits", "the nibbles are swapped",
                           "every row begins a block", "the bias is dropped"},
                          packed_matmul});
-// Products in bf16 round more than the weight does: there that mistake hides, and dequantise has to show it.
+// Products in bf16 round more than the weight does: there that mistake hides, and dequantize has to show it.
 const Proves kPackedBf16({"packed_matmul",
                           {DType::bf16},
                           {"the nibbles are swapped", "every row begins a block", "the bias is dropped"},

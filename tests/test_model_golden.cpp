@@ -256,12 +256,12 @@ TEST(ModelGolden, TheOptimizerNormalisesByTheTargetsThatWereScored) {
   }
 }
 
-TEST(ModelGolden, PackedWeightsComputeWhatTheirDequantisedValuesDo) {
+TEST(ModelGolden, PackedWeightsComputeWhatTheirDequantizedValuesDo) {
   for (const DType compute : {DType::f32, DType::bf16}) {
     EngineOptions o = golden_options();
     o.memory.compute = compute;
     o.memory.weights = FormatId::nf4;
-    std::map<std::string, Floats> dequantised;
+    std::map<std::string, Floats> dequantized;
     {
       TestEngine engine(o);
       engine.set_masters(golden_weights);
@@ -270,14 +270,14 @@ TEST(ModelGolden, PackedWeightsComputeWhatTheirDequantisedValuesDo) {
         if (!p.packed) continue;
         const auto region = be.allocate(Space::device, 4 * p.elems());
         const TensorView dst(region->base(), DType::f32, {p.elems()});
-        be.run(Dequantise{.w = packed_view(p, FormatId::nf4), .dst = dst});
-        dequantised[p.name] = read_floats(be, dst);
-        EXPECT_GT(max_norm_ratio(dequantised[p.name], golden_weights(p), 0.01).worst, 1)
+        be.run(Dequantize{.w = packed_view(p, FormatId::nf4), .dst = dst});
+        dequantized[p.name] = read_floats(be, dst);
+        EXPECT_GT(max_norm_ratio(dequantized[p.name], golden_weights(p), 0.01).worst, 1)
             << p.name << " was not packed";
       }
     }
     const auto weights = [&](const Param& p) {
-      return dequantised.contains(p.name) ? dequantised.at(p.name) : golden_weights(p);
+      return dequantized.contains(p.name) ? dequantized.at(p.name) : golden_weights(p);
     };
     const Outcome packed = run(o);
     o.memory.weights = FormatId::none;

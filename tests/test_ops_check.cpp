@@ -330,7 +330,7 @@ void check_products() {
       .dtype_error("y", [](auto& o) {
         o.y = view({5, 3}, D::bf16);
       });
-  Calls(Quantise{.src = view({128}), .w = packed(3, 100), .first = 64, .bad_index = view({1}, D::f64)})
+  Calls(Quantize{.src = view({128}), .w = packed(3, 100), .first = 64, .bad_index = view({1}, D::f64)})
       .accept([](auto& o) { o.first = 192, o.src = view({108}); })
       .shape_error("first", [](auto& o) { o.first = 32; })
       .shape_error("first", [](auto& o) { o.first = 256; })
@@ -340,7 +340,7 @@ void check_products() {
       .dtype_error("src", [](auto& o) { o.src = view({128}, D::f16); })
       .dtype_error("bad_index", [](auto& o) { o.bad_index = view({1}); })
       .shape_error("w", [](auto& o) { o.w.codes = {}; });
-  Calls(Dequantise{.w = packed(3, 100), .first = 17, .dst = view({50}, D::bf16)})
+  Calls(Dequantize{.w = packed(3, 100), .first = 17, .dst = view({50}, D::bf16)})
       .shape_error("first", [](auto& o) { o.first = 251; })
       .shape_error("first", [](auto& o) { o.first = -1; })
       .shape_error("in tiles", [](auto& o) { o.w.layout = PackedLayout::tiles; })
@@ -348,7 +348,7 @@ void check_products() {
       .dtype_error("dst", [](auto& o) { o.dst = view({50}, D::f16); });
   PackedView tiles = packed(64, 128);
   tiles.layout = PackedLayout::tiles;
-  Calls(Dequantise{.w = tiles, .first = 64, .dst = view({128})})
+  Calls(Dequantize{.w = tiles, .first = 64, .dst = view({128})})
       .shape_error("multiples of 64", [](auto& o) { o.first = 32; })
       .shape_error("multiples of 64", [](auto& o) { o.dst = view({100}); })
       .shape_error("in tiles", [](auto& o) { o.w = packed(32, 256), o.w.layout = PackedLayout::tiles; });

@@ -217,7 +217,7 @@ TEST(OptimizerStep, RenewsTheComputeCopiesFromTheMaster) {
       if (p.packed) {
         std::vector<std::uint8_t> codes(static_cast<std::size_t>(code_bytes(weights, p.elems())));
         std::vector<float> absmax(static_cast<std::size_t>(scale_count(weights, p.elems())));
-        Nf4::quantise(std::span<const float>(master), codes.data(), absmax.data());
+        Nf4::quantize(std::span<const float>(master), codes.data(), absmax.data());
         EXPECT_EQ(p.layout == PackedLayout::tiles, p.name == "tiled" && test::test_backend_name() != "cpu");
         if (p.layout == PackedLayout::tiles) {
           flat_to_tiles(p.N, p.K, std::vector(codes), codes);
@@ -347,7 +347,7 @@ TEST(Controls, WithoutAMasterAStepStartsFromTheCodes) {
   const Param& large = without.params()[2];
   const auto codes = without.values<std::uint8_t>(large.codes);
   const auto absmax = without.values<float>(large.absmax);
-  Nf4::dequantise(codes.data(), absmax.data(), 0, std::span(decoded));
+  Nf4::dequantize(codes.data(), absmax.data(), 0, std::span(decoded));
   ASSERT_NE(decoded, start);
 
   // With nothing to learn from, Adam moves nothing: what is left is the way through the codes.

@@ -117,7 +117,7 @@ TYPED_TEST(EveryFormat, GivesTheSameBitsForRangesAsForTheWhole) {
   for (const std::int64_t first :
        {4 * block, std::int64_t{0}, block}) {  // out of order: ranges are independent
     const std::int64_t end = first == 0 ? block : first == block ? 4 * block : n;
-    TypeParam::quantise(std::span<const float>(x).subspan(static_cast<std::size_t>(first),
+    TypeParam::quantize(std::span<const float>(x).subspan(static_cast<std::size_t>(first),
                                                           static_cast<std::size_t>(end - first)),
                         parts.codes() + code_bytes(TypeParam::kId, first), parts.absmax() + first / block);
   }

@@ -33,11 +33,11 @@ struct State {
         absmax(static_cast<std::size_t>(q8_scale_count(static_cast<std::int64_t>(n))), 0.0f) {}
   explicit State(const std::vector<float>& x) : State(x.size()) {
     std::fill(absmax.begin(), absmax.end(), kNaN);
-    EXPECT_EQ(q8_quantise<Code>(x, codes.data(), absmax.data()), std::nullopt);
+    EXPECT_EQ(q8_quantize<Code>(x, codes.data(), absmax.data()), std::nullopt);
   }
   std::vector<float> values() const {
     std::vector<float> x(codes.size(), kNaN);
-    q8_dequantise<Code>(codes.data(), absmax.data(), x);
+    q8_dequantize<Code>(codes.data(), absmax.data(), x);
     return x;
   }
 };
@@ -188,7 +188,7 @@ TEST(Q8Blocks, ReportTheFirstNonFiniteElementAndWriteOnlyTheBlocksBeforeIt) {
     x[599] = kNaN;
     std::vector<std::uint8_t> codes(600, 0xA5);
     std::vector<float> absmax(3, -1.0f);
-    EXPECT_EQ(q8_quantise<FirstMoment>(x, codes.data(), absmax.data()), 400);
+    EXPECT_EQ(q8_quantize<FirstMoment>(x, codes.data(), absmax.data()), 400);
     EXPECT_EQ(codes[255], 255);
     EXPECT_EQ(codes[256], 0xA5);
     EXPECT_EQ(absmax, (std::vector<float>{1.0f, -1.0f, -1.0f}));

@@ -127,7 +127,7 @@ TEST(SimBits, OfCastAndFillAreThoseOfTheCpu) {
   }
 }
 
-// ---- quantising ---------------------------------------------------------------------------------------
+// ---- quantizing ---------------------------------------------------------------------------------------
 
 PackedView packed_memory(Memory& memory, std::int64_t N, std::int64_t K) {
   const auto bytes = static_cast<size_t>(code_bytes(FormatId::nf4, N * K));
@@ -147,7 +147,7 @@ Bytes packed_in_ranges(Backend& backend, Memory& memory, const std::vector<T>& x
   const PackedView w = packed_memory(memory, 1, src.elems());
   std::int64_t begin = 0;
   for (const std::int64_t end : ends) {
-    backend.run(Quantise{.src = src.flat(begin, end - begin), .w = w, .first = begin, .bad_index = bad});
+    backend.run(Quantize{.src = src.flat(begin, end - begin), .w = w, .first = begin, .bad_index = bad});
     begin = end;
   }
   Bytes out;
@@ -157,8 +157,8 @@ Bytes packed_in_ranges(Backend& backend, Memory& memory, const std::vector<T>& x
   return out;
 }
 
-TEST(SimBits, OfQuantiseAreThoseOfTheCpuForAwkwardSizesThresholdsAndScales) {
-  for (const auto& x : weights_to_quantise()) {
+TEST(SimBits, OfQuantizeAreThoseOfTheCpuForAwkwardSizesThresholdsAndScales) {
+  for (const auto& x : weights_to_quantize()) {
     expect_the_same_bits(fmt::format("{} elements", x.size()), [&](Backend& backend, Memory& memory) {
       return packed_in_ranges(backend, memory, x, {static_cast<std::int64_t>(x.size())});
     });
@@ -172,7 +172,7 @@ TEST(SimBits, OfQuantiseAreThoseOfTheCpuForAwkwardSizesThresholdsAndScales) {
   });
 }
 
-TEST(SimBits, OfQuantiseAreThoseOfTheCpuAroundValuesThatAreNotFinite) {
+TEST(SimBits, OfQuantizeAreThoseOfTheCpuAroundValuesThatAreNotFinite) {
   for (const float value : {kNan, -kNan, kInf, -kInf, std::bit_cast<float>(0x7F800001u)}) {
     for (const size_t at : {0u, 9u, 63u, 64u, 300u, 699u}) {
       auto x = hostile(700, 12);
@@ -185,7 +185,7 @@ TEST(SimBits, OfQuantiseAreThoseOfTheCpuAroundValuesThatAreNotFinite) {
   }
 }
 
-TEST(SimBits, OfDequantiseAreThoseOfTheCpuFromAnyFirstElementOn) {
+TEST(SimBits, OfDequantizeAreThoseOfTheCpuFromAnyFirstElementOn) {
   const auto x = hostile(5 * 1024 + 3, 14);
   const auto n = static_cast<std::int64_t>(x.size());
   for (const std::int64_t first : {0, 1, 7, 8, 56, 63, 64, 65, 1000, 4090}) {
@@ -196,8 +196,8 @@ TEST(SimBits, OfDequantiseAreThoseOfTheCpuFromAnyFirstElementOn) {
         backend.upload(std::as_bytes(packed.code_span()), w.codes);
         backend.upload(std::as_bytes(packed.absmax_span()), w.absmax);
         const TensorView wide = memory.room<float>(count), narrow = memory.room<bf16>(count);
-        backend.run(Dequantise{.w = w, .first = first, .dst = wide});
-        backend.run(Dequantise{.w = w, .first = first, .dst = narrow});
+        backend.run(Dequantize{.w = w, .first = first, .dst = wide});
+        backend.run(Dequantize{.w = w, .first = first, .dst = narrow});
         Bytes out;
         out.add(memory.get<float>(wide));
         out.add(memory.get<bf16>(narrow));
@@ -234,7 +234,7 @@ Bytes packed_into_tiles(Backend& backend, Memory& memory, std::int64_t N, std::i
   w.layout = packed_layout(N, K, backend.target());
   std::int64_t begin = 0;
   for (const std::int64_t end : ends) {
-    backend.run(Quantise{.src = src.flat(begin, end - begin), .w = w, .first = begin, .bad_index = bad});
+    backend.run(Quantize{.src = src.flat(begin, end - begin), .w = w, .first = begin, .bad_index = bad});
     begin = end;
   }
   Bytes out = as_tiles(memory, w);
@@ -291,8 +291,8 @@ TEST(SimBits, OfWeightsUnpackedFromTilesAreThoseOfTheFlatLayout) {
         backend.upload(std::as_bytes(std::span(codes)), w.codes);
         backend.upload(std::as_bytes(std::span(scales)), w.absmax);
         const TensorView wide = memory.room<float>(count), narrow = memory.room<bf16>(count);
-        backend.run(Dequantise{.w = w, .first = first, .dst = wide});
-        backend.run(Dequantise{.w = w, .first = first, .dst = narrow});
+        backend.run(Dequantize{.w = w, .first = first, .dst = wide});
+        backend.run(Dequantize{.w = w, .first = first, .dst = narrow});
         Bytes out;
         out.add(memory.get<float>(wide));
         out.add(memory.get<bf16>(narrow));
@@ -307,8 +307,8 @@ TEST(CpuBackend, RefusesMatricesInTiles) {
   PackedView w = packed_memory(memory, 64, 64);
   w.layout = PackedLayout::tiles;
   const TensorView weights = memory.room<float>(64 * 64), bad = memory.put<double>({0});
-  EXPECT_THROW(cpu_with(1).run(Quantise{.src = weights, .w = w, .bad_index = bad}), DTypeError);
-  EXPECT_THROW(cpu_with(1).run(Dequantise{.w = w, .dst = weights}), DTypeError);
+  EXPECT_THROW(cpu_with(1).run(Quantize{.src = weights, .w = w, .bad_index = bad}), DTypeError);
+  EXPECT_THROW(cpu_with(1).run(Dequantize{.w = w, .dst = weights}), DTypeError);
   const TensorView xy = memory.room<float>(2 * 64);
   TensorView x(xy.data, DType::f32, {1, 64}), y(xy.data + 64 * 4, DType::f32, {1, 64});
   EXPECT_THROW(cpu_with(1).run(PackedMatmul{.x = x, .w = w, .y = y}), DTypeError);

@@ -101,8 +101,8 @@ State start(size_t n, bool eight_bits) {
   if (!eight_bits) return s;
   s.m_codes.resize(n), s.v_codes.resize(n);
   s.m_absmax.resize((n + 255) / 256), s.v_absmax.resize((n + 255) / 256);
-  EXPECT_FALSE(q8_quantise<FirstMoment>(s.m, s.m_codes.data(), s.m_absmax.data()).has_value());
-  EXPECT_FALSE(q8_quantise<SecondMoment>(s.v, s.v_codes.data(), s.v_absmax.data()).has_value());
+  EXPECT_FALSE(q8_quantize<FirstMoment>(s.m, s.m_codes.data(), s.m_absmax.data()).has_value());
+  EXPECT_FALSE(q8_quantize<SecondMoment>(s.v, s.v_codes.data(), s.v_absmax.data()).has_value());
   s.m.clear(), s.v.clear();
   return s;
 }
@@ -119,8 +119,8 @@ State reference(State s, const std::vector<float>& g, std::int64_t first_element
   std::vector<float> m = s.m, v = s.v;
   if (eight_bits) {
     m.resize(s.p.size()), v.resize(s.p.size());
-    q8_dequantise<FirstMoment>(s.m_codes.data(), s.m_absmax.data(), m);
-    q8_dequantise<SecondMoment>(s.v_codes.data(), s.v_absmax.data(), v);
+    q8_dequantize<FirstMoment>(s.m_codes.data(), s.m_absmax.data(), m);
+    q8_dequantize<SecondMoment>(s.v_codes.data(), s.v_absmax.data(), v);
   }
   for (size_t i = 0; i < s.p.size(); ++i) {
     float p = to_float(s.p[i]);
@@ -128,8 +128,8 @@ State reference(State s, const std::vector<float>& g, std::int64_t first_element
     s.p[i] = round(p, first_element + static_cast<std::int64_t>(i));
   }
   if (eight_bits) {
-    EXPECT_FALSE(q8_quantise<FirstMoment>(m, s.m_codes.data(), s.m_absmax.data()).has_value());
-    EXPECT_FALSE(q8_quantise<SecondMoment>(v, s.v_codes.data(), s.v_absmax.data()).has_value());
+    EXPECT_FALSE(q8_quantize<FirstMoment>(m, s.m_codes.data(), s.m_absmax.data()).has_value());
+    EXPECT_FALSE(q8_quantize<SecondMoment>(v, s.v_codes.data(), s.v_absmax.data()).has_value());
   } else {
     s.m = m, s.v = v;
   }

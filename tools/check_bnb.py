@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare qtrain's NF4 and 8-bit codes with bitsandbytes' own CPU quantiser.
+"""Compare qtrain's NF4 and 8-bit codes with bitsandbytes' own CPU quantizer.
 
     python tools/check_bnb.py build/tests/quant_dump [--seed N]
 
@@ -11,7 +11,7 @@ agrees, 1 with one line per disagreement. What must agree:
             threshold
   decode    bitsandbytes reads our codes and scales to the same f32 bits
   nested    offset within f32 rounding of the mean; bitsandbytes decodes our nested scales to the same bits;
-            codes equal to an exact search (its CPU quantiser looks codes up in 65536 bins, so against that
+            codes equal to an exact search (its CPU quantizer looks codes up in 65536 bins, so against that
             one they may differ by one code)
 """
 

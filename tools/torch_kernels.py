@@ -2,11 +2,11 @@
 """Parts of a training step in PyTorch, beside qtrain's bench_gemm and bench_attention: the same shapes, counts
 of operations and way to take times. It prints one JSON object on stdout and a line per figure on stderr.
 
-    torch_kernels.py dequantise --device cuda           # NF4 weights as QLoRA stacks use them, beside dense ones
+    torch_kernels.py dequantize --device cuda           # NF4 weights as QLoRA stacks use them, beside dense ones
     torch_kernels.py attention --device cuda            # scaled_dot_product_attention, forward and backward
-    torch_kernels.py dequantise --models 2 --tokens 64  # a small one for the cpu
+    torch_kernels.py dequantize --models 2 --tokens 64  # a small one for the cpu
 
-dequantise: `dense` multiplies with a bf16 weight, `bitsandbytes` expands by its own kernel and multiplies
+dequantize: `dense` multiplies with a bf16 weight, `bitsandbytes` expands by its own kernel and multiplies
 (left out, with the reason, where it is not installed or refuses), `lut` expands by a compiled table look-up.
 """
 
@@ -63,7 +63,7 @@ def show(row):
 # ---- products with NF4 weights -----------------------------------------------------------------------------
 
 
-def quantise(weight):
+def quantize(weight):
     """(codes u8 [N * K / 2], largest magnitude of each block f32) of a weight; two codes in a byte."""
     blocks = weight.float().reshape(-1, BLOCK)
     absmax = blocks.abs().amax(1)
@@ -80,7 +80,7 @@ def expand(codes, absmax, book, N, K):
 
 
 def bitsandbytes_expand(weight):
-    """A function that expands the quantised weight by bitsandbytes, or the reason that there is none."""
+    """A function that expands the quantized weight by bitsandbytes, or the reason that there is none."""
     try:
         import bitsandbytes.functional as bnb
 
@@ -91,7 +91,7 @@ def bitsandbytes_expand(weight):
         return None, f"{type(e).__name__}: {e}".splitlines()[0]
 
 
-def dequantise(args):
+def dequantize(args):
     device, rows, reason = args.device, [], None
     compiled = torch.compile(expand, dynamic=False) if args.compile else expand
     book = torch.tensor(NF4, device=device)
@@ -99,7 +99,7 @@ def dequantise(args):
         C = 64 * depth
         for N, K in ((C, C), (4 * C, C), (C, 4 * C)):
             weight = torch.randn(N, K, device=device, dtype=torch.bfloat16)
-            codes, absmax = quantise(weight)
+            codes, absmax = quantize(weight)
             expanders = {"dense": lambda w=weight: w}
             by_bnb, reason = bitsandbytes_expand(weight)
             if by_bnb:
@@ -169,7 +169,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("what", choices=("dequantise", "attention"))
+    add("what", choices=("dequantize", "attention"))
     add("--device", default="cpu")
     add("--models", type=counts, default=counts("12,20,32"), help="depths of nanochats: shapes of the products")
     add("--tokens", type=counts, default=counts("64,256,512,1024,2048,4096,16384"), help="M of the products")
@@ -183,7 +183,7 @@ def main():
     result = {"what": args.what, "torch": torch.__version__, "device": args.device}
     if args.device == "cuda":
         result["device"] = torch.cuda.get_device_name()
-    result |= {"dequantise": dequantise, "attention": attention}[args.what](args)
+    result |= {"dequantize": dequantize, "attention": attention}[args.what](args)
     if args.device == "cuda":
         result["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     print(json.dumps(result))

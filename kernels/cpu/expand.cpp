@@ -157,7 +157,7 @@ void expand_to(const PackedView& w, std::int64_t first, std::int64_t count, T* t
         HWY_DYNAMIC_DISPATCH(ExpandNibblesBf16)(blocks, first, count, to);
       }
     } else {
-      F::dequantise(codes, absmax, first, std::span<T>(to, static_cast<std::size_t>(count)));
+      F::dequantize(codes, absmax, first, std::span<T>(to, static_cast<std::size_t>(count)));
     }
   });
 }

@@ -1,5 +1,5 @@
 // Packed weights to the canonical weight, a rectangle at a time: the same bits as the format's own
-// dequantise().
+// dequantize().
 #pragma once
 
 #include <cstdint>

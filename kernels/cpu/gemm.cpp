@@ -1,6 +1,6 @@
 // Matrix products on the cpu: fixed output tiles (kernels/gemm_grid.h), each computed by one thread out of
 // tile_gemm(). A packed operand is expanded into the worker's scratch one tile at a time and multiplied from
-// there, so a packed product has the bits of Dequantise followed by Matmul.
+// there, so a packed product has the bits of Dequantize followed by Matmul.
 //
 // c[M, N] = a[M, R] b[R, N] in this file; R is summed over in chunks, in ascending order.
 #include <algorithm>

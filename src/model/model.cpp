@@ -9,7 +9,7 @@ namespace qt {
 
 namespace {
 
-// Every gradient starts on such a boundary: optimizer slabs, quantiser blocks and 8-bit state blocks then
+// Every gradient starts on such a boundary: optimizer slabs, quantizer blocks and 8-bit state blocks then
 // start together.
 constexpr std::int64_t kParamAlignment = 256;
 // Of dropout; the blocks count on from here.

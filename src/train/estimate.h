@@ -149,7 +149,7 @@ struct Claim {
 double claim_factor(double flops, const Claim& claim);
 
 // Loss in nats per token by which a model of `params` weights in blocks, trained on `tokens`, is expected to
-// lie above that of `reference_*` with 16-bit weights. From a published scaling fit of weights quantised
+// lie above that of `reference_*` with 16-bit weights. From a published scaling fit of weights quantized
 // through straight-through gradients; good to some 30 %, and not measured with qtrain. bits: 16, 4.5, 3.125
 // or 2.625.
 double expected_loss_cost(double params, double tokens, double bits, double reference_params,

@@ -288,7 +288,7 @@ std::string compare_text(const CompareTable& table) {
       "\n  device: of {} there. at {:.1f} T: days at {:.1f} TFLOP/s by nanochat's count. days: as executed, "
       "with all\n"
       "  that comes on top. loss: nats per token above the first row, expected from a published fit of "
-      "quantised\n"
+      "quantized\n"
       "  training (QuEST), good to 30 % and not measured here; docs/estimate.md tells more.\n",
       format_bytes(table.available_bytes), table.rate_flops / kTera, table.rate_flops / kTera);
   for (const std::string& note : table.notes) text += fmt::format("  {}\n", note);

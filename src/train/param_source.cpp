@@ -134,7 +134,7 @@ void CheckpointParams::read_packed(const Place& place, std::int64_t elems, std::
     file_.read(*place.values, static_cast<std::uint64_t>(code_bytes(F::kId, begin)),
                std::as_writable_bytes(std::span(codes_)));
     file_.read(*place.scales, begin / F::kBlockElems, std::span(scales_));
-    F::dequantise(codes_.data(), scales_.data(), 0, std::span(block_));
+    F::dequantize(codes_.data(), scales_.data(), 0, std::span(block_));
     std::copy_n(block_.begin() + (first - begin), out.size(), out.begin());
   });
 }

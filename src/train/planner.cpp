@@ -208,7 +208,7 @@ PlannedRun rehearse_candidate(const Options& o, const ModelConfig& model, const 
 }
 
 // 16-bit weights lose nothing: where they fit, whoever packs them should know.
-void note_unquantised(PlannedRun& run, const Options& o, const ModelConfig& model, const Limits& limits,
+void note_unquantized(PlannedRun& run, const Options& o, const ModelConfig& model, const Limits& limits,
                       std::int64_t step_rows) {
   if (run.engine.memory.weights == FormatId::none || !run.fits()) return;
   Options plain = o;
@@ -422,7 +422,7 @@ bool PlannedRun::fits() const {
 
 PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
   PlannedRun run = plan_choice(o, target, limits, vocab_size);
-  note_unquantised(run, o, run.engine.model, limits, o.batch_tokens / run.engine.model.seq_len);
+  note_unquantized(run, o, run.engine.model, limits, o.batch_tokens / run.engine.model.seq_len);
   return run;
 }
 

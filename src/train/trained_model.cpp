@@ -62,7 +62,7 @@ void write_packed(Engine& engine, const NamedView& codes, const NamedView& scale
                   std::span<const float> values) {
   std::vector<std::uint8_t> packed(static_cast<std::size_t>(codes.view.bytes()));
   std::vector<float> absmax(static_cast<std::size_t>(scales.view.elems()));
-  dispatch_format(format, [&]<class F>() { F::quantise(values, packed.data(), absmax.data()); });
+  dispatch_format(format, [&]<class F>() { F::quantize(values, packed.data(), absmax.data()); });
   engine.stored_form().write(codes, std::as_bytes(std::span(packed)));
   engine.stored_form().write(scales, std::as_bytes(std::span(absmax)));
 }

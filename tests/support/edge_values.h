@@ -14,7 +14,7 @@ namespace qt::test {
 
 // Thresholds and their neighbours under every kind of scale, zero blocks, signed zeros, outliers, and the
 // sizes that end within a block.
-inline std::vector<std::vector<float>> weights_to_quantise() {
+inline std::vector<std::vector<float>> weights_to_quantize() {
   std::vector<std::vector<float>> all;
   for (const std::int64_t n : kAwkwardSizes) all.push_back(hostile(static_cast<std::size_t>(n), 8));
   all.push_back(hostile(3 * 16384 + 5, 9));

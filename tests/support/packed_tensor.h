@@ -51,7 +51,7 @@ struct Packed {
   template <class T>
   Packed(const std::vector<T>& x, std::optional<std::int64_t> expect_bad = std::nullopt)
       : Packed(static_cast<std::int64_t>(x.size())) {
-    EXPECT_EQ(F::quantise(std::span<const T>(x), codes(), absmax()), expect_bad);
+    EXPECT_EQ(F::quantize(std::span<const T>(x), codes(), absmax()), expect_bad);
   }
 
   std::uint8_t* codes() { return code_memory.data() + kFence; }
@@ -65,17 +65,17 @@ struct Packed {
 
   std::vector<float> weights(std::int64_t first = 0, std::int64_t count = -1) {
     std::vector<float> w(static_cast<std::size_t>(count < 0 ? elems - first : count), kGuardScale);
-    F::dequantise(codes(), absmax(), first, std::span<float>(w));
+    F::dequantize(codes(), absmax(), first, std::span<float>(w));
     return w;
   }
   std::vector<bf16> weights_bf16() {
     std::vector<bf16> w(static_cast<std::size_t>(elems), bf16{0xFFFF});
-    F::dequantise(codes(), absmax(), 0, std::span<bf16>(w));
+    F::dequantize(codes(), absmax(), 0, std::span<bf16>(w));
     return w;
   }
   std::vector<float> unrounded() {
     std::vector<float> w(static_cast<std::size_t>(elems), kGuardScale);
-    F::dequantise_unrounded(codes(), absmax(), 0, w);
+    F::dequantize_unrounded(codes(), absmax(), 0, w);
     return w;
   }
   bool fences_intact() {

@@ -1,4 +1,4 @@
-// A packed weight of random codes and scales, made without a quantiser: every code occurs with every kind of
+// A packed weight of random codes and scales, made without a quantizer: every code occurs with every kind of
 // scale.
 #pragma once
 

@@ -57,7 +57,7 @@ std::vector<double> weights(Case& t, size_t n, bool powers_of_two) {
   return x;
 }
 
-void quantise(Case& t) {
+void quantize(Case& t) {
   for (const auto [N, K] : kSizes) {
     for (const bool ties : {false, true}) {
       const std::int64_t elems = N * K, blocks = (elems + 63) / 64;
@@ -70,7 +70,7 @@ void quantise(Case& t) {
       w.codes = t.out({(elems + 1) / 2}, DType::u8);
       w.absmax = t.out({blocks}, DType::f32);
       const TensorView bad = t.inout(std::vector<double>{0}, {1}, DType::f64);
-      t.run(Quantise{.src = t.in(x, {elems}), .w = w, .bad_index = bad});
+      t.run(Quantize{.src = t.in(x, {elems}), .w = w, .bad_index = bad});
       t.expect_exact("bad_index", bad, std::vector<double>{0});
 
       std::vector<double> absmax;
@@ -104,7 +104,7 @@ void quantise(Case& t) {
 }
 
 // A range of a matrix touches its own blocks only, and joins with its neighbours to what one call gives.
-TEST(QuantiseOp, RangesOfAMatrixJoinToTheWhole) {
+TEST(QuantizeOp, RangesOfAMatrixJoinToTheWhole) {
   for (const std::string& backend : computing_backends()) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       Case t(backend, dtype);
@@ -122,7 +122,7 @@ TEST(QuantiseOp, RangesOfAMatrixJoinToTheWhole) {
           w.codes = t.inout_bytes(codes);
           w.absmax = t.inout(absmax, {8}, DType::f32);
           const TensorView bad = t.inout(std::vector<double>{0}, {1}, DType::f64);
-          t.run(Quantise{
+          t.run(Quantize{
               .src = t.in(std::span(x).subspan(static_cast<size_t>(first), static_cast<size_t>(n)), {n}),
               .w = w,
               .first = first,
@@ -140,7 +140,7 @@ TEST(QuantiseOp, RangesOfAMatrixJoinToTheWhole) {
   }
 }
 
-TEST(QuantiseOp, LeavesTheSmallestIndexOfANonFiniteValue) {
+TEST(QuantizeOp, LeavesTheSmallestIndexOfANonFiniteValue) {
   for (const std::string& backend : computing_backends()) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       Case t(backend, dtype);
@@ -161,7 +161,7 @@ TEST(QuantiseOp, LeavesTheSmallestIndexOfANonFiniteValue) {
           w.absmax = t.inout(std::vector<double>(static_cast<size_t>((elems + 63) / 64), 0),
                              {(elems + 63) / 64}, DType::f32);
           const TensorView bad = t.inout(std::vector<double>{before}, {1}, DType::f64);
-          t.run(Quantise{.src = t.in(x, {elems}), .w = w, .bad_index = bad});
+          t.run(Quantize{.src = t.in(x, {elems}), .w = w, .bad_index = bad});
           t.expect_exact("bad_index", bad, std::vector<double>{before == 3 ? 3 : 70'001.0});
         }
       }
@@ -169,7 +169,7 @@ TEST(QuantiseOp, LeavesTheSmallestIndexOfANonFiniteValue) {
   }
 }
 
-void dequantise(Case& t) {
+void dequantize(Case& t) {
   const DType to = t.dtype();
   for (const auto [N, K] : kSizes) {
     const std::int64_t elems = N * K;
@@ -179,7 +179,7 @@ void dequantise(Case& t) {
       if (!t.next(fmt::format("N={} K={} first={} n={}", N, K, first, n))) return;
       const RandomWeight weight(t, elems);
       const TensorView dst = t.out({n}, to);
-      t.run(Dequantise{.w = weight.view(t, N, K), .first = first, .dst = dst});
+      t.run(Dequantize{.w = weight.view(t, N, K), .first = first, .dst = dst});
       const auto all =
           oracle::unpack_nf4(weight.codes, weight.absmax, static_cast<size_t>(N), static_cast<size_t>(K),
                              {.rounds_to_bf16 = !t.is("the weight keeps its f32 bits"),
@@ -192,7 +192,7 @@ void dequantise(Case& t) {
 
 // In the layout that the target wants, a range leaves the bytes of the flat layout, moved, and its own alone;
 // and unpacks to the same weights.
-TEST(QuantiseOp, FillsTheLayoutOfTheTargetAndDequantiseReadsIt) {
+TEST(QuantizeOp, FillsTheLayoutOfTheTargetAndDequantizeReadsIt) {
   constexpr std::int64_t kN = 128, kK = 192, kElems = kN * kK, kFirst = 10 * kK + 64, kRange = 70 * kK;
   for (const std::string& backend : computing_backends()) {
     const PackedLayout layout = packed_layout(kN, kK, target_of(backend, 1));
@@ -218,7 +218,7 @@ TEST(QuantiseOp, FillsTheLayoutOfTheTargetAndDequantiseReadsIt) {
       laid_out(codes, scales);
       const std::vector<double> stored(scales.begin(), scales.end());
       const TensorView dst = t.out({kRange}, DType::bf16);
-      t.run(Dequantise{.w = view_of(t.in_bytes(codes), t.in(stored, {kElems / 64}, DType::f32)),
+      t.run(Dequantize{.w = view_of(t.in_bytes(codes), t.in(stored, {kElems / 64}, DType::f32)),
                        .first = kFirst,
                        .dst = dst});
       const auto all = oracle::unpack_nf4(weight.codes, weight.absmax, kN, kK, {.rounds_to_bf16 = true});
@@ -229,12 +229,12 @@ TEST(QuantiseOp, FillsTheLayoutOfTheTargetAndDequantiseReadsIt) {
       auto want_codes = weight.codes;
       std::vector<float> want_scales(weight.absmax.begin(), weight.absmax.end());
       const std::vector<float> narrow(x.begin(), x.end());
-      EXPECT_FALSE(Nf4::quantise(std::span<const float>(narrow), want_codes.data() + kFirst / 2,
+      EXPECT_FALSE(Nf4::quantize(std::span<const float>(narrow), want_codes.data() + kFirst / 2,
                                  want_scales.data() + kFirst / 64)
                        .has_value());
       laid_out(want_codes, want_scales);
       const PackedView w = view_of(t.inout_bytes(codes), t.inout(stored, {kElems / 64}, DType::f32));
-      t.run(Quantise{.src = t.in(x, {kRange}),
+      t.run(Quantize{.src = t.in(x, {kRange}),
                      .w = w,
                      .first = kFirst,
                      .bad_index = t.inout(std::vector<double>{0}, {1}, DType::f64)});
@@ -244,21 +244,21 @@ TEST(QuantiseOp, FillsTheLayoutOfTheTargetAndDequantiseReadsIt) {
   }
 }
 
-const Proves kQuantiseF32({"quantise",
+const Proves kQuantizeF32({"quantize",
                            {DType::f32},
                            {"the scale is the largest value, not magnitude", "the nibbles are swapped",
                             "a tie takes the upper code"},
-                           quantise});
-const Proves kQuantiseBf16({"quantise",
+                           quantize});
+const Proves kQuantizeBf16({"quantize",
                             {DType::bf16},
                             {"the scale is the largest value, not magnitude", "the nibbles are swapped"},
-                            quantise});
-const Proves kDequantiseF32({"dequantise",
+                            quantize});
+const Proves kDequantizeF32({"dequantize",
                              {DType::f32},
                              {"the weight keeps its f32 bits", "the nibbles are swapped", "first is ignored"},
-                             dequantise});
-const Proves kDequantiseBf16(
-    {"dequantise", {DType::bf16}, {"the nibbles are swapped", "first is ignored"}, dequantise});
+                             dequantize});
+const Proves kDequantizeBf16(
+    {"dequantize", {DType::bf16}, {"the nibbles are swapped", "first is ignored"}, dequantize});
 
 }  // namespace
 }  // namespace qt::test

@@ -84,7 +84,7 @@ __device__ void note_bad_blocks(const Floats& f, unsigned top, std::int64_t inde
 
 // src [n] is elements [first, first + n) of the matrix that codes and absmax begin with.
 template <class T>
-__global__ __launch_bounds__(kThreads) void quantise_kernel(const T* src, std::int64_t first, std::int64_t n,
+__global__ __launch_bounds__(kThreads) void quantize_kernel(const T* src, std::int64_t first, std::int64_t n,
                                                             std::uint8_t* codes, float* absmax,
                                                             unsigned long long* bad_index) {
   const bool aligned = is_aligned<4>(codes);
@@ -147,7 +147,7 @@ static_assert(kThreads == kRowPairs * kRowPairLanes && kBlock == kTileSide && kB
 // bytes; the tile is put together in shared memory and leaves in 16-byte pieces. Where a row is not in the
 // range or is not finite its bytes stay as they are: then the others are written one by one.
 template <class T>
-__global__ __launch_bounds__(kThreads) void quantise_tiles_kernel(const T* src, std::int64_t first,
+__global__ __launch_bounds__(kThreads) void quantize_tiles_kernel(const T* src, std::int64_t first,
                                                                   TiledRange range, std::uint8_t* codes,
                                                                   float* absmax,
                                                                   unsigned long long* bad_index) {
@@ -223,7 +223,7 @@ __device__ void store_weights(float* p, int count, const Floats& products) {
 // dst [n] is elements [first, first + n). Where first is a multiple of 8 and codes are aligned, a thread's
 // eight codes are one load and have one scale; else each is looked for on its own.
 template <class T>
-__global__ __launch_bounds__(kThreads) void dequantise_kernel(const std::uint8_t* codes, const float* absmax,
+__global__ __launch_bounds__(kThreads) void dequantize_kernel(const std::uint8_t* codes, const float* absmax,
                                                               std::int64_t first, T* dst, std::int64_t n,
                                                               CodePoints points) {
   SharedMemory shared;
@@ -281,7 +281,7 @@ __device__ uint4 load_slot(const std::uint8_t* p) {
 // A thread has a slot, which is pairs of columns of eight rows. Neighbouring lanes have neighbouring pairs,
 // so that rows are written in whole sectors of 32 bytes.
 template <class T>
-__global__ __launch_bounds__(kThreads) void dequantise_tiles_kernel(const std::uint8_t* codes,
+__global__ __launch_bounds__(kThreads) void dequantize_tiles_kernel(const std::uint8_t* codes,
                                                                     const float* absmax, std::int64_t first,
                                                                     TiledRange range, T* dst,
                                                                     CodePoints points) {
@@ -316,23 +316,23 @@ __global__ __launch_bounds__(kThreads) void dequantise_tiles_kernel(const std::u
 
 }  // namespace
 
-void run(const Quantise& op, const Context& context) {
+void run(const Quantize& op, const Context& context) {
   const auto run_as = [&]<class T>() {
     const T* const src = op.src.as<T>();
     std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
     float* const absmax = op.w.absmax.as<float>();
     auto* const bad_index = reinterpret_cast<unsigned long long*>(op.bad_index.data);
     if (op.w.layout == PackedLayout::flat) {
-      launch(warps_shape("quantise_kernel", blocks_for(op.src.elems(), kWarpElems), context),
-             quantise_kernel<T>, src, op.first, op.src.elems(), codes, absmax, bad_index);
+      launch(warps_shape("quantize_kernel", blocks_for(op.src.elems(), kWarpElems), context),
+             quantize_kernel<T>, src, op.first, op.src.elems(), codes, absmax, bad_index);
     } else {
       const TiledRange range = tiled_range(op.w, op.first, op.src.elems());
-      launch({.name = "quantise_tiles_kernel",
+      launch({.name = "quantize_tiles_kernel",
               .blocks = range.tiles,
               .threads = kThreads,
               .shared_bytes = shared_array_bytes(kTileCodeBytes, 1) + shared_array_bytes(kWarps, 4),
               .stream = context.stream},
-             quantise_tiles_kernel<T>, src, op.first, range, codes, absmax, bad_index);
+             quantize_tiles_kernel<T>, src, op.first, range, codes, absmax, bad_index);
     }
   };
   dispatch_format(op.w.format, [&]<class F>() {
@@ -345,7 +345,7 @@ void run(const Quantise& op, const Context& context) {
   });
 }
 
-void run(const Dequantise& op, const Context& context) {
+void run(const Dequantize& op, const Context& context) {
   const auto run_as = [&]<class T>() {
     const std::int64_t n = op.dst.elems();
     const std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
@@ -353,15 +353,15 @@ void run(const Dequantise& op, const Context& context) {
     T* const dst = op.dst.as<T>();
     const CodePoints points = code_points_of(op.w.format);
     if (op.w.layout == PackedLayout::flat) {
-      LaunchShape shape = elementwise_shape("dequantise_kernel", n, context);
+      LaunchShape shape = elementwise_shape("dequantize_kernel", n, context);
       shape.shared_bytes = kCodePointBytes;
-      launch(shape, dequantise_kernel<T>, codes, absmax, op.first, dst, n, points);
+      launch(shape, dequantize_kernel<T>, codes, absmax, op.first, dst, n, points);
     } else {
       const TiledRange range = tiled_range(op.w, op.first, n);
       LaunchShape shape =
-          warps_shape("dequantise_tiles_kernel", range.tiles * (kTileSlots / kWarpThreads), context);
+          warps_shape("dequantize_tiles_kernel", range.tiles * (kTileSlots / kWarpThreads), context);
       shape.shared_bytes = kCodePointBytes;
-      launch(shape, dequantise_tiles_kernel<T>, codes, absmax, op.first, range, dst, points);
+      launch(shape, dequantize_tiles_kernel<T>, codes, absmax, op.first, range, dst, points);
     }
   };
   dispatch_format(op.w.format, [&]<class F>() {

@@ -13,7 +13,7 @@
 #include "quant/format.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/cpu/quantise.cpp"
+#define HWY_TARGET_INCLUDE "kernels/cpu/quantize.cpp"
 #include <hwy/foreach_target.h>  // before highway.h
 #include <hwy/highway.h>
 
@@ -190,7 +190,7 @@ HWY_INLINE void DecodeBlock(const std::uint8_t* codes, float absmax, T* to) {
 
 #endif
 
-// Elements [first, first + n) of the matrix, as Nf4::dequantise; the pieces of blocks at both ends are left
+// Elements [first, first + n) of the matrix, as Nf4::dequantize; the pieces of blocks at both ends are left
 // to it.
 template <class T>
 void Decode(const std::uint8_t* codes, const float* absmax, std::int64_t first, T* to, std::int64_t n) {
@@ -206,7 +206,7 @@ void Decode(const std::uint8_t* codes, const float* absmax, std::int64_t first, 
       continue;
     }
 #endif
-    Nf4::dequantise(codes, absmax, i, std::span(out, static_cast<std::size_t>(stop - i)));
+    Nf4::dequantize(codes, absmax, i, std::span(out, static_cast<std::size_t>(stop - i)));
     i = stop;
   }
 }
@@ -242,7 +242,7 @@ std::int64_t encode(const PackedView& w, std::int64_t first, const T* x, std::in
   std::uint8_t* const codes = w.codes.as<std::uint8_t>() + first * F::kCodeBits / 8;
   float* const absmax = w.absmax.as<float>() + first / F::kBlockElems;
   if constexpr (!std::is_same_v<F, Nf4>) {
-    return F::quantise(std::span(x, static_cast<std::size_t>(n)), codes, absmax).value_or(-1);
+    return F::quantize(std::span(x, static_cast<std::size_t>(n)), codes, absmax).value_or(-1);
   } else if constexpr (std::is_same_v<T, bf16>) {
     return HWY_DYNAMIC_DISPATCH(EncodeNf4Bf16)(x, n, codes, absmax);
   } else {
@@ -255,7 +255,7 @@ void decode(const PackedView& w, std::int64_t first, T* to, std::int64_t n) {
   const std::uint8_t* const codes = w.codes.as<std::uint8_t>();
   const float* const absmax = w.absmax.as<float>();
   if constexpr (!std::is_same_v<F, Nf4>) {
-    F::dequantise(codes, absmax, first, std::span(to, static_cast<std::size_t>(n)));
+    F::dequantize(codes, absmax, first, std::span(to, static_cast<std::size_t>(n)));
   } else if constexpr (std::is_same_v<T, bf16>) {
     HWY_DYNAMIC_DISPATCH(DecodeNf4Bf16)(codes, absmax, first, to, n);
   } else {
@@ -264,7 +264,7 @@ void decode(const PackedView& w, std::int64_t first, T* to, std::int64_t n) {
 }
 
 template <class F, class T>
-void dequantise(const Dequantise& op, Context& ctx) {
+void dequantize(const Dequantize& op, Context& ctx) {
   // Tasks are cut where blocks of the matrix begin, wherever the range does.
   const std::int64_t grain = kBlocksPerTask * F::kBlockElems;
   const std::int64_t lead = op.first % grain;
@@ -285,7 +285,7 @@ void lower_to(std::atomic<std::int64_t>& smallest, std::int64_t value) {
 
 // Index in the matrix of the first NaN or Inf, or kNone.
 template <class F, class T>
-std::int64_t quantise(const Quantise& op, Context& ctx) {
+std::int64_t quantize(const Quantize& op, Context& ctx) {
   std::atomic<std::int64_t> smallest{kNone};
   const T* const from = op.src.as<T>();
   parallel_ranges(ctx, op.src.elems(), kBlocksPerTask * F::kBlockElems,
@@ -298,10 +298,10 @@ std::int64_t quantise(const Quantise& op, Context& ctx) {
 
 }  // namespace
 
-void run(const Quantise& op, Context& ctx) {
-  require_flat(op.w, Quantise::kName);
+void run(const Quantize& op, Context& ctx) {
+  require_flat(op.w, Quantize::kName);
   const std::int64_t smallest = dispatch_format(op.w.format, [&]<class F>() {
-    return op.src.dtype == DType::bf16 ? quantise<F, bf16>(op, ctx) : quantise<F, float>(op, ctx);
+    return op.src.dtype == DType::bf16 ? quantize<F, bf16>(op, ctx) : quantize<F, float>(op, ctx);
   });
   if (smallest == kNone) return;
   double& bad_index = *op.bad_index.as<double>();
@@ -309,13 +309,13 @@ void run(const Quantise& op, Context& ctx) {
   if (bad_index == 0 || found < bad_index) bad_index = found;
 }
 
-void run(const Dequantise& op, Context& ctx) {
-  require_flat(op.w, Dequantise::kName);
+void run(const Dequantize& op, Context& ctx) {
+  require_flat(op.w, Dequantize::kName);
   dispatch_format(op.w.format, [&]<class F>() {
     if (op.dst.dtype == DType::bf16) {
-      dequantise<F, bf16>(op, ctx);
+      dequantize<F, bf16>(op, ctx);
     } else {
-      dequantise<F, float>(op, ctx);
+      dequantize<F, float>(op, ctx);
     }
   });
 }
