@@ -21,10 +21,10 @@ struct Product {
 // Odd sizes around the tiles and vectors of backends; both long and short inner dimensions; single rows and
 // columns.
 const std::vector<Product> kProducts = [] {
-  std::vector<Product> all = {
-      {1, 1, 1},   {1, 7, 3},     {5, 1, 64},     {3, 65, 33}, {17, 16, 257},
-      {64, 48, 1}, {31, 130, 66}, {129, 257, 40}, {65, 72, 72}};  // rows of whole 16-byte units, and a tile
-                                                                  // begun in each direction
+  std::vector<Product> all =
+      {{1, 1, 1},   {1, 7, 3},     {5, 1, 64},     {3, 65, 33}, {17, 16, 257},
+       {64, 48, 1}, {31, 130, 66}, {129, 257, 40}, {65, 72, 72}};  // rows of whole 16-byte units, and a tile
+                                                                   // begun in each direction
   if (!kSanitized) {
     all.push_back({300, 299, 301});
     all.push_back({2, 33, 4100});  // deep: implementations split the inner dimension
