@@ -197,4 +197,7 @@ std::unique_ptr<Backend> make_backend(std::string_view name, const Target& targe
 // Empty facts for a backend added without a probe. Throws as make_backend.
 DeviceFacts probe_device(std::string_view name);
 
+// Makes the backend of a name ("cpu", "cuda"): the command line decides which there are in this build.
+using BackendFactory = std::unique_ptr<Backend> (*)(std::string_view name, const Target& target);
+
 }  // namespace qt

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "src/core/rng.h"
+#include "src/train/machine.h"
 #include "src/train/pace.h"
 #include "src/train/stop.h"
 

@@ -8,7 +8,6 @@
 #include <string>
 
 #include "src/train/estimate.h"
-#include "src/train/trained_model.h"
 
 namespace qt {
 

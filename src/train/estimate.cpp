@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "src/core/error.h"
 #include "src/core/units.h"
@@ -11,12 +10,8 @@ namespace qt {
 
 namespace {
 
-constexpr double kSaveShare = 0.01;  // of the time, where --save-every leaves it to the program
 constexpr double kScratchBytes = 2;  // of a weight in 16 bits
 constexpr double kMostWatts = 100'000;
-
-Range times(Range r, double factor) { return {.low = r.low * factor, .high = r.high * factor}; }
-Range plus(Range a, Range b) { return {.low = a.low + b.low, .high = a.high + b.high}; }
 
 std::string_view trimmed(std::string_view text) {
   while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
@@ -152,34 +147,6 @@ double evaluation_batches(const PlannedRun& run, std::int64_t eval_tokens) {
 Range save_seconds(const PlannedRun& run) {
   const auto checkpoint = static_cast<double>(run.checkpoint_bytes);
   return {.low = checkpoint / kFastDiskBytesPerSecond, .high = checkpoint / kDiskBytesPerSecond};
-}
-
-TimeAhead time_ahead(const WorkAhead& w) {
-  // Multiples of `every` from the step that is done to the last one but the end.
-  const auto on_the_way = [&](std::int64_t every) {
-    const std::int64_t before = std::max<std::int64_t>(w.step - 1, 0), last = std::max(w.steps - 1, before);
-    const std::int64_t count = every > 0 ? last / every - before / every : 0;
-    return static_cast<double>(count);
-  };
-  TimeAhead t;
-  t.steps = static_cast<double>(std::max<std::int64_t>(w.steps - w.step, 0));
-  const double evaluations = w.evaluates ? on_the_way(w.eval_every) : 0;
-  const std::int64_t both =
-      w.evaluates && w.eval_every > 0 && w.save_every > 0 ? std::lcm(w.eval_every, w.save_every) : 0;
-  t.evaluations = w.evaluates ? evaluations + 1 : 0;
-  t.saves = 1 + evaluations + on_the_way(w.save_every) - on_the_way(both);
-  t.training_s = times(w.step_s, t.steps);
-  t.evaluation_s = times(w.evaluation_s, t.evaluations);
-  t.saves_s = times(w.save_s, t.saves);
-  if (w.save_every == 0) t.saves_s.high += kSaveShare * t.training_s.high;
-  t.total_s = plus(plus(t.training_s, t.evaluation_s), t.saves_s);
-  t.flops = w.step_flops * t.steps + t.evaluations * w.evaluation_flops;
-  if (w.peak_flops > 0 && t.total_s.low < t.flops / w.peak_flops) {
-    t.held_at_floor = true;
-    t.total_s.low = t.flops / w.peak_flops;
-    t.total_s.high = std::max(t.total_s.high, t.total_s.low);
-  }
-  return t;
 }
 
 Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {

@@ -11,15 +11,12 @@
 #include <string>
 #include <string_view>
 
+#include "src/core/range.h"
 #include "src/train/cards.h"
 #include "src/train/planner.h"
+#include "src/train/time_ahead.h"
 
 namespace qt {
-
-struct Range {
-  double low = 0;
-  double high = 0;
-};
 
 // What an hour of a kilowatt costs, in whatever the user pays with.
 struct Price {
@@ -51,30 +48,6 @@ inline constexpr Range kAssumedEfficiency{.low = 0.50, .high = 0.80};
 // The size of an evaluation where --eval-tokens does not tell: nanochat's 20 steps of 524,288 tokens. Without
 // it a run evaluates its whole validation split, which nobody has counted yet.
 inline constexpr std::int64_t kAssumedEvalTokens = 20 * 524288;
-
-// What a run has still to do: the numbers that estimates and the trainer's ETA share. Evaluations and saves
-// are those of Trainer::run(): evaluations on the way and one at the end; a save before each on the way,
-// those asked for, and one at the end. Samples are not counted.
-struct WorkAhead {
-  std::int64_t step = 0;  // done; an evaluation or a save that is due at this very step is still to come
-  std::int64_t steps = 0;
-  std::int64_t eval_every = 0;  // steps; 0: only at the end
-  std::int64_t save_every = 0;  // steps; 0: so that saving takes at most 1 % of the time
-  bool evaluates = true;
-  Range step_s{}, evaluation_s{}, save_s{};     // of one
-  double step_flops = 0, evaluation_flops = 0;  // executed, of one
-  double peak_flops = 0;                        // per second; 0: not known
-};
-
-struct TimeAhead {
-  double steps = 0, evaluations = 0, saves = 0;  // how many
-  Range training_s, evaluation_s, saves_s;
-  Range total_s;
-  double flops = 0;            // executed
-  bool held_at_floor = false;  // the times given are shorter than the peak allows
-};
-
-TimeAhead time_ahead(const WorkAhead& work);
 
 // Micro-batches of one evaluation.
 double evaluation_batches(const PlannedRun& run, std::int64_t eval_tokens);

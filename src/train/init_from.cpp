@@ -95,10 +95,6 @@ std::int64_t rows_to_take(const StoredTensor& t, const Param& p, const std::stri
 
 }  // namespace
 
-bool names_weights(const std::string& init_from) {
-  return !init_from.empty() && init_from != "scratch" && init_from != "resume";
-}
-
 bool has_tokenizer(const std::string& folder) {
   for (const char* name : {"tokenizer.txt", "tokenizer.json", "vocab.json"}) {
     if (fs::exists(fs::path(folder) / name)) return true;

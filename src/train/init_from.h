@@ -8,9 +8,6 @@
 
 namespace qt {
 
-// Whether --init-from names weights, and not one of nanoGPT's words ("", "scratch", "resume").
-bool names_weights(const std::string& init_from);
-
 // Whether a folder holds a vocabulary in a form that Tokenizer::load() takes.
 bool has_tokenizer(const std::string& folder);
 

@@ -166,4 +166,8 @@ void adopt_facts(const DeviceFacts& facts, Target& target, Limits& limits) {
     limits.device_bytes = std::min(limits.device_bytes, facts.free_bytes + target.context_bytes);
 }
 
+std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target& target) {
+  return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
+}
+
 }  // namespace qt

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string_view>
 
@@ -34,5 +35,8 @@ Limits limits_with_card(const Options& options, const Card& card);
 
 // What an open backend knows better: the context as it was measured, and what others left free of the card.
 void adopt_facts(const DeviceFacts& facts, Target& target, Limits& limits);
+
+// Opens the backend of `target`. Throws what the factory throws for a backend that this build does not have.
+std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target& target);
 
 }  // namespace qt

@@ -107,4 +107,9 @@ struct Options {
   bool quiet = false;
 };
 
+// Whether --init-from names weights, and not one of nanoGPT's words ("", "scratch", "resume").
+inline bool names_weights(const std::string& init_from) {
+  return !init_from.empty() && init_from != "scratch" && init_from != "resume";
+}
+
 }  // namespace qt

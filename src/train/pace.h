@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "src/train/estimate.h"
+#include "src/train/time_ahead.h"
 
 namespace qt {
 

@@ -15,7 +15,6 @@
 #include "src/io/checkpoint.h"
 #include "src/train/command.h"
 #include "src/train/estimate.h"
-#include "src/train/init_from.h"
 #include "src/train/machine.h"
 #include "src/train/remedy_list.h"
 

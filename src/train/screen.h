@@ -1,8 +1,7 @@
-// What a user reads: the plan, the start screen, the step line. Text only; nothing here decides or measures.
+// What a user reads before the first step: the plan and the start screen. Text only; nothing here decides or measures.
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 
 #include "src/train/estimate.h"
@@ -31,29 +30,7 @@ struct StartInfo {
 };
 std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info);
 
-// One line a step, fixed columns. Times and rates of warm-up steps do not reach `rate`.
-struct StepLine {
-  std::int64_t step = 0;  // done, counted from 1
-  std::int64_t steps = 0;
-  double loss = 0;
-  double norm = 0;
-  double lr = 0;
-  double seconds = 0;
-  double tokens_per_s = 0;
-  std::optional<double> mfu;      // share of the card's peak
-  std::int64_t device_bytes = 0;  // of the card in use, where its driver tells; else as planned
-  std::optional<double> watts;
-  std::optional<Range> eta_s;
-  bool skipped = false;
-};
 // What paging costs: "12.0 GiB in and out of the device once per step, 1.1 s at 23.1 GB/s each way".
 std::string paging_text(std::int64_t bytes, double seconds);
-// "3d 4h-3d 9h", or one of the two where they read the same.
-std::string eta_text(Range seconds);
-std::string step_header();
-std::string step_line(const StepLine& line);
-
-// Progress inside a step, redrawn in place; only for terminals. Empty when there is nothing to show.
-std::string progress_line(std::int64_t step, std::int64_t done, std::int64_t total, double seconds);
 
 }  // namespace qt

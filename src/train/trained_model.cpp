@@ -107,10 +107,6 @@ void fill(Engine& engine, ParamSource& source) {
 
 }  // namespace
 
-std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target& target) {
-  return make_backend(target.kind == DeviceKind::cuda ? "cuda" : "cpu", target);
-}
-
 bool uses_folder(const LoadedOptions& loaded) {
   const Options& o = loaded.options;
   if (!names_weights(o.init_from)) return false;

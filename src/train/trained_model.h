@@ -16,9 +16,6 @@
 
 namespace qt {
 
-// Makes the backend of a name ("cpu", "cuda"): the command line decides which there are in this build.
-using BackendFactory = std::unique_ptr<Backend> (*)(std::string_view name, const Target& target);
-
 // What a model is and where its weights lie. No tensor has been read.
 struct TrainedModel {
   ModelConfig config;
@@ -57,8 +54,5 @@ struct LoadedModel {
 };
 LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
                        std::int64_t micro_batch_rows, bool with_logits = false);
-
-// Before any work: a run that this build cannot compute is refused at once, not after an hour of tokenizing.
-std::unique_ptr<Backend> open_backend(BackendFactory make_backend, const Target& target);
 
 }  // namespace qt

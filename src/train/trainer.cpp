@@ -9,7 +9,7 @@
 #include <numbers>
 
 #include "src/core/units.h"
-#include "src/train/screen.h"
+#include "src/train/console.h"
 #include "src/train/stop.h"
 
 namespace qt {

@@ -14,12 +14,12 @@
 #include "src/data/batches.h"
 #include "src/data/tokenizer.h"
 #include "src/train/engine.h"
-#include "src/train/estimate.h"
 #include "src/train/pace.h"
 #include "src/train/power_watch.h"
 #include "src/train/run_log_writer.h"
 #include "src/train/run_state.h"
 #include "src/train/step_watch.h"
+#include "src/train/time_ahead.h"
 
 namespace qt {
 

@@ -2,7 +2,7 @@
 // and the energy so far. The loop itself is trainer.cpp.
 #include <cstdio>
 
-#include "src/train/screen.h"
+#include "src/train/console.h"
 #include "src/train/trainer.h"
 
 namespace qt {
