@@ -14,8 +14,8 @@
 
 #include "bench/harness.h"
 #include "src/core/units.h"
-#include "src/train/machine.h"
-#include "src/train/option_table.h"
+#include "src/options/option_table.h"
+#include "src/plan/machine.h"
 
 namespace qt::bench {
 namespace {

@@ -21,8 +21,8 @@
 #include "kernels/gemm_routes.h"
 #include "src/core/units.h"
 #include "src/io/file.h"
-#include "src/train/machine.h"
-#include "src/train/option_table.h"
+#include "src/options/option_table.h"
+#include "src/plan/machine.h"
 
 namespace qt::bench {
 namespace {

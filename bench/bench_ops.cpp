@@ -25,8 +25,8 @@
 #include "kernels/backend.h"
 #include "kernels/scratch.h"
 #include "quant/q8.h"
-#include "src/train/machine.h"
-#include "src/train/option_table.h"
+#include "src/options/option_table.h"
+#include "src/plan/machine.h"
 
 namespace qt {
 namespace {

@@ -26,10 +26,10 @@
 
 #include "bench/harness.h"
 #include "src/core/units.h"
+#include "src/options/option_table.h"
+#include "src/plan/machine.h"
+#include "src/plan/planner.h"
 #include "src/train/engine.h"
-#include "src/train/machine.h"
-#include "src/train/option_table.h"
-#include "src/train/planner.h"
 
 namespace qt {
 namespace {

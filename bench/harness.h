@@ -16,7 +16,7 @@
 #include "kernels/built_backends.h"
 #include "kernels/scratch.h"
 #include "src/core/units.h"
-#include "src/train/planner.h"
+#include "src/plan/planner.h"
 
 namespace qt::bench {
 

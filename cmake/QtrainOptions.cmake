@@ -40,13 +40,17 @@ function(qtrain_compile_options target)
   target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${options}>")
 endfunction()
 
-# qtrain_layer(<name> FOLDERS <folder>... LINKS <target>...): library qtrain_<name> of all .cpp files of the folders.
+# qtrain_layer(<name> FOLDERS <folder>... [EXCLUDE <file>...] LINKS <target>...): library qtrain_<name> of all .cpp files
+# of the folders but the excluded ones.
 function(qtrain_layer name)
-  cmake_parse_arguments(arg "" "" "FOLDERS;LINKS" ${ARGN})
+  cmake_parse_arguments(arg "" "" "FOLDERS;EXCLUDE;LINKS" ${ARGN})
   set(sources "")
   foreach(folder IN LISTS arg_FOLDERS)
     file(GLOB found CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cpp)
     list(APPEND sources ${found})
+  endforeach()
+  foreach(file IN LISTS arg_EXCLUDE)
+    list(REMOVE_ITEM sources ${PROJECT_SOURCE_DIR}/${file})
   endforeach()
   if(sources)
     add_library(qtrain_${name} STATIC ${sources})

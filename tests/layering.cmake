@@ -1,7 +1,7 @@
 # cmake -DROOT=<tree> -P tests/layering.cmake
 #
 # The rules of docs/architecture.md that a compiler does not see: who may include whom, where CUDA may appear, how
-# long a file may grow, and that the documents name what exists. Needs no compiler and no build folder. Reports every
+# long a file and how full a folder may grow, and that the documents name what exists. Needs no compiler and no build folder. Reports every
 # violation as path:line, then fails. tests/layering_test.cmake breaks each rule once and looks for the report.
 cmake_minimum_required(VERSION 3.25)
 if(NOT DEFINED ROOT)
@@ -15,10 +15,12 @@ set(source_suffixes h cpp cu cuh)
 set(script_folders scripts .ci)  # files without a suffix are scripts
 set(max_lines 600)
 set(notice_lines 500)
+set(max_files_src 40)  # of a folder below src/
+set(max_files 55)      # of any other folder
 
 # allowed_<folder>: folders, or single files, that a file of <folder> may include, its own folder among them.
-set(ranked_folders src/core quant kernels kernels/cpu kernels/cuda kernels/null kernels/sim src/memory src/io src/data
-    src/model optim src/train src/cli)
+set(ranked_folders src/core quant kernels kernels/cpu kernels/cuda kernels/null kernels/sim src/memory src/io
+    src/tokenizer src/data src/model optim src/options src/meter src/train src/plan src/convert src/watch src/cli)
 set(allowed_src/core     src/core)
 set(allowed_quant        src/core quant)
 set(allowed_kernels      src/core quant kernels)
@@ -27,11 +29,18 @@ set(allowed_kernels/cuda src/core quant kernels kernels/cuda)
 set(allowed_kernels/null src/core quant kernels kernels/null)
 set(allowed_kernels/sim  src/core quant kernels kernels/sim kernels/cuda)  # sim compiles cuda's sources
 set(allowed_src/memory   src/core src/memory kernels/backend.h kernels/target.h)
-set(allowed_src/io       src/core quant src/io)
-set(allowed_src/data     src/core src/io src/data)
-set(allowed_src/model    src/core quant kernels src/memory src/io src/model)
+set(allowed_src/io       src/core src/io)
+set(allowed_src/tokenizer src/core src/io src/tokenizer)
+set(allowed_src/data     src/core src/io src/tokenizer src/data)
+set(allowed_src/model    src/core quant kernels src/memory src/model)
 set(allowed_optim        src/core quant kernels src/memory optim)
-set(allowed_src/train    src/core quant kernels src/memory src/io src/data src/model optim src/train)
+set(allowed_src/options  src/core src/io src/model/config.h src/options)
+set(allowed_src/meter    src/core kernels/backend.h src/meter)
+set(below_train src/core quant kernels src/memory src/io src/tokenizer src/data src/model optim src/meter)
+set(allowed_src/train    ${below_train} src/train)
+set(allowed_src/plan     ${allowed_src/train} src/options src/plan)
+set(allowed_src/convert  ${allowed_src/plan} src/convert)
+set(allowed_src/watch    ${allowed_src/plan} src/watch)
 set(allowed_src/cli      ${ranked_folders})
 # Tests and benches include anything but each other; what is shared between test files lies below tests/.
 set(free_folders tests bench)
@@ -202,6 +211,27 @@ foreach(file IN LISTS measured)
   endif()
   if(NOT file IN_LIST sources)
     string(APPEND code "${text}")
+  endif()
+endforeach()
+
+# ---- folders ------------------------------------------------------------------------------------------------------
+
+# A folder counts the files that lie in it directly; what git ignores does not lie in the tree that is checked.
+foreach(file IN LISTS files)
+  get_filename_component(folder "${file}" DIRECTORY)
+  list(APPEND folders "${folder}")
+  string(MAKE_C_IDENTIFIER "${folder}" id)
+  math(EXPR files_in_${id} "0${files_in_${id}} + 1")
+endforeach()
+list(REMOVE_DUPLICATES folders)
+foreach(folder IN LISTS folders)
+  set(limit ${max_files})
+  if(folder MATCHES "^src(/|$)")
+    set(limit ${max_files_src})
+  endif()
+  string(MAKE_C_IDENTIFIER "${folder}" id)
+  if(files_in_${id} GREATER limit)
+    violation("${folder}:1" "${files_in_${id}} files; the limit of this folder is ${limit}")
   endif()
 endforeach()
 

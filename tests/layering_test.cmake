@@ -20,12 +20,19 @@ function(write_clean_tree)
   file(WRITE "${WORK}/kernels/cuda/launch.cuh" "#pragma once\n#ifdef __CUDA_ARCH__\n#endif\n")
   file(WRITE "${WORK}/kernels/sim/sim.cpp" "#include \"kernels/cuda/ptx.cuh\"\n#include <cuda_bf16.h>\n")
   file(WRITE "${WORK}/src/memory/arena.h" "#pragma once\n#include \"kernels/backend.h\"\n#include \"kernels/target.h\"\n")
-  file(WRITE "${WORK}/src/io/json.h" "#pragma once\n#include \"quant/format.h\"\n")
-  file(WRITE "${WORK}/src/data/bpe.h" "#pragma once\n#include \"src/io/json.h\"\n")
+  file(WRITE "${WORK}/src/io/json.h" "#pragma once\n#include \"src/core/base.h\"\n")
+  file(WRITE "${WORK}/src/tokenizer/bpe.h" "#pragma once\n#include \"src/io/json.h\"\n")
+  file(WRITE "${WORK}/src/data/shard.h" "#pragma once\n#include \"src/tokenizer/bpe.h\"\n")
+  file(WRITE "${WORK}/src/model/config.h" "#pragma once\n")
   file(WRITE "${WORK}/src/model/model.h" "#pragma once\n#include \"src/memory/arena.h\"\n")
   file(WRITE "${WORK}/optim/adamw.h" "#pragma once\n#include \"src/memory/arena.h\"\n")
-  file(WRITE "${WORK}/src/train/trainer.h" "#pragma once\n#include \"src/model/model.h\"\n#include \"optim/adamw.h\"\n")
-  file(WRITE "${WORK}/src/cli/main.cpp" "#include \"src/train/trainer.h\"\n#include \"kernels/cpu/norm.h\"\nusing namespace std;\n")
+  file(WRITE "${WORK}/src/options/options.h" "#pragma once\n#include \"src/io/json.h\"\n#include \"src/model/config.h\"\n")
+  file(WRITE "${WORK}/src/meter/nvml.h" "#pragma once\n#include \"kernels/backend.h\"\n")
+  file(WRITE "${WORK}/src/train/trainer.h" "#pragma once\n#include \"src/model/model.h\"\n#include \"optim/adamw.h\"\n#include \"src/meter/nvml.h\"\n")
+  file(WRITE "${WORK}/src/plan/planner.h" "#pragma once\n#include \"src/train/trainer.h\"\n#include \"src/options/options.h\"\n")
+  file(WRITE "${WORK}/src/convert/export.h" "#pragma once\n#include \"src/plan/planner.h\"\n#include \"src/data/shard.h\"\n")
+  file(WRITE "${WORK}/src/watch/report.h" "#pragma once\n#include \"src/plan/planner.h\"\n#include \"src/io/json.h\"\n")
+  file(WRITE "${WORK}/src/cli/main.cpp" "#include \"src/convert/export.h\"\n#include \"src/watch/report.h\"\n#include \"kernels/cpu/norm.h\"\nusing namespace std;\n")
   file(WRITE "${WORK}/tests/support/close.h" "#pragma once\n#include \"kernels/cpu/norm.h\"\n")
   file(WRITE "${WORK}/tests/test_ops.cpp" "#include \"tests/support/close.h\"\n")
   file(WRITE "${WORK}/scripts/setup" "#!/usr/bin/env bash\n")
@@ -62,7 +69,7 @@ endfunction()
 
 write_clean_tree()
 run_checker(code output)
-if(NOT code EQUAL 0 OR NOT output MATCHES "20 sources and 2 documents are clean")
+if(NOT code EQUAL 0 OR NOT output MATCHES "27 sources and 2 documents are clean")
   message("the clean tree was refused, or not read as a whole: ${output}")
   math(EXPR failures "${failures} + 1")
 endif()
@@ -74,9 +81,15 @@ foreach(step
     "kernels/x.h|src/memory/arena.h"      "kernels/cpu/x.h|kernels/null/null.h" "kernels/null/x.h|kernels/cpu/norm.h"
     "kernels/cpu/x.h|kernels/cuda/ptx.cuh" "kernels/cuda/x.cuh|kernels/sim/sim.cpp" "kernels/sim/x.h|kernels/cpu/norm.h"
     "src/memory/x.h|kernels/ops.h"        "src/memory/x.h|quant/format.h"      "src/memory/x.h|kernels/null/null.h"
-    "src/io/x.h|kernels/target.h"         "src/data/x.h|quant/format.h"        "src/model/x.h|optim/adamw.h"
-    "src/model/x.h|src/data/bpe.h"        "optim/x.h|src/model/model.h"        "optim/x.h|src/io/json.h"
-    "src/train/x.h|kernels/cpu/norm.h"    "src/train/x.h|kernels/null/null.h"  "src/train/x.h|src/cli/main.cpp")
+    "src/io/x.h|kernels/target.h"         "src/io/x.h|quant/format.h"          "src/tokenizer/x.h|src/data/shard.h"
+    "src/data/x.h|quant/format.h"         "src/model/x.h|optim/adamw.h"        "src/model/x.h|src/io/json.h"
+    "src/model/x.h|src/data/shard.h"      "optim/x.h|src/model/model.h"        "optim/x.h|src/io/json.h"
+    "src/options/x.h|src/model/model.h"   "src/options/x.h|src/train/trainer.h" "src/meter/x.h|kernels/ops.h"
+    "src/meter/x.h|src/options/options.h" "src/train/x.h|kernels/cpu/norm.h"   "src/train/x.h|kernels/null/null.h"
+    "src/train/x.h|src/options/options.h" "src/train/x.h|src/plan/planner.h"   "src/train/x.h|src/watch/report.h"
+    "src/train/x.h|src/cli/main.cpp"      "src/plan/x.h|src/convert/export.h"  "src/plan/x.h|src/watch/report.h"
+    "src/convert/x.h|src/watch/report.h"  "src/convert/x.h|src/cli/main.cpp"   "src/watch/x.h|src/convert/export.h"
+    "src/watch/x.h|src/cli/main.cpp")
   string(REGEX MATCH "^([^|]*)\\|(.*)$" matched "${step}")
   get_filename_component(folder "${CMAKE_MATCH_1}" DIRECTORY)
   expect_violation("${CMAKE_MATCH_1}" "${h}\n#include \"${CMAKE_MATCH_2}\"\n" 3 "${folder} may not include \"${CMAKE_MATCH_2}\"")
@@ -116,6 +129,28 @@ if(NOT code EQUAL 0 OR NOT output MATCHES "src/core/x.cpp: 600 lines; notice")
   message("600 lines should pass with a notice: exit ${code}, ${output}")
   math(EXPR failures "${failures} + 1")
 endif()
+
+# Folders: the limit passes, one file more does not.
+function(expect_full_folder folder limit present)
+  write_clean_tree()
+  math(EXPR more "${limit} - ${present}")
+  foreach(i RANGE 1 ${more})
+    file(WRITE "${WORK}/${folder}/filler${i}.txt" "x\n")
+  endforeach()
+  run_checker(code output)
+  set(full "${output}")
+  file(WRITE "${WORK}/${folder}/one_too_many.txt" "x\n")
+  run_checker(code_beyond output)
+  math(EXPR beyond "${limit} + 1")
+  if(NOT code EQUAL 0 OR code_beyond EQUAL 0 OR NOT output MATCHES "${folder}:1: ${beyond} files; the limit of this folder is ${limit}")
+    message("the limit of ${folder}: exit ${code} and ${code_beyond}, output:\n${full}\n${output}\n")
+    math(EXPR failures "${failures} + 1")
+    set(failures ${failures} PARENT_SCOPE)
+  endif()
+endfunction()
+expect_full_folder(src/io 40 1)
+expect_full_folder(kernels/cuda 55 3)
+expect_full_folder(tests/support 55 1)
 
 expect_violation(src/io/x.h "${h}\n  using namespace std::literals;\n" 3 "'using namespace std::literals'")
 

@@ -6,7 +6,7 @@ tests/golden/gpt2_tokenizer.safetensors          the recipe for the texts, and d
                                                  vocabulary, and for GPT-2's own where --gpt2 DIR holds it
 
 A file is only written when the two libraries agree on every text. The texts are not stored: they follow from
-`fragments`, `ranges` and `seed` by the few lines of TextMaker, which tests/test_gpt2_tokenizer.cpp repeats.
+`fragments`, `ranges` and `seed` by the few lines of TextMaker, which tests/tokenizer/test_gpt2_tokenizer.cpp repeats.
 GPT-2's own two files are not part of this repository; the digests for them stay in the golden file, and
 --check without --gpt2 leaves them out.
 """

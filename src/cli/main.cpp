@@ -1,4 +1,4 @@
-// qtrain: takes the verb, calls src/train/run.h, and turns errors into one message and an exit code.
+// qtrain: takes the verb, calls src/cli/run.h, and turns errors into one message and an exit code.
 #include <algorithm>
 #include <iostream>
 #include <memory>
@@ -7,12 +7,12 @@
 
 #include "kernels/backend.h"
 #include "kernels/built_backends.h"
+#include "src/cli/run.h"
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/suggest.h"
 #include "src/core/version.h"
-#include "src/train/option_table.h"
-#include "src/train/run.h"
+#include "src/options/option_table.h"
 
 namespace {
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "src/core/error.h"
-#include "src/data/utf8.h"
+#include "src/tokenizer/utf8.h"
 
 namespace qt {
 namespace {

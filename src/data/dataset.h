@@ -1,7 +1,7 @@
 // From what a user names (text, JSONL, folders, standard input, shards) to a tokenizer and token shards:
 // tokenized once into a folder, found again later, continued after a stop.
 //
-//   <out>/tokenizer.txt              src/data/tokenizer_file.cpp
+//   <out>/tokenizer.txt              src/tokenizer/tokenizer_file.cpp
 //   <out>/train_000000.bin, ...      src/data/shard.h, each with its side file
 //   <out>/val_000000.bin, ...
 //   <out>/dataset.json               what it was made from; written last, so its presence means complete
@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "src/data/shard.h"
-#include "src/data/tokenizer.h"
 #include "src/io/file_system.h"
+#include "src/tokenizer/tokenizer.h"
 
 namespace qt {
 

@@ -5,7 +5,7 @@
 
 #include "src/core/error.h"
 #include "src/data/unigram.h"
-#include "src/data/utf8.h"
+#include "src/tokenizer/utf8.h"
 
 namespace qt {
 namespace {

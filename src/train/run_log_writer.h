@@ -1,6 +1,6 @@
 // What a run says of itself for programs: each record into log.jsonl, which is the account of the run, and
 // its scalars into TensorBoard's event files beside it. Who makes the records is the trainer; who reads them
-// back is src/train/run_log.h.
+// back is src/watch/run_log.h.
 #pragma once
 
 #include <cstdint>

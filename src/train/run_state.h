@@ -13,7 +13,7 @@
 
 #include "optim/loss_scale.h"
 #include "src/io/file_system.h"
-#include "src/train/energy_meter.h"
+#include "src/meter/energy_meter.h"
 #include "src/train/engine.h"
 
 namespace qt {

@@ -1,6 +1,6 @@
 // Trainer: the loop around the Engine. Data windows, schedule, logging, checkpoints, evaluation, samples,
 // stopping, and what happens when a loss is not finite. Argument parsing and the wiring of a run are
-// src/train/run.h.
+// src/cli/run.h.
 #pragma once
 
 #include <chrono>
@@ -12,10 +12,10 @@
 
 #include "optim/schedule.h"
 #include "src/data/batches.h"
-#include "src/data/tokenizer.h"
+#include "src/meter/power_watch.h"
+#include "src/tokenizer/tokenizer.h"
 #include "src/train/engine.h"
 #include "src/train/pace.h"
-#include "src/train/power_watch.h"
 #include "src/train/run_log_writer.h"
 #include "src/train/run_state.h"
 #include "src/train/step_watch.h"

@@ -12,9 +12,9 @@
 #include <fmt/format.h>
 
 #include "src/core/error.h"
-#include "src/data/base64.h"
-#include "src/data/gpt2_files.h"
-#include "src/data/utf8.h"
+#include "src/tokenizer/base64.h"
+#include "src/tokenizer/gpt2_files.h"
+#include "src/tokenizer/utf8.h"
 
 namespace {
 

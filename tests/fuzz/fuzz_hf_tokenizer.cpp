@@ -3,7 +3,7 @@
 #include <cstdlib>
 
 #include "src/core/error.h"
-#include "src/data/hf_tokenizer.h"
+#include "src/tokenizer/hf_tokenizer.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace qt;

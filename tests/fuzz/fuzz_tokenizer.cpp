@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "src/core/error.h"
-#include "src/data/tokenizer.h"
+#include "src/tokenizer/tokenizer.h"
 
 namespace {
 

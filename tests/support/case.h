@@ -87,7 +87,7 @@ QT_EXACT_OP(SumLoss)
 QT_EXACT_OP(PrepareStep)
 #undef QT_EXACT_OP
 
-// The cpu reads packed weights in the flat layout alone; tests/test_sim_bits.cpp compares those in tiles.
+// The cpu reads packed weights in the flat layout alone; tests/sim/test_sim_bits.cpp compares those in tiles.
 template <class Op>
 bool runs_on_cpu(const Op& op) {
   if constexpr (requires { op.w.layout; }) {

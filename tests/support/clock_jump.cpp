@@ -1,4 +1,4 @@
-// Preloaded into the program by tests/test_clock.cpp: a clock that somebody keeps setting. The time of day is
+// Preloaded into the program by tests/cli/test_clock.cpp: a clock that somebody keeps setting. The time of day is
 // a day ahead or a day behind by turns; CLOCK_JUMP=all does the same to the clock that only ever runs
 // forward, which no system does: the control.
 #include <dlfcn.h>

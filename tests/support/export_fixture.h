@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "src/convert/export.h"
 #include "src/core/half.h"
 #include "src/io/checkpoint.h"
 #include "src/io/json.h"
 #include "src/io/safetensors.h"
-#include "src/train/export.h"
 #include "tests/support/cli.h"
 #include "tests/support/message_of.h"
 

@@ -96,7 +96,7 @@ class Calls {
 
 inline RngStream dropout_stream() { return {.seed = 1, .purpose = RngPurpose::dropout}; }
 
-// Of the ops in tests/test_ops_check_gpt2.cpp.
+// Of the ops in tests/kernels/test_ops_check_gpt2.cpp.
 void check_gelu_and_dropout();
 void check_positions_and_sums();
 void check_layernorm();

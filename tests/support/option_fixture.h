@@ -15,7 +15,7 @@
 #include <gtest/gtest.h>
 
 #include "src/core/error.h"
-#include "src/train/option_table.h"
+#include "src/options/option_table.h"
 
 namespace qt::test {
 

@@ -11,8 +11,8 @@
 #include <gtest/gtest.h>
 
 #include "src/core/units.h"
-#include "src/train/command.h"
-#include "src/train/remedies.h"
+#include "src/plan/command.h"
+#include "src/plan/remedies.h"
 #include "src/train/run_state.h"
 #include "tests/support/shell_words.h"
 #include "tests/support/temp_dir.h"

@@ -1,6 +1,6 @@
 // The list of proofs: for each op a body that compares it with its oracle, and the mutants that the same
 // comparison must catch. A mutant is a mistake that the oracle makes on request (Case::is), which looks the
-// same from here as one that the op makes. tests/test_ops.cpp runs the list on every backend and checks that
+// same from here as one that the op makes. tests/kernels/test_ops.cpp runs the list on every backend and checks that
 // no op is missing from it.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Reading a command as a POSIX shell would, as far as src/train/command.h writes it.
+// Reading a command as a POSIX shell would, as far as src/plan/command.h writes it.
 #pragma once
 
 #include <string>

@@ -1,0 +1,185 @@
+#include "src/cli/resume.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <optional>
+#include <string_view>
+
+#include "src/convert/init_from.h"
+#include "src/plan/command.h"
+
+namespace qt {
+
+namespace {
+
+// Decide which tensors a checkpoint holds: another value cannot read it.
+constexpr std::string_view kFixed[] = {"model",  "vocab-size", "seq-len", "n-layer", "n-head",
+                                       "n-embd", "n-kv-head",  "bias",    "train",   "norm-eps"};
+// Decide how it holds them: likewise, but a new run can start from its master weights.
+constexpr std::string_view kStoredAs[] = {"quant", "dtype", "optim", "master"};
+// Decide which run it is: another value is another experiment.
+constexpr std::string_view kIdentity[] = {"batch-tokens", "seed", "data-order"};
+// Change rounding, not meaning.
+constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk", "gemm", "device", "arch"};
+// What the run is executed on: no result depends on it, but whoever continues should see it.
+constexpr std::string_view kShown[] = {"threads", "vram", "ram", "paging", "ckpt-activations"};
+// How long, how often, where: no result depends on them.
+constexpr std::string_view kFree[] = {"stop-after",    "batch-size",    "gradient-accumulation-steps",
+                                      "init-from",     "eval-iters",    "fresh",
+                                      "out",           "allow-changes", "eval-every",
+                                      "eval-tokens",   "save-every",    "keep",
+                                      "sample-every",  "prompt",        "sample-tokens",
+                                      "temperature",   "top-k",         "log-every",
+                                      "quiet",         "tensorboard",   "watts",
+                                      "price",         "cache",         "data",
+                                      "val-data",      "tokenizer",     "tokenizer-kind",
+                                      "split-pattern", "val-fraction",  "to",
+                                      "format",        "weights",       "shard-bytes",
+                                      "overwrite"};
+
+template <std::size_t n>
+bool is_in(std::string_view name, const std::string_view (&list)[n]) {
+  return std::find(std::begin(list), std::end(list), name) != std::end(list);
+}
+
+}  // namespace
+
+void adopt_resolved(Options& options, const RunState& stored) {
+  const auto adopt = [&](std::string_view name) {
+    const OptionSpec* spec = find_option(name);
+    const std::string now = option_text(options, *spec);
+    const auto it = stored.options.find(std::string(name));
+    if ((now == "auto" || now == "0") && it != stored.options.end())
+      set_option(options, *spec, {it->second}, "checkpoint");
+  };
+  const auto is_stored = [&](std::string_view name) {
+    const auto it = stored.options.find(std::string(name));
+    return it == stored.options.end() || it->second == option_text(options, *find_option(name));
+  };
+  for (const std::string_view name : {"dtype", "grad-dtype", "gemm", "vocab-size", "seq-len", "n-kv-head"})
+    adopt(name);
+  // The shape came with the weights, whatever was typed; and they may be gone by now.
+  if (names_weights(options.init_from)) {
+    for (const std::string_view name :
+         {"model", "n-layer", "n-head", "n-embd", "n-kv-head", "bias", "norm-eps", "vocab-size"}) {
+      const auto it = stored.options.find(std::string(name));
+      if (it != stored.options.end()) set_option(options, *find_option(name), {it->second}, "checkpoint");
+    }
+  }
+  // The rows of another step may not divide into the old micro-batches.
+  if (is_stored("batch-tokens") && is_stored("seq-len")) adopt("micro-batch");
+}
+
+void adopt_named_weights(Options& options) {
+  if (!names_weights(options.init_from)) return;
+  const std::optional<RunState> begun = newest_readable_state(options.out);
+  if (!begun) return adopt_weights(options);
+  adopt_resolved(options, *begun);
+  // A vocabulary that came with the weights: the run has its own copy, and the weights may be gone by now.
+  const auto named = begun->options.find("tokenizer");
+  const std::filesystem::path own = std::filesystem::path(options.out) / "tokenizer.txt";
+  if (options.tokenizer.empty() && named != begun->options.end() && !named->second.empty() &&
+      std::filesystem::exists(own)) {
+    options.tokenizer = own.string();
+  }
+}
+
+std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run) {
+  Options effective = with_choices(options, run);
+  effective.dtype = dtype_name(run.engine.memory.compute);
+  effective.vocab_size = run.engine.model.vocab_size;
+  effective.seq_len = run.engine.model.seq_len;
+  effective.n_kv_head = run.engine.model.n_kv_head;
+  const bool on_card = run.target.kind == DeviceKind::cuda;
+  effective.device = on_card ? "cuda" : "cpu";
+  effective.arch = on_card ? run.target.name : "auto";
+  if (!on_card) effective.gemm = "auto";  // there is one route
+  // Naming the shape that the model has anyway is no change.
+  if (is_gpt_name(options.model)) {
+    effective.n_layer = run.engine.model.n_layer;
+    effective.n_head = run.engine.model.n_head;
+    effective.n_embd = run.engine.model.n_embd;
+  }
+  std::map<std::string, std::string> text;
+  for (const OptionSpec& spec : option_table()) text[spec.name] = option_text(effective, spec);
+  return text;
+}
+
+bool is_same_work(const RunState& begun, const Options& options, const PlannedRun& run) {
+  const std::map<std::string, std::string> now = effective_options(options, run);
+  constexpr const char* kDecide[] = {
+      "model",      "vocab-size", "seq-len", "n-layer", "n-head", "n-embd",           "n-kv-head",
+      "bias",       "dropout",    "quant",   "dtype",   "gemm",   "ckpt-activations", "micro-batch",
+      "grad-dtype", "loss-chunk", "master",  "optim",   "paging", "batch-tokens",     "threads",
+      "device",     "arch"};
+  for (const char* name : kDecide) {
+    const auto then = begun.options.find(name);
+    if (then == begun.options.end() || then->second != now.at(name)) return false;
+  }
+  return true;
+}
+
+RunState carry_over(RunState state, const RunState& now) {
+  const auto step_tokens = [](const RunState& s) -> std::int64_t {
+    const auto it = s.options.find("batch-tokens");
+    if (it == s.options.end()) return 0;
+    Options o;
+    set_option(o, *find_option("batch-tokens"), {it->second}, "checkpoint");
+    return o.batch_tokens;
+  };
+  const std::int64_t before = step_tokens(state), after = step_tokens(now);
+  const bool resized = before > 0 && after > 0 && before != after;
+  if (resized) {
+    const double tokens = static_cast<double>(state.window) * static_cast<double>(before);
+    state.window = static_cast<std::int64_t>(std::ceil(tokens / static_cast<double>(after)));
+  }
+  const auto order = [](const RunState& s) {
+    const auto it = s.options.find("data-order");
+    return it == s.options.end() ? Options().data_order : it->second;
+  };
+  if (resized || order(state) != order(now) || state.seed != now.seed || state.data_hash != now.data_hash)
+    state.bad_windows.clear();
+  state.options = now.options;
+  state.vocab_hash = now.vocab_hash;
+  state.data_hash = now.data_hash;
+  state.seed = now.seed;
+  return state;
+}
+
+std::vector<std::string> check_resume(const RunState& stored, const RunState& now, bool allow_changes) {
+  std::vector<std::string> refused, listed;
+  bool overridable = true, same_tensors = true;
+  for (const auto& [name, value] : now.options) {
+    const auto it = stored.options.find(name);
+    if (it == stored.options.end() || it->second == value || is_in(name, kFree)) continue;
+    const std::string change = fmt::format("{}: {} -> {}", name, it->second, value);
+    if (is_in(name, kFixed) || is_in(name, kStoredAs)) {
+      refused.push_back(change);
+      overridable = false;
+      same_tensors = same_tensors && is_in(name, kStoredAs);
+    } else if (is_in(name, kIdentity) && !allow_changes) {
+      refused.push_back(change);
+    } else {
+      listed.push_back(change + (is_in(name, kBits)    ? "; bits may differ"
+                                 : is_in(name, kShown) ? "; no result depends on it"
+                                                       : ""));
+    }
+  }
+  if (stored.vocab_hash != now.vocab_hash) {
+    refused.push_back("tokenizer: its vocabulary is not the one this run was trained with");
+    overridable = same_tensors = false;
+  }
+  if (stored.data_hash != now.data_hash)
+    (allow_changes ? listed : refused).push_back("data: the training tokens differ from the run's");
+  if (refused.empty()) return listed;
+  throw ConfigError(
+      fmt::format("this run cannot be continued with other values:\n  {}", fmt::join(refused, "\n  ")),
+      overridable ? "give the values the run began with, add --allow-changes, or choose another --out"
+      : same_tensors
+          ? "give the values the run began with, or choose another --out, where --init-from with a "
+            "step- folder of this run starts from its weights"
+          : "give the values the run began with, or choose another --out");
+}
+
+}  // namespace qt

@@ -1,0 +1,172 @@
+// The verb `estimate`: words to card, plan and what was measured, then text.
+#include <ctime>
+#include <filesystem>
+#include <ostream>
+
+#include "src/cli/resume.h"
+#include "src/cli/run.h"
+#include "src/cli/run_data.h"
+#include "src/core/log.h"
+#include "src/core/units.h"
+#include "src/io/checkpoint.h"
+#include "src/plan/calibrate.h"
+#include "src/plan/estimate_compare.h"
+#include "src/plan/estimate_text.h"
+#include "src/plan/machine.h"
+#include "src/train/run_state.h"
+#include "src/train/stop.h"
+#include "src/watch/step_log.h"
+
+namespace qt {
+
+namespace {
+
+constexpr double kMostClaim = 1e9;
+constexpr double kMostCalibrationSeconds = 3600;
+
+std::optional<Claim> claim_of(const VerbValues& words) {
+  const auto number = [&](const char* name, std::string_view unit) {
+    const std::string* text = words.find(name);
+    return text == nullptr ? 0.0 : parse_positive(*text, fmt::format("--{}", name), unit, kMostClaim);
+  };
+  const Claim claim{.tflops = number("claim-tflops", "TFLOP/s"),
+                    .days = number("claim-days", "d"),
+                    .kwh = number("claim-kwh", "kWh")};
+  if (claim.tflops == 0 && claim.days == 0 && claim.kwh == 0) return std::nullopt;
+  if (claim.tflops == 0 || claim.days == 0) {
+    throw ConfigError(
+        "a claim needs a rate and a time: --claim-tflops and --claim-days",
+        "as in --claim-tflops 20 --claim-days 40, with --claim-kwh 175 where energy is claimed too");
+  }
+  return claim;
+}
+
+// The device of the estimate: the named card, else the one that is there, else this processor.
+struct Subject {
+  const Card* card = nullptr;
+  bool is_here = false;   // what was measured in --out counts
+  std::string card_here;  // its name, as the driver has it; empty where it is no card
+  Target target;
+  Limits limits;
+};
+
+Subject subject_of(const Options& o, const VerbValues& words) {
+  Subject s;
+  const std::optional<DeviceFacts> here = o.device == "cpu" ? std::nullopt : device_here();
+  if (here) s.card_here = here->name;
+  const Card* own = here ? card_of_device(*here) : nullptr;
+  if (const std::string* name = words.find("card")) {
+    s.card = &card_by_name(*name);
+    QT_CHECK(o.device != "cpu", ConfigError, "--card {} and --device cpu exclude each other", *name);
+    s.is_here = s.card == own;
+    s.target = target_with_card(o, *s.card);
+    s.limits = limits_with_card(o, *s.card);
+    return s;
+  }
+  s.card = own;
+  s.is_here = true;
+  s.target = target_from_options(o);
+  s.limits = limits_from_options(o, s.target);
+  return s;
+}
+
+}  // namespace
+
+void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendFactory make_backend,
+                  std::ostream& out) {
+  Options o = loaded.options;
+  EstimateView view{.claim = claim_of(words), .now_unix_s = std::time(nullptr)};
+  view.price = price_given(o.price);
+  EstimateInput in;
+  in.watts = watts_given(o.watts);
+  adopt_named_weights(o);
+  check_options(o);
+  const Subject subject = subject_of(o, words);
+  in.card = subject.card;
+  double calibrate_s = 0;
+  if (const std::string* text = words.find("calibrate")) {
+    calibrate_s = parse_duration(*text, "--calibrate");
+    QT_CHECK(calibrate_s > 0 && calibrate_s <= kMostCalibrationSeconds, ConfigError,
+             "--calibrate {} is not between 1 second and an hour", *text);
+  }
+  const bool calibrates = calibrate_s > 0;
+  if (calibrates && !subject.is_here) {
+    throw ConfigError(
+        fmt::format("--calibrate measures this machine, and no {} is in it", subject.card->name),
+        "leave one of --calibrate and --card out");
+  }
+  if (calibrates && words.has("efficiency"))
+    throw ConfigError("--calibrate measures what --efficiency assumes", "leave one of them out");
+  // What `auto` became when the run began, with what was free then, is what was measured.
+  std::optional<RunState> begun;
+  if (subject.is_here) begun = newest_readable_state(o.out);
+  const auto model_of = [](const RunState& state) {
+    const auto it = state.options.find("model");
+    return it == state.options.end() ? std::string() : it->second;
+  };
+  if (begun && model_of(*begun) != o.model) begun.reset();  // a run of something else
+  if (begun) adopt_resolved(o, *begun);
+
+  in.eval_every = o.eval_every;
+  in.save_every = o.save_every;
+  view.eval_tokens_assumed = o.eval_tokens == 0;
+  if (!view.eval_tokens_assumed) in.eval_tokens = o.eval_tokens;
+  if (o.val_fraction == 0 && o.val_data.empty()) {  // nothing to evaluate on
+    in.eval_tokens = 0;
+    view.eval_tokens_assumed = false;
+  }
+  view.efficiency_why = "no such card was measured; tuned trainers of others report 69 to 85 %";
+  const std::string* efficiency = words.find("efficiency");
+  if (efficiency != nullptr && in.card != nullptr) {
+    in.efficiency = parse_efficiency(*efficiency, in.card->peak_flops(), "--efficiency");
+    view.efficiency_why = "as given with --efficiency";
+  }
+
+  const std::int64_t vocab_size = expected_vocab_size(o);
+  const PlannedRun run = plan_run(o, subject.target, subject.limits, vocab_size);
+  if (calibrates) {
+    install_stop_handlers();
+    log_info("measuring steps of the same model with fewer layers, for {}", format_duration(calibrate_s));
+    const Calibration measured = calibrate(run, make_backend, calibrate_s);
+    in.step_seconds = measured.step_s;
+    const double batches = evaluation_batches(run, in.eval_tokens);
+    in.evaluation_seconds = Range{.low = batches * measured.evaluation_batch_s.low,
+                                  .high = batches * measured.evaluation_batch_s.high};
+    view.efficiency_why = "here, with " + calibration_text(measured, run.engine.model.n_layer);
+  } else if (efficiency == nullptr && begun && is_same_work(*begun, o, run)) {
+    const std::filesystem::path log = std::filesystem::path(o.out) / "log.jsonl";
+    if (const std::optional<StepTimes> times = read_step_times(
+            log, run.engine.step_tokens(), log_device_name(subject.target.kind, subject.card_here))) {
+      in.step_seconds = times->seconds;
+      view.efficiency_why = fmt::format("the last {} steps of {}", times->steps, log.string());
+    }
+  }
+  if (in.card == nullptr && !in.step_seconds) {
+    std::vector<std::string_view> names;
+    for (const Card& card : card_table()) names.emplace_back(card.name);
+    throw ConfigError(
+        efficiency != nullptr
+            ? "--efficiency is a share of a card's peak: name one with --card"
+            : fmt::format(
+                  "no card to estimate for: none that is known is here, and nothing was measured in '{}'",
+                  o.out),
+        fmt::format(
+            "name one with --card: {}; without one, --calibrate 20s measures this machine, or a run of some "
+            "steps has to lie in --out",
+            fmt::join(names, ", ")));
+  }
+
+  const Estimate e = estimate_run(run, in);
+  if (words.has("json")) {
+    out << estimate_json(run, in, e, view) << "\n";
+  } else {
+    out << estimate_text(run, in, e, view);
+    if (words.has("compare")) {
+      QT_CHECK(in.card != nullptr, ConfigError, "--compare needs a card to compare on: name one with --card");
+      out << "\n" << compare_text(compare_choices(o, subject.target, subject.limits, vocab_size, in));
+    }
+  }
+  out.flush();
+}
+
+}  // namespace qt

@@ -1,0 +1,185 @@
+#include "src/cli/trained_model.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "src/cli/run_data.h"
+#include "src/convert/hf_config.h"
+#include "src/convert/init_from.h"
+#include "src/core/half.h"
+#include "src/core/log.h"
+#include "src/io/checkpoint.h"
+#include "src/plan/machine.h"
+#include "src/plan/planner.h"
+
+namespace qt {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kHint =
+    "name the run folder with --out; a checkpoint is there once training has saved one";
+constexpr std::int64_t kPieceElems = 256 * 1024;
+
+TrainedModel from_checkpoint(const std::string& checkpoint, const fs::path& run_folder) {
+  TrainedModel model;
+  model.checkpoint = checkpoint;
+  model.state = CheckpointStore::read_state(checkpoint);
+  try {
+    const Options trained = stored_options(model.state, checkpoint);
+    model.config = model_from_options(trained, 0);
+    model.compute = dtype_from_name(trained.dtype);
+    model.weights = format_from_name(trained.quant);
+  } catch (const ConfigError& e) {
+    // Not typed by anybody: advice about options would mislead.
+    throw DataError(fmt::format("{}/run.json: field 'options': {}", checkpoint, e.what()));
+  }
+  model.tokenizer = run_folder / "tokenizer.txt";
+  return model;
+}
+
+TrainedModel from_hf_folder(Options o, const Target& target) {
+  if (!is_hf_folder(o.init_from)) {
+    throw ConfigError(
+        fmt::format("--init-from '{}' is no folder with a config.json of nanochat or gpt2", o.init_from),
+        "train from it first, then name the run with --out");
+  }
+  adopt_weights_shape(o);
+  TrainedModel model;
+  model.hf_folder = o.init_from;
+  model.config = model_from_options(o, 0);
+  model.compute =
+      o.dtype == "auto" ? (target.native_bf16 ? DType::bf16 : DType::f32) : dtype_from_name(o.dtype);
+  model.weights = format_from_name(o.quant);
+  if (has_tokenizer(o.init_from)) model.tokenizer = o.init_from;
+  return model;
+}
+
+// A whole packed matrix, or a piece of a plain one, from f32 as the engine has it.
+void write_packed(Engine& engine, const NamedView& codes, const NamedView& scales, FormatId format,
+                  std::span<const float> values) {
+  std::vector<std::uint8_t> packed(static_cast<std::size_t>(codes.view.bytes()));
+  std::vector<float> absmax(static_cast<std::size_t>(scales.view.elems()));
+  dispatch_format(format, [&]<class F>() { F::quantize(values, packed.data(), absmax.data()); });
+  engine.stored_form().write(codes, std::as_bytes(std::span(packed)));
+  engine.stored_form().write(scales, std::as_bytes(std::span(absmax)));
+}
+
+template <class Half, Half (*kNarrow)(float)>
+std::vector<std::byte> narrowed(std::span<const float> values) {
+  std::vector<Half> halves(values.size());
+  std::transform(values.begin(), values.end(), halves.begin(), kNarrow);
+  const std::span<const std::byte> bytes = std::as_bytes(std::span(halves));
+  return {bytes.begin(), bytes.end()};
+}
+
+void upload(Backend& backend, std::span<const float> values, const TensorView& to) {
+  if (to.dtype == DType::bf16) return backend.upload(narrowed<bf16, to_bf16>(values), to);
+  if (to.dtype == DType::f16) return backend.upload(narrowed<f16, to_f16>(values), to);
+  backend.upload(std::as_bytes(values), to);
+}
+
+void fill(Engine& engine, ParamSource& source) {
+  const std::vector<NamedView> views = engine.weights();
+  std::size_t view = 0;
+  std::vector<float> values;
+  const ParamList& params = engine.model().params();
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    const Param& p = params[i];
+    if (p.packed) {
+      values.resize(static_cast<std::size_t>(p.elems()));
+      source.read(i, 0, values);
+      write_packed(engine, views[view], views[view + 1], engine.options().memory.weights, values);
+      view += 2;
+      continue;
+    }
+    for (std::int64_t first = 0; first < p.elems(); first += kPieceElems) {
+      const std::int64_t count = std::min(kPieceElems, p.elems() - first);
+      values.resize(static_cast<std::size_t>(count));
+      source.read(i, first, values);
+      upload(engine.backend(), values, p.compute.flat(first, count));
+    }
+    ++view;
+  }
+}
+
+}  // namespace
+
+bool uses_folder(const LoadedOptions& loaded) {
+  const Options& o = loaded.options;
+  if (!names_weights(o.init_from)) return false;
+  const bool run_is_there = fs::exists(fs::path(o.out) / "run.json") || !find_checkpoints(o.out).empty();
+  const bool folder_was_typed = loaded.source_of("init-from") == OptionSource::command_line;
+  return !run_is_there || (folder_was_typed && !loaded.given("out"));
+}
+
+void check_use_options(const LoadedOptions& loaded) {
+  Options o = loaded.options;
+  const Options defaults;
+  if (uses_folder(loaded)) {
+    o.model = defaults.model;
+    o.n_layer = o.n_head = o.n_embd = o.n_kv_head = 0;
+    o.bias = defaults.bias;
+    o.dropout = defaults.dropout;
+  }
+  check_options(o);
+}
+
+TrainedModel find_trained(const LoadedOptions& loaded, const Target& target) {
+  const Options& o = loaded.options;
+  if (uses_folder(loaded)) return from_hf_folder(o, target);
+  if (!fs::is_directory(o.out)) throw ConfigError(fmt::format("there is no run folder '{}'", o.out), kHint);
+  const fs::path out = fs::path(o.out) / "";  // with or without a '/' at its end
+  if (fs::exists(out / "run.json")) {
+    const fs::path checkpoint = out.parent_path();
+    verify_checkpoint(checkpoint);
+    return from_checkpoint(checkpoint.string(),
+                           checkpoint.has_parent_path() ? checkpoint.parent_path() : ".");
+  }
+  std::string explanation;
+  const std::string checkpoint = CheckpointStore(o.out, o.keep).newest(explanation);
+  if (!explanation.empty()) log_warning("{}", explanation);
+  if (checkpoint.empty()) throw ConfigError(fmt::format("'{}' holds no checkpoint", o.out), kHint);
+  return from_checkpoint(checkpoint, o.out);
+}
+
+Tokenizer tokenizer_of(const TrainedModel& model) {
+  if (model.tokenizer.empty()) return Tokenizer::make_ids(model.config.vocab_size);
+  return Tokenizer::load(model.tokenizer);
+}
+
+std::unique_ptr<ParamSource> open_params(const TrainedModel& model, const ModelParams& params,
+                                         WeightsOf which) {
+  if (!model.hf_folder.empty()) return std::make_unique<HfParams>(model.hf_folder, model.config, params);
+  return std::make_unique<CheckpointParams>(model.checkpoint, params, which, model.weights);
+}
+
+LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
+                       std::int64_t micro_batch_rows, bool with_logits) {
+  const Options& o = loaded.options;
+  const Target target = target_from_options(o);
+  std::unique_ptr<Backend> backend = open_backend(make_backend, target);
+  const TrainedModel trained = find_trained(loaded, target);
+  EngineOptions engine;
+  engine.model = trained.config;
+  engine.memory.compute = trained.compute;
+  engine.memory.weights = trained.weights;
+  engine.memory.micro_batch_rows = micro_batch_rows;
+  engine.sample_tokens = engine.model.seq_len;
+  engine.with_logits = with_logits;
+  engine.inference = true;
+  const RunPlan plan = Engine::rehearse(engine, target);
+  LoadedModel model{std::make_unique<Engine>(std::move(backend), engine, plan), trained.state,
+                    tokenizer_of(trained)};
+  if (trained.hf_folder.empty()) {
+    CheckpointStore(o.out, o.keep).load(trained.checkpoint, *model.engine);
+  } else {
+    const ModelParams params = make_params(trained.config);
+    fill(*model.engine, *open_params(trained, params, WeightsOf::master));
+  }
+  return model;
+}
+
+}  // namespace qt

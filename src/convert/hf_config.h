@@ -1,0 +1,28 @@
+// config.json and generation_config.json of a Hugging Face folder, to and from a model. What such a file can
+// say and this program cannot compute is refused by field. Tensors are src/convert/hf_names.h.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "src/core/tensor.h"
+#include "src/model/config.h"
+#include "src/options/options.h"
+#include "src/tokenizer/hf_tokenizer.h"
+
+namespace qt {
+
+// Every field that transformers reads, also where it is the default there. `type`: of the weights.
+std::string hf_config_json(const ModelConfig& config, const HfSpecialIds& ids, DType type);
+std::string hf_generation_config_json(const HfSpecialIds& ids);
+
+// Whether a folder has a config.json of nanochat or gpt2, as transformers writes it.
+bool is_hf_folder(const std::filesystem::path& folder);
+
+// The options that name its model: --model, --n-layer, --n-head, --n-embd, --n-kv-head, --bias, --norm-eps
+// and
+// --vocab-size are set; --seq-len where it is 0. DataError naming file and field. A GPT that was trained with
+// the tanh form of GELU is taken with a warning.
+void set_hf_shape(const std::filesystem::path& folder, Options& options);
+
+}  // namespace qt

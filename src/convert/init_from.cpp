@@ -1,0 +1,232 @@
+#include "src/convert/init_from.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <vector>
+
+#include "src/convert/hf_config.h"
+#include "src/convert/param_source.h"
+#include "src/core/half.h"
+#include "src/core/log.h"
+#include "src/io/file.h"
+#include "src/io/json.h"
+#include "src/io/safetensors.h"
+#include "src/plan/planner.h"
+
+namespace qt {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t kPieceElems = 1 << 20;
+constexpr const char* kMaster = "master.";  // of a checkpoint's state.safetensors
+
+fs::path weights_file(const std::string& path) {
+  if (!fs::is_directory(path)) return path;
+  fs::path exported = fs::path(path) / "model.safetensors", state = fs::path(path) / "state.safetensors",
+           index = fs::path(path) / "model.safetensors.index.json";
+  if (fs::exists(exported)) return exported;
+  return fs::exists(state) ? state : fs::exists(index) ? index : exported;
+}
+
+// Archives of torch.save, and pickles.
+bool looks_like_pickle(const fs::path& file) {
+  const std::string ending = file.extension().string();
+  if (ending == ".pt" || ending == ".pth" || ending == ".ckpt" || ending == ".pkl") return true;
+  std::ifstream in(file, std::ios::binary);
+  char start[2] = {};
+  in.read(start, 2);
+  return in && start[0] == 'P' && start[1] == 'K';
+}
+
+template <class Half>
+void widen(const std::byte* from, std::span<float> to) {
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    Half half;
+    std::memcpy(&half, from + i * sizeof half, sizeof half);
+    to[i] = to_float(half);
+  }
+}
+
+// Elements [first, first + to.size()) of a stored tensor. The file need not be aligned.
+void read_floats(const StoredTensor& t, std::int64_t first, std::span<float> to) {
+  const std::byte* from = t.data + first * stored_bytes(t.type);
+  if (t.type == StoredType::f32) {
+    std::memcpy(to.data(), from, to.size_bytes());
+  } else if (t.type == StoredType::bf16) {
+    widen<bf16>(from, to);
+  } else {
+    widen<f16>(from, to);
+  }
+}
+
+// To elements [first, first + x.size()) of a master, rounded to nearest where it is bf16.
+void write_master(Backend& backend, const TensorView& master, std::int64_t first, std::span<const float> x,
+                  std::vector<bf16>& narrow) {
+  const TensorView to = master.flat(first, static_cast<std::int64_t>(x.size()));
+  if (master.dtype == DType::f32) return backend.upload(std::as_bytes(x), to);
+  narrow.resize(x.size());
+  std::transform(x.begin(), x.end(), narrow.begin(), to_bf16);
+  backend.upload(std::as_bytes(std::span(narrow)), to);
+}
+
+// How many rows of the stored tensor are taken. DataError when its shape is not the param's.
+std::int64_t rows_to_take(const StoredTensor& t, const Param& p, const std::string& file) {
+  // A checkpoint's masters are flat.
+  if (t.name.starts_with(kMaster) && t.shape == std::vector<std::int64_t>{p.elems()}) return p.N;
+  const bool is_vector = p.group == ParamGroup::norm;
+  const std::vector<std::int64_t> wanted =
+      is_vector ? std::vector<std::int64_t>{p.K} : std::vector<std::int64_t>{p.N, p.K};
+  const bool longer_positions =
+      p.name.ends_with("wpe.weight") && t.shape.size() == 2 && t.shape[1] == p.K && t.shape[0] > p.N;
+  if (t.shape != wanted && !longer_positions) {
+    throw DataError(fmt::format("{}: tensor '{}' has shape [{}], this model's is [{}]", file, t.name,
+                                fmt::join(t.shape, ", "), fmt::join(wanted, ", ")),
+                    "name the shape that the weights have with --model, --n-layer, --n-head, --n-embd, "
+                    "--vocab-size and --bias");
+  }
+  return is_vector ? 1 : p.N;
+}
+
+}  // namespace
+
+bool has_tokenizer(const std::string& folder) {
+  for (const char* name : {"tokenizer.txt", "tokenizer.json", "vocab.json"}) {
+    if (fs::exists(fs::path(folder) / name)) return true;
+  }
+  return false;
+}
+
+void adopt_weights(Options& o) {
+  const bool was_gpt = is_gpt_name(o.model);
+  adopt_weights_shape(o);
+  if (!fs::is_directory(o.init_from) || !is_hf_folder(o.init_from)) return;
+  if (is_gpt_name(o.model) != was_gpt) {
+    throw ConfigError(fmt::format("--init-from '{}' holds a {}, another family than --model names",
+                                  o.init_from, was_gpt ? "nanochat model" : "GPT"),
+                      was_gpt ? "leave --model out: the folder tells it"
+                              : "add --model gpt: a GPT trains with other rates");
+  }
+  if (o.tokenizer.empty() && has_tokenizer(o.init_from)) o.tokenizer = o.init_from;
+}
+
+void adopt_weights_shape(Options& o) {
+  const fs::path file = weights_file(o.init_from);
+  if (!fs::is_regular_file(file)) {
+    throw ConfigError(fmt::format("--init-from: there is no file '{}'", file.string()),
+                      "name a safetensors file or a folder with model.safetensors; tools/convert_nanogpt.py "
+                      "makes one of nanoGPT's ckpt.pt and of Hugging Face's GPT-2");
+  }
+  if (looks_like_pickle(file)) {
+    throw ConfigError(
+        fmt::format("--init-from: '{}' is a pickle, a program, and is never read", file.string()),
+        fmt::format(
+            "type `python tools/convert_nanogpt.py to-safetensors {} weights/`, then --init-from weights/",
+            file.string()));
+  }
+  const fs::path config = file.parent_path() / "config.json";
+  if (!fs::is_directory(o.init_from) || !fs::is_regular_file(config)) return;
+  if (is_hf_folder(o.init_from)) {
+    set_hf_shape(o.init_from, o);
+    const ModelConfig c = model_from_options(o, 0);
+    log_info("the model takes the shape of '{}': {}, {} layers, {} heads, width {}, vocabulary {}, {} tokens",
+             o.init_from, o.model, c.n_layer, c.n_head, c.n_embd, c.vocab_size, c.seq_len);
+    return;
+  }
+  const std::string origin = config.string();
+  const Json json = parse_json(read_file(config, JsonLimits{}.max_bytes), origin);
+  QT_CHECK(json.is_object(), DataError, "{}: not a JSON object", origin);
+  if (!is_gpt_name(o.model)) {
+    throw ConfigError(fmt::format("--init-from '{}' holds a GPT, --model {} is none", o.init_from, o.model),
+                      "use --model gpt");
+  }
+  o.n_layer = json_int(json, "n_layer", origin, 1);
+  o.n_head = json_int(json, "n_head", origin, 1);
+  o.n_embd = json_int(json, "n_embd", origin, 2);
+  QT_CHECK(json.contains("bias") && json["bias"].is_boolean(), DataError,
+           "{}: field 'bias' must be true or false", origin);
+  o.bias = json["bias"].get<bool>();
+  // Not padded: rows that were never trained would take part in the softmax.
+  o.vocab_size = json_int(json, "vocab_size", origin, 2);
+  log_info("the model takes the shape of '{}': {} layers, {} heads, width {}, biases {}, vocabulary {}",
+           o.init_from, o.n_layer, o.n_head, o.n_embd, o.bias ? "on" : "off", o.vocab_size);
+}
+
+namespace {
+
+void load_hf_weights(Engine& engine, const std::string& folder) {
+  const ModelConfig& config = engine.options().model;
+  const ModelParams model = make_params(config);
+  HfParams source(folder, config, model);
+  std::map<std::string, TensorView> masters;
+  for (const NamedView& v : engine.state()) masters[v.name] = v.view;
+  std::vector<float> piece;
+  std::vector<bf16> narrow;
+  for (std::size_t i = 0; i < model.params.size(); ++i) {
+    const Param& p = model.params[i];
+    for (std::int64_t first = 0; first < p.elems(); first += kPieceElems) {
+      piece.resize(static_cast<std::size_t>(std::min(kPieceElems, p.elems() - first)));
+      source.read(i, first, piece);
+      write_master(engine.backend(), masters.at("master." + p.name), first, piece, narrow);
+    }
+  }
+  engine.encode_weights();
+}
+
+}  // namespace
+
+void load_weights(Engine& engine, const std::string& path) {
+  if (fs::is_directory(path) && is_hf_folder(path)) return load_hf_weights(engine, path);
+  const fs::path file = weights_file(path);
+  const Safetensors weights = Safetensors::open(file);
+  std::map<std::string, const StoredTensor*> stored;
+  const bool is_checkpoint = file.filename() == "state.safetensors";
+  for (const StoredTensor& t : weights.tensors()) {
+    if (!is_checkpoint || t.name.starts_with(kMaster)) stored[t.name] = &t;  // moments stay behind
+  }
+  std::map<std::string, TensorView> masters;
+  for (const NamedView& v : engine.state()) masters[v.name] = v.view;
+
+  std::vector<float> piece(static_cast<std::size_t>(kPieceElems));
+  std::vector<bf16> narrow;
+  for (const Param& p : engine.model().params()) {
+    const auto found = stored.find(is_checkpoint ? kMaster + p.name : p.name);
+    if (found == stored.end()) {
+      throw DataError(fmt::format("{}: tensor '{}' is missing", file.string(), p.name),
+                      "names are this program's: tools/convert_nanogpt.py translates those of nanoGPT and "
+                      "Hugging Face; biases are there only with --bias");
+    }
+    const StoredTensor& t = *found->second;
+    QT_CHECK(t.type == StoredType::f32 || t.type == StoredType::bf16 || t.type == StoredType::f16, DataError,
+             "{}: tensor '{}' is neither f32, bf16 nor f16", file.string(), t.name);
+    const std::int64_t elems = rows_to_take(t, p, file.string()) * p.K;
+    const TensorView master = masters.at("master." + p.name);
+    for (std::int64_t first = 0; first < elems; first += kPieceElems) {
+      const std::span<float> part(piece.data(),
+                                  static_cast<std::size_t>(std::min(kPieceElems, elems - first)));
+      read_floats(t, first, part);
+      const auto bad = std::find_if(part.begin(), part.end(), [](float x) { return !std::isfinite(x); });
+      QT_CHECK(bad == part.end(), DataError, "{}: tensor '{}', element {}: not a finite number",
+               file.string(), t.name, first + (bad - part.begin()));
+      write_master(engine.backend(), master, first, part, narrow);
+    }
+    stored.erase(found);
+  }
+  // The head of a tied model may be stored once more.
+  if (engine.options().model.tied_head) stored.erase("lm_head.weight");
+  if (!stored.empty()) {
+    const std::string& name = stored.begin()->first;
+    throw DataError(fmt::format("{}: tensor '{}' belongs to no part of this model", file.string(), name),
+                    name.ends_with(".bias")
+                        ? "these weights have biases: add --bias"
+                        : "name the shape that the weights have with --model and --n-layer");
+  }
+  engine.encode_weights();
+}
+
+}  // namespace qt

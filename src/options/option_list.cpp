@@ -1,0 +1,150 @@
+// The table itself: one row per option, in the order of --help. Values as text are option_table.cpp's affair,
+// sources option_sources.cpp's.
+#include <algorithm>
+#include <iterator>
+
+#include "src/options/option_table.h"
+
+namespace qt {
+
+namespace {
+
+using K = OptionKind;
+using O = Options;
+
+constexpr OptionSpec kTable[] = {
+    {"model", "model", K::text, &O::model,
+     "d2, d4 ... d34 (nanochat), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or gpt or nanochat with a "
+     "shape of your own"},
+    {"model", "vocab-size", K::count, &O::vocab_size,
+     "vocabulary; 0: the tokenizer's (4096 where one is made)"},
+    {"model", "seq-len", K::count, &O::seq_len, "tokens per sequence; 0: the model's own"},
+    {"model", "n-layer", K::count, &O::n_layer, "blocks; 0: the model's own"},
+    {"model", "n-head", K::count, &O::n_head, "attention heads; 0: the model's own"},
+    {"model", "n-embd", K::count, &O::n_embd, "width; 0: the model's own"},
+    {"model", "n-kv-head", K::count, &O::n_kv_head, "key/value heads; 0: as many as heads"},
+    {"model", "norm-eps", K::number, &O::norm_eps,
+     "added to the mean square under the root of norms; 0: the model's own"},
+    {"model", "bias", K::flag, &O::bias, "biases in linear layers and norms (gpt models)"},
+    {"model", "dropout", K::number, &O::dropout, "share of activations dropped in training (gpt models)"},
+
+    {"memory", "train", K::text, &O::train, "what trains: full"},
+    {"memory", "quant", K::text, &O::quant,
+     "weights of the blocks as forward and backward see them: none | nf4"},
+    {"memory", "ckpt-activations", K::flag, &O::ckpt_activations,
+     "keep only block inputs, recompute the rest in backward"},
+    {"memory", "dtype", K::text, &O::dtype, "activations and unpacked weights", "auto | f32 | bf16 | fp16"},
+    {"memory", "grad-dtype", K::text, &O::grad_dtype, "gradient accumulators", "auto | f32 | bf16"},
+    {"memory", "micro-batch", K::count, &O::micro_batch, "rows per micro-batch; 0: the most that fit"},
+    {"memory", "loss-chunk", K::count, &O::loss_chunk,
+     "tokens per chunk of the loss head; 0: 128 MiB of logits"},
+    {"memory", "master", K::text, &O::master,
+     "master weights; bf16-sr: half the memory, updates rounded at random", "f32 | bf16-sr"},
+    {"memory", "paging", K::text, &O::paging, "master weights and moments live in host memory",
+     "auto | on | off"},
+    {"memory", "device", K::text, &O::device, "what computes", "auto | cpu | cuda"},
+    {"memory", "arch", K::text, &O::arch, "card to plan for: auto | sm_80 | sm_86 | sm_89 | sm_90 | sm_120"},
+    {"memory", "gemm", K::text, &O::gemm,
+     "products with packed weights on a card: inside the product (least memory) or by expanded slices",
+     "auto | fused | scratch"},
+    {"memory", "vram", K::bytes, &O::vram_bytes, "cap on device memory, as 12GiB; 0: what the device has"},
+    {"memory", "ram", K::bytes, &O::ram_bytes, "cap on host memory; 0: what the machine has"},
+    {"memory", "threads", K::count, &O::threads, "cpu threads; 0: all cores (results do not depend on it)"},
+
+    {"optim", "optim", K::text, &O::optim, "adamw8 | adamw"},
+    {"optim", "learning-rate", K::number, &O::learning_rate,
+     "one peak rate for all groups, not scaled by width; 0: the three rates below"},
+    {"optim", "matrix-lr", K::number, &O::matrix_lr, "peak learning rate of the block matrices"},
+    {"optim", "embedding-lr", K::number, &O::embedding_lr,
+     "peak rate of the embedding, times (width/768)^-0.5"},
+    {"optim", "head-lr", K::number, &O::head_lr, "peak rate of the head, times (width/768)^-0.5"},
+    {"optim", "beta1", K::number, &O::beta1, "decay of the first moment"},
+    {"optim", "beta2", K::number, &O::beta2, "decay of the second moment"},
+    {"optim", "eps", K::number, &O::eps, "added to the root of the second moment"},
+    {"optim", "weight-decay", K::number, &O::weight_decay, "decoupled weight decay"},
+    {"optim", "clip", K::number, &O::clip, "global gradient norm after accumulation; 0: off"},
+    {"optim", "schedule", K::text, &O::schedule, "how the rate falls", "warmdown | cosine"},
+    {"optim", "warmup-steps", K::count, &O::warmup_steps, "linear warm-up"},
+    {"optim", "warmdown", K::number, &O::warmdown, "share of the steps that decays (schedule warmdown)"},
+    {"optim", "final-lr", K::number, &O::final_lr, "share of the peak rate at the end"},
+    {"optim", "min-lr", K::number, &O::min_lr, "rate at the end; 0: --final-lr tells it"},
+    {"optim", "decay-steps", K::count, &O::decay_steps, "step at which the schedule ends; 0: --steps"},
+    {"optim", "control", K::text, &O::control, "experiments", "none | no-master | frozen-matrices"},
+
+    {"run", "batch-tokens", K::count, &O::batch_tokens, "tokens per optimizer step"},
+    {"run", "batch-size", K::count, &O::batch_size,
+     "rows of one of nanoGPT's micro-batches; sets --batch-tokens, not --micro-batch"},
+    {"run", "gradient-accumulation-steps", K::count, &O::gradient_accumulation_steps,
+     "nanoGPT's micro-batches per step; sets --batch-tokens"},
+    {"run", "init-from", K::text, &O::init_from,
+     "scratch | resume | weights to start from: a Hugging Face folder, a safetensors file, a checkpoint "
+     "(also --init)"},
+    {"run", "steps", K::count, &O::steps, "optimizer steps; 0: from --tokens"},
+    {"run", "tokens", K::count, &O::tokens, "tokens to train on, as 600k or 37.6B; 0: 20 per parameter"},
+    {"run", "seed", K::count, &O::seed, "of weights, data order and samples"},
+    {"run", "out", K::text, &O::out, "run folder; the same command again continues the run in it"},
+    {"run", "stop-after", K::duration, &O::stop_after_s, "stop and save after this time, as 8h; 0: never"},
+    {"run", "fresh", K::flag, &O::fresh, "start anew: refuse a run folder that holds a run"},
+    {"run", "allow-changes", K::flag, &O::allow_changes,
+     "continue although data, seed or tokens per step changed"},
+
+    {"data", "data", K::texts, &O::data,
+     "training text (.txt .jsonl, .gz .zst of both), folders, '-', or token shards (.bin)"},
+    {"data", "val-data", K::texts, &O::val_data, "validation text or shards; empty: the end of --data"},
+    {"data", "tokenizer", K::text, &O::tokenizer,
+     "tokenizer file, GPT-2's folder or a tiktoken file; empty: beside the shards, or made"},
+    {"data", "tokenizer-kind", K::text, &O::tokenizer_kind, "what to make", "bpe | bytes | char"},
+    {"data", "split-pattern", K::text, &O::split_pattern, "how bpe cuts text first", "nanochat | gpt2"},
+    {"data", "val-fraction", K::number, &O::val_fraction, "share of the text kept for validation"},
+    {"data", "data-order", K::text, &O::data_order,
+     "every token once an epoch, rows mixed or as they lie, or nanoGPT's random offsets",
+     "shuffle | sequential | random"},
+    {"data", "cache", K::text, &O::cache, "folder for token shards made from text"},
+
+    {"export", "to", K::text, &O::to, "folder to write; empty: hf in the run folder"},
+    {"export", "format", K::text, &O::format, "numbers of the weights; auto: those they are stored in",
+     "auto | f32 | bf16 | fp16"},
+    {"export", "weights", K::text, &O::weights, "as the forward pass saw them, or the master copy",
+     "packed | master"},
+    {"export", "shard-bytes", K::bytes, &O::shard_bytes, "most bytes of tensors in one file of weights"},
+    {"export", "overwrite", K::flag, &O::overwrite, "replace an earlier export in the same place"},
+
+    {"watch", "eval-every", K::count, &O::eval_every, "steps between evaluations; 0: only at the end"},
+    {"watch", "eval-tokens", K::count, &O::eval_tokens, "validation tokens per evaluation; 0: all"},
+    {"watch", "eval-iters", K::count, &O::eval_iters,
+     "batches of --batch-size rows per evaluation; sets --eval-tokens"},
+    {"watch", "save-every", K::count, &O::save_every,
+     "steps between checkpoints; 0: so that saving takes at most 1 % of the time"},
+    {"watch", "keep", K::count, &O::keep, "checkpoints kept, at least 2"},
+    {"watch", "sample-every", K::count, &O::sample_every, "steps between samples; 0: only at the end"},
+    {"watch", "sample-tokens", K::count, &O::sample_tokens, "tokens per sample; 0: never sample"},
+    {"watch", "prompt", K::text, &O::prompt, "what samples continue"},
+    {"watch", "temperature", K::number, &O::temperature, "of samples; 0: the likeliest token"},
+    {"watch", "top-k", K::count, &O::top_k, "sample among the k likeliest tokens; 0: all"},
+    {"watch", "watts", K::text, &O::watts,
+     "drawn while it runs, best measured at the wall: 225; empty: as card or processor measure it"},
+    {"watch", "price", K::text, &O::price, "of a kWh, in any currency: 3.5TWD, 0.30EUR"},
+    {"watch", "log-every", K::count, &O::log_every, "steps between printed lines"},
+    {"watch", "tensorboard", K::flag, &O::tensorboard,
+     "event files for TensorBoard in the run folder's tensorboard/"},
+    {"watch", "quiet", K::flag, &O::quiet, "print results and errors only"},
+};
+
+}  // namespace
+
+std::span<const OptionSpec> option_table() { return kTable; }
+
+std::string option_name(std::string_view name) {
+  std::string text(name);
+  std::replace(text.begin(), text.end(), '_', '-');
+  return text;
+}
+
+const OptionSpec* find_option(std::string_view name) {
+  const std::string wanted = option_name(name);
+  const auto it = std::find_if(std::begin(kTable), std::end(kTable),
+                               [&](const OptionSpec& s) { return wanted == s.name; });
+  return it == std::end(kTable) ? nullptr : &*it;
+}
+
+}  // namespace qt

@@ -1,0 +1,223 @@
+#include "src/options/option_table.h"
+
+#include <algorithm>
+#include <charconv>
+#include <ostream>
+#include <system_error>
+
+#include "src/core/error.h"
+#include "src/core/units.h"
+
+namespace qt {
+
+namespace {
+
+using K = OptionKind;
+
+// The parse functions below and those of units.h name the option and where its text came from by `label`.
+double parse_number(const std::string& text, std::string_view label) {
+  double value = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || stop != text.data() + text.size() || !(value >= 0) || value > 1e300) {
+    throw ConfigError(fmt::format("{}: '{}' is not a number of zero or more", label, text),
+                      "write it as 0.003 or 3e-3");
+  }
+  return value;
+}
+
+// All 64 bits: what a generator of seeds prints may be above the largest count.
+std::uint64_t parse_seed(const std::string& text, std::string_view label) {
+  std::uint64_t value = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error == std::errc{} && stop == text.data() + text.size()) return value;
+  return static_cast<std::uint64_t>(parse_count(text, label));
+}
+
+// Words of a list as option_text() joins them: a word with blanks or quotes in it stands in double quotes.
+constexpr std::string_view kBlanks = " \t";
+
+std::string quoted(const std::string& word) {
+  if (!word.empty() && word.find_first_of(" \t\"") == std::string::npos) return word;
+  std::string text = "\"";
+  for (const char c : word) {
+    if (c == '"' || c == '\\') text += '\\';
+    text += c;
+  }
+  return text + '"';
+}
+
+std::vector<std::string> split_words(std::string_view text, std::string_view label) {
+  std::vector<std::string> words;
+  for (std::size_t at = text.find_first_not_of(kBlanks); at < text.size();
+       at = text.find_first_not_of(kBlanks, at)) {
+    std::string word;
+    if (text[at] != '"') {
+      const std::size_t end = std::min(text.find_first_of(kBlanks, at), text.size());
+      word = text.substr(at, end - at);
+      at = end;
+    } else {
+      for (++at; at < text.size() && text[at] != '"'; ++at) {
+        if (text[at] == '\\' && at + 1 < text.size()) ++at;
+        word += text[at];
+      }
+      if (at == text.size())
+        throw ConfigError(fmt::format("{}: a quote is not closed in {}", label, text),
+                          "end the word with \"");
+      ++at;
+    }
+    words.push_back(std::move(word));
+  }
+  return words;
+}
+
+// What other programs call the same thing, where our own spelling is what everything compares with.
+struct Synonym {
+  std::string Options::*member;
+  const char* word;
+  const char* ours;
+};
+constexpr Synonym kSynonyms[] = {
+    {&Options::dtype, "float32", "f32"},
+    {&Options::dtype, "fp32", "f32"},
+    {&Options::dtype, "float16", "fp16"},
+    {&Options::dtype, "f16", "fp16"},
+    {&Options::dtype, "half", "fp16"},
+    {&Options::dtype, "bfloat16", "bf16"},
+    {&Options::grad_dtype, "float32", "f32"},
+    {&Options::grad_dtype, "fp32", "f32"},
+    {&Options::grad_dtype, "bfloat16", "bf16"},
+    {&Options::paging, "true", "on"},
+    {&Options::paging, "false", "off"},
+    {&Options::paging, "yes", "on"},
+    {&Options::paging, "no", "off"},
+    {&Options::paging, "1", "on"},
+    {&Options::paging, "0", "off"},
+};
+
+std::string own_word(std::string Options::*member, const std::string& word) {
+  for (const Synonym& s : kSynonyms) {
+    if (s.member == member && word == s.word) return s.ours;
+  }
+  return word;
+}
+
+std::string label_of(const OptionSpec& spec, std::string_view origin) {
+  return origin == option_source_name(OptionSource::command_line)
+             ? fmt::format("--{}", spec.name)
+             : fmt::format("--{} ({})", spec.name, origin);
+}
+
+std::vector<std::string> choices_of(const OptionSpec& spec) {
+  std::vector<std::string> choices;
+  for (const std::string& word : split_words(spec.choices, spec.name)) {
+    if (word != "|") choices.push_back(word);
+  }
+  return choices;
+}
+
+}  // namespace
+
+void require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin) {
+  if (spec.choices == nullptr) return;
+  const std::vector<std::string> choices = choices_of(spec);
+  if (std::find(choices.begin(), choices.end(), value) != choices.end()) return;
+  const bool typed = origin == option_source_name(OptionSource::command_line);
+  throw ConfigError(fmt::format("--{} {}{} is not available", spec.name, value,
+                                typed ? std::string() : fmt::format(" ({})", origin)),
+                    fmt::format("use --{} with one of: {}", spec.name, fmt::join(choices, ", ")));
+}
+
+std::string_view option_source_name(OptionSource source) {
+  constexpr std::string_view kSources[] = {"default", "default of gpt models", "file", "environment",
+                                           "command line"};
+  return kSources[static_cast<std::size_t>(source)];
+}
+
+OptionSource LoadedOptions::source_of(std::string_view name) const {
+  const auto it = source.find(name);
+  return it == source.end() ? OptionSource::default_value : it->second;
+}
+
+std::string LoadedOptions::origin_of(std::string_view name) const {
+  const OptionSource from = source_of(name);
+  return from == OptionSource::file ? config_file : std::string(option_source_name(from));
+}
+
+bool option_flag(const std::string& text, std::string_view label) {
+  for (const char* word : {"true", "True", "1", "on", "yes"}) {
+    if (text == word) return true;
+  }
+  for (const char* word : {"false", "False", "0", "off", "no"}) {
+    if (text == word) return false;
+  }
+  throw ConfigError(fmt::format("{}: '{}' is neither on nor off", label, text), "use true or false");
+}
+
+std::vector<std::string> option_values(const OptionSpec& spec, std::string_view text,
+                                       std::string_view origin) {
+  if (spec.kind != K::texts) return {std::string(text)};
+  return split_words(text, label_of(spec, origin));
+}
+
+void set_option(Options& options, const OptionSpec& spec, const std::vector<std::string>& values,
+                std::string_view origin) {
+  if (auto* list = std::get_if<std::vector<std::string> Options::*>(&spec.member)) {
+    options.** list = values;
+    return;
+  }
+  QT_CHECK(values.size() == 1, ConfigError, "option '{}' is given {} times ({})", spec.name, values.size(),
+           origin);
+  const std::string& text = values.front();
+  const std::string label = label_of(spec, origin);
+  if (auto* member = std::get_if<std::string Options::*>(&spec.member)) {
+    options.** member = own_word(*member, text);
+    require_choice(spec, options.**member, origin);
+  } else if (auto* flag = std::get_if<bool Options::*>(&spec.member)) {
+    options.** flag = option_flag(text, label);
+  } else if (auto* seed = std::get_if<std::uint64_t Options::*>(&spec.member)) {
+    options.** seed = parse_seed(text, label);
+  } else if (auto* number = std::get_if<double Options::*>(&spec.member)) {
+    options.** number = spec.kind == K::duration ? parse_duration(text, label) : parse_number(text, label);
+  } else if (auto* count = std::get_if<std::int64_t Options::*>(&spec.member)) {
+    options.** count = spec.kind == K::bytes ? parse_bytes(text, label) : parse_count(text, label);
+  }
+}
+
+std::string option_text(const Options& options, const OptionSpec& spec) {
+  return std::visit(
+      [&](auto member) -> std::string {
+        const auto& value = options.*member;
+        using T = std::decay_t<decltype(value)>;
+        if constexpr (std::is_same_v<T, std::string>) return value;
+        if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+          std::string text;
+          for (const std::string& word : value) text += (text.empty() ? "" : " ") + quoted(word);
+          return text;
+        }
+        if constexpr (std::is_same_v<T, bool>) return value ? "true" : "false";
+        if constexpr (std::is_same_v<T, double>) return fmt::format("{}", value);
+        if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>) return std::to_string(value);
+        return {};
+      },
+      spec.member);
+}
+
+void print_config(std::ostream& out, const LoadedOptions& loaded) {
+  for (const OptionSpec& spec : option_table()) {
+    out << fmt::format("{:<27} = {:<28} # {}\n", spec.name, option_text(loaded.options, spec),
+                       loaded.origin_of(spec.name));
+  }
+}
+
+void print_option_help(std::ostream& out) {
+  const Options defaults;
+  std::string_view section;
+  for (const OptionSpec& spec : option_table()) {
+    if (section != spec.section) out << fmt::format("\n[{}]\n", section = spec.section);
+    out << fmt::format("  --{:<27} {}{} [{}]\n", spec.name, spec.help,
+                       spec.choices == nullptr ? "" : fmt::format(": {}", spec.choices),
+                       option_text(defaults, spec));
+  }
+}
+
+}  // namespace qt

@@ -1,0 +1,442 @@
+#include "src/plan/planner.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "src/core/units.h"
+#include "src/io/checkpoint.h"
+#include "src/plan/command.h"
+
+namespace qt {
+
+namespace {
+
+constexpr std::int64_t kCpuBatchTokens =
+    8192;  // more tokens at once no longer make the GEMMs faster, only the arena larger
+constexpr std::int64_t kCudaBatchTokens = 32768;
+// f32 gradients, and a resident state, are worth their bytes only while the micro-batch keeps the GEMMs busy.
+constexpr std::int64_t kBusyTokens = 4096;
+constexpr std::int64_t kRunFilesBytes = 64 * kMiB;  // logs, tokenizer, configuration
+constexpr std::int64_t kTokensPerParam = 20;        // the default horizon, nanochat's
+constexpr std::int64_t kTokenBytes = 2;             // of a shard
+constexpr std::string_view kRoundedMaster = "bf16-sr";
+// What a day of saves writes at most: 1 % of 86,400 s at this rate, and never more than one save a minute.
+constexpr std::int64_t kAssumedDiskBytesPerSecond = 500'000'000;
+constexpr std::int64_t kSaveSecondsPerDay = 864;
+constexpr std::int64_t kMostSavesPerDay = 1440;
+
+double width_scale(const ModelConfig& model) {
+  return 1.0 / std::sqrt(static_cast<double>(model.n_embd) / 768.0);
+}
+
+OptimizerControl control_from_name(const std::string& name) {
+  if (name == "none") return OptimizerControl::none;
+  if (name == "no-master") return OptimizerControl::no_master;
+  if (name == "frozen-matrices") return OptimizerControl::frozen_matrices;
+  throw ConfigError(fmt::format("unknown control '{}'", name),
+                    "use --control none, no-master or frozen-matrices");
+}
+
+OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
+  OptimizerOptions optim;
+  optim.name = o.optim;
+  optim.master = o.master == kRoundedMaster ? DType::bf16 : DType::f32;
+  optim.seed = o.seed;
+  const auto rate = [&](ParamGroup g) -> double& { return optim.peak_lr[static_cast<std::size_t>(g)]; };
+  rate(ParamGroup::matrix) = o.matrix_lr;
+  rate(ParamGroup::embedding) = o.embedding_lr * width_scale(model);
+  rate(ParamGroup::head) = o.head_lr * width_scale(model);
+  rate(ParamGroup::norm) = o.matrix_lr;
+  if (o.learning_rate > 0) optim.peak_lr.fill(o.learning_rate);
+  optim.beta1 = o.beta1;
+  optim.beta2 = o.beta2;
+  optim.eps = o.eps;
+  optim.weight_decay = o.weight_decay;
+  optim.max_norm = o.clip;
+  optim.control = control_from_name(o.control);
+  return optim;
+}
+
+// Every micro-batch size worth trying, largest first; all divide the rows of a step, so that tokens per step
+// never change.
+std::vector<std::int64_t> micro_batch_candidates(const Options& o, std::int64_t step_rows,
+                                                 std::int64_t seq_len, const Target& target) {
+  if (o.micro_batch > 0) {
+    if (step_rows % o.micro_batch != 0) {
+      throw ConfigError(
+          fmt::format(
+              "--micro-batch {} does not divide the {} rows of a step (--batch-tokens {} / --seq-len {})",
+              o.micro_batch, step_rows, o.batch_tokens, seq_len),
+          "leave it out: the largest that fits is taken");
+    }
+    return {o.micro_batch};
+  }
+  const std::int64_t most_tokens = target.kind == DeviceKind::cpu ? kCpuBatchTokens : kCudaBatchTokens;
+  const std::int64_t most_rows = std::max<std::int64_t>(1, most_tokens / seq_len);
+  std::vector<std::int64_t> rows;
+  for (std::int64_t r = std::min(step_rows, most_rows); r >= 1; --r) {
+    if (step_rows % r == 0) rows.push_back(r);
+  }
+  return rows;
+}
+
+std::int64_t run_tokens(const Options& o, const ModelConfig& model) {
+  if (o.steps > 0) return o.steps * o.batch_tokens;
+  return o.tokens > 0 ? o.tokens : kTokensPerParam * model.param_count();
+}
+
+void describe_device(PlannedRun& run) {
+  std::array<std::int64_t, kMemoryTags> bytes{};
+  const PhasePlan* peak = run.plan.step.largest();
+  for (const ArenaPlan* arena : {&run.plan.state, &run.plan.step}) {
+    const PhasePlan* phase = arena->largest();
+    if (phase == nullptr) continue;
+    for (std::size_t t = 0; t < kMemoryTags; ++t) bytes[t] += phase->at_peak[t];
+  }
+  std::int64_t named = 0;
+  for (std::size_t t = 0; t < kMemoryTags; ++t) {
+    if (bytes[t] == 0) continue;
+    run.device_rows.push_back({std::string(memory_tag_name(static_cast<MemoryTag>(t))), bytes[t], ""});
+    named += bytes[t];
+  }
+  // Alignment of the state arena and holes between lifetimes: what packing could not use.
+  if (const std::int64_t gaps = run.plan.device_bytes() - named; gaps > 0)
+    run.device_rows.push_back({"packing", gaps, ""});
+  const std::int64_t workspace =
+      run.target.workspace_bytes > 0 ? run.target.workspace_bytes : default_workspace_bytes(run.target);
+  if (workspace > 0) run.device_rows.push_back({"workspace", workspace, "libraries and per-thread tiles"});
+  if (run.target.context_bytes > 0)
+    run.device_rows.push_back(
+        {"context", run.target.context_bytes,
+         run.target.context_measured ? "driver; measured" : "driver; assumed, no card was measured"});
+  run.device_bytes = run.plan.device_bytes() + workspace + run.target.context_bytes;
+  if (peak != nullptr)
+    run.decisions.push_back(fmt::format("largest phase of the step arena: {}", peak->name));
+}
+
+void describe_host(PlannedRun& run) {
+  std::int64_t named = 0;
+  if (const PhasePlan* phase = run.plan.host.largest()) {
+    for (std::size_t t = 0; t < kMemoryTags; ++t) {
+      if (phase->at_peak[t] == 0) continue;
+      run.host_rows.push_back({std::string(memory_tag_name(static_cast<MemoryTag>(t))), phase->at_peak[t],
+                               run.target.kind == DeviceKind::cuda ? "pinned" : ""});
+      named += phase->at_peak[t];
+    }
+  }
+  run.host_bytes = run.plan.host.bytes;
+  if (run.host_bytes > named) run.host_rows.push_back({"packing", run.host_bytes - named, ""});
+}
+
+void describe_disk(PlannedRun& run, const Options& o) {
+  std::int64_t bytes = 0;
+  for (const ArenaPlan* arena : {&run.plan.state, &run.plan.host}) {
+    for (const PhasePlan& phase : arena->phases) {
+      for (const Request& r : phase.requests) {
+        const bool stored =
+            r.tag == MemoryTag::weights || r.tag == MemoryTag::master || r.tag == MemoryTag::moments;
+        if (stored) bytes += r.bytes;
+      }
+    }
+  }
+  run.checkpoint_bytes = bytes;
+  run.disk_rows = {
+      {"checkpoints", bytes * o.keep, fmt::format("--keep {} of {}", o.keep, format_bytes(bytes))},
+      {"being saved", bytes, ""},
+      {"logs", kRunFilesBytes, ""}};
+  run.disk_bytes = bytes * (o.keep + 1) + kRunFilesBytes;
+  // Not part of the total: a corpus may be larger or smaller than the run, and may lie there as shards
+  // already.
+  run.token_cache_bytes = kTokenBytes * run_tokens(o, run.engine.model);
+  run.written_bytes_per_day =
+      std::min(kSaveSecondsPerDay * kAssumedDiskBytesPerSecond, kMostSavesPerDay * bytes);
+}
+
+void judge(PlannedRun& run, const Limits& limits) {
+  const auto verdict = [&](std::string resource, std::int64_t needed, std::optional<std::int64_t> available) {
+    run.verdicts.push_back({std::move(resource), needed, available, !available || needed <= *available});
+  };
+  const auto known = [](std::int64_t bytes) {
+    return bytes > 0 ? std::optional<std::int64_t>(bytes) : std::nullopt;
+  };
+  run.reserve_bytes = limits.reserve_bytes;
+  verdict("device", run.device_bytes,
+          known(limits.device_bytes > 0 ? std::max<std::int64_t>(limits.device_bytes - run.reserve_bytes, 1)
+                                        : 0));
+  // On the cpu the device's arena is ordinary memory too.
+  const std::int64_t host = run.host_bytes + (run.target.kind == DeviceKind::cpu ? run.device_bytes : 0);
+  verdict("host", host, known(limits.host_bytes));
+  verdict("disk", run.disk_bytes, limits.disk_bytes);
+}
+
+// What the planner may choose.
+struct Choice {
+  DType compute;
+  DType gradient;
+  std::int64_t rows;  // of a micro-batch
+  bool paged;
+};
+
+PlannedRun rehearse_candidate(const Options& o, const ModelConfig& model, const Target& target,
+                              const Limits& limits, const Choice& choice, std::int64_t step_rows) {
+  PlannedRun run;
+  run.target = target;
+  EngineOptions& e = run.engine;
+  e.model = model;
+  e.memory = ModelOptions{.compute = choice.compute,
+                          .gradient = choice.gradient,
+                          .weights = format_from_name(o.quant),
+                          .checkpoint_activations = o.ckpt_activations,
+                          .micro_batch_rows = choice.rows,
+                          .loss_chunk_tokens = o.loss_chunk,
+                          .seed = o.seed};
+  e.optim = optimizer_options(o, model);
+  e.optim.paged = choice.paged;
+  e.accumulation = step_rows / choice.rows;
+  e.sample_tokens = o.sample_tokens > 0 ? model.seq_len : 0;
+  run.plan = Engine::rehearse(e, target);
+  run.rehearsals = 1;
+  describe_device(run);
+  describe_host(run);
+  describe_disk(run, o);
+  judge(run, limits);
+  return run;
+}
+
+// 16-bit weights lose nothing: where they fit, whoever packs them should know.
+void note_unquantized(PlannedRun& run, const Options& o, const ModelConfig& model, const Limits& limits,
+                      std::int64_t step_rows) {
+  if (run.engine.memory.weights == FormatId::none || !run.fits()) return;
+  Options plain = o;
+  plain.quant = "none";
+  const ModelOptions& m = run.engine.memory;
+  for (const DType gradient : {m.gradient, m.compute}) {
+    for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
+      const PlannedRun other = rehearse_candidate(
+          plain, model, run.target, limits,
+          {.compute = m.compute, .gradient = gradient, .rows = rows, .paged = run.engine.optim.paged},
+          step_rows);
+      if (!other.fits()) continue;
+      run.notes.push_back(fmt::format(
+          "{} weights fit too and lose nothing to quantization: --quant none --grad-dtype {} --micro-batch "
+          "{} "
+          "takes {} on the device; what {} costs in loss is in docs/benchmarks.md",
+          dtype_name(m.compute), dtype_name(gradient), rows, format_bytes(other.device_bytes), o.quant));
+      return;
+    }
+  }
+}
+
+// By how much it misses device and host.
+std::int64_t missing_bytes(const PlannedRun& run) {
+  std::int64_t bytes = 0;
+  for (const Verdict& v : run.verdicts) {
+    if (!v.fits && v.resource != "disk") bytes += v.needed_bytes - *v.available_bytes;
+  }
+  return bytes;
+}
+
+// What `auto` leaves open, and finding the first of it that fits: what keeps the device busiest comes first.
+class Search {
+ public:
+  // ConfigError for sizes that do not go together.
+  Search(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size);
+
+  // The first choice that fits the memory; where none does, the one that misses it by least.
+  PlannedRun run();
+  // That one, without looking for others.
+  PlannedRun least();
+
+  const ModelConfig& model() const { return model_; }
+  std::int64_t step_rows() const { return step_rows_; }
+  bool pages_by_choice() const { return paging_.size() > 1; }
+  std::int64_t most_rows() const { return rows_.front(); }
+
+ private:
+  // Of the micro-batches those that such gradients and such a state are worth their bytes at, largest first.
+  std::span<const std::int64_t> rows_with(DType gradient, bool paged) const;
+  PlannedRun rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows);
+  bool try_all(const Target& on, std::optional<PlannedRun>& best);
+  bool has_floor() const;
+
+  const Options& o_;
+  const Target& target_;
+  const Limits& limits_;
+  ModelConfig model_;
+  std::int64_t step_rows_ = 0;
+  DType compute_ = DType::f32;
+  std::vector<DType> gradients_;
+  std::vector<bool> paging_;
+  std::vector<std::int64_t> rows_;
+  int rehearsals_ = 0;
+};
+
+Search::Search(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size)
+    : o_(o), target_(target), limits_(limits), model_(model_from_options(o, vocab_size)) {
+  if (o.batch_tokens <= 0 || o.batch_tokens % model_.seq_len != 0) {
+    throw ConfigError(
+        fmt::format("--batch-tokens {} is not a multiple of the sequence length {}", o.batch_tokens,
+                    model_.seq_len),
+        fmt::format("use --batch-tokens {}",
+                    std::max<std::int64_t>(1, o.batch_tokens / model_.seq_len) * model_.seq_len));
+  }
+  step_rows_ = o.batch_tokens / model_.seq_len;
+  compute_ = o.dtype == "auto" ? (target.native_bf16 ? DType::bf16 : DType::f32) : dtype_from_name(o.dtype);
+  gradients_ = {DType::f32, DType::bf16};
+  if (o.grad_dtype != "auto") gradients_ = {dtype_from_name(o.grad_dtype)};
+  if (compute_ != DType::bf16) {
+    require_gradient_dtype(compute_, o.grad_dtype);
+    gradients_ = {DType::f32};
+  }
+  // The path for small models keeps master and moments on the device where they fit.
+  paging_ = {o.paging != "off"};
+  if (o.paging == "auto" && compute_ == DType::f16) paging_ = {false, true};
+  rows_ = micro_batch_candidates(o, step_rows_, model_.seq_len, target);
+}
+
+std::span<const std::int64_t> Search::rows_with(DType gradient, bool paged) const {
+  const bool wide = gradients_.size() > 1 && gradient == DType::f32, resident = paging_.size() > 1 && !paged;
+  std::size_t n = rows_.size();
+  while ((wide || resident) && n > 1 && rows_[n - 1] * model_.seq_len < kBusyTokens) --n;
+  return std::span(rows_).first(n);
+}
+
+PlannedRun Search::rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows) {
+  ++rehearsals_;
+  return rehearse_candidate(o_, model_, on, limits_,
+                            {.compute = compute_, .gradient = gradient, .rows = rows, .paged = paged},
+                            step_rows_);
+}
+
+// The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses nothing.
+bool Search::try_all(const Target& on, std::optional<PlannedRun>& best) {
+  for (const bool paged : paging_) {
+    for (const DType gradient : gradients_) {
+      const std::span<const std::int64_t> rows = rows_with(gradient, paged);
+      // More rows take more bytes: where the fewest do not fit, none do.
+      PlannedRun smallest = rehearse(on, gradient, paged, rows.back());
+      if (!smallest.fits_memory()) {
+        if (!best || missing_bytes(smallest) < missing_bytes(*best)) best = std::move(smallest);
+        continue;
+      }
+      best = std::move(smallest);
+      std::size_t first = 0, fitting = rows.size() - 1;
+      while (first < fitting) {
+        const std::size_t middle = (first + fitting) / 2;
+        PlannedRun candidate = rehearse(on, gradient, paged, rows[middle]);
+        if (candidate.fits_memory()) {
+          best = std::move(candidate);
+          fitting = middle;
+        } else {
+          first = middle + 1;
+        }
+      }
+      return true;
+    }
+  }
+  return false;
+}
+
+// The route that needs no scratch is the floor of what a card must have.
+bool Search::has_floor() const {
+  return target_.kind == DeviceKind::cuda && target_.gemm == GemmRoute::automatic &&
+         format_from_name(o_.quant) != FormatId::none;
+}
+
+PlannedRun Search::run() {
+  std::optional<PlannedRun> best;
+  if (!try_all(target_, best) && has_floor()) {
+    Target floor = target_;
+    floor.gemm = GemmRoute::fused;
+    if (try_all(floor, best))
+      best->decisions.push_back("--gemm fused: without scratch for expanded weights it fits");
+  }
+  best->rehearsals = rehearsals_;
+  return *std::move(best);
+}
+
+PlannedRun Search::least() {
+  Target on = target_;
+  if (has_floor()) on.gemm = GemmRoute::fused;
+  const DType gradient = gradients_.back();
+  PlannedRun best = rehearse(on, gradient, paging_.back(), rows_with(gradient, paging_.back()).back());
+  if (!best.fits_memory() && paging_.size() > 1) {
+    PlannedRun resident = rehearse(on, gradient, false, rows_with(gradient, false).back());
+    if (missing_bytes(resident) < missing_bytes(best)) best = std::move(resident);
+  }
+  best.rehearsals = rehearsals_;
+  return best;
+}
+
+void describe_choices(PlannedRun& run, const Options& o, std::int64_t vocab_size, const Search& search) {
+  const ModelOptions& memory = run.engine.memory;
+  if (o.vocab_size == 0 && vocab_size == 0) {
+    run.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is there",
+                                        format_thousands(search.model().vocab_size)));
+  }
+  if (o.dtype == "auto") {
+    run.decisions.push_back(fmt::format(
+        "--dtype {}: {}", dtype_name(memory.compute),
+        run.target.native_bf16 ? "the device multiplies bf16 natively" : "no bf16 instructions here"));
+  }
+  if (o.grad_dtype == "auto") {
+    run.decisions.push_back(
+        fmt::format("--grad-dtype {}: {}", dtype_name(memory.gradient),
+                    memory.gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));
+  }
+  if (search.pages_by_choice()) {
+    run.decisions.push_back(run.engine.optim.paged
+                                ? "--paging on: master and moments do not fit on the device"
+                                : "--paging off: master and moments fit on the device");
+  }
+  if (o.micro_batch == 0) {
+    run.decisions.push_back(fmt::format("--micro-batch {}: {}, {} per step", memory.micro_batch_rows,
+                                        memory.micro_batch_rows == search.most_rows()
+                                            ? "as many rows as keep the device busy"
+                                            : "the largest that fits",
+                                        run.engine.accumulation));
+  }
+}
+
+PlannedRun finished(PlannedRun run, const Options& o, std::int64_t vocab_size, const Search& search) {
+  describe_choices(run, o, vocab_size, search);
+  run.command = command_of(o, run);
+  run.steps = std::max<std::int64_t>(1, run_tokens(o, search.model()) / o.batch_tokens);
+  return run;
+}
+
+}  // namespace
+
+bool PlannedRun::fits_memory() const {
+  return std::all_of(verdicts.begin(), verdicts.end(),
+                     [](const Verdict& v) { return v.fits || v.resource == "disk"; });
+}
+
+bool PlannedRun::fits() const {
+  return std::all_of(verdicts.begin(), verdicts.end(), [](const Verdict& v) { return v.fits; });
+}
+
+PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
+  PlannedRun run = plan_choice(o, target, limits, vocab_size);
+  note_unquantized(run, o, run.engine.model, limits, o.batch_tokens / run.engine.model.seq_len);
+  return run;
+}
+
+PlannedRun plan_choice(const Options& o, const Target& target, const Limits& limits,
+                       std::int64_t vocab_size) {
+  check_options(o);
+  Search search(o, target, limits, vocab_size);
+  return finished(search.run(), o, vocab_size, search);
+}
+
+PlannedRun plan_least(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
+  check_options(o);
+  Search search(o, target, limits, vocab_size);
+  return finished(search.least(), o, vocab_size, search);
+}
+
+}  // namespace qt

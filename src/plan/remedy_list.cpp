@@ -1,0 +1,148 @@
+#include "src/plan/remedy_list.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "src/core/units.h"
+#include "src/model/model.h"
+#include "src/plan/estimate.h"
+
+namespace qt {
+
+namespace {
+
+// Fewer tokens than this are too few rows for a product.
+constexpr std::int64_t kLeastChunkTokens = 16;
+
+std::function<std::string(const PlannedRun&)> text(std::string fixed) {
+  return [fixed = std::move(fixed)](const PlannedRun&) { return fixed; };
+}
+
+}  // namespace
+
+std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const Target& target, bool begun) {
+  std::vector<Change> all;
+  const ModelOptions& m = run.engine.memory;
+  const bool on_card = target.kind == DeviceKind::cuda;
+  if (o.micro_batch > 1) {
+    all.push_back({.option = "micro-batch",
+                   .loss = Loss::time,
+                   .apply = [](Options& to) { to.micro_batch = 0; },
+                   .words =
+                       [](const PlannedRun& r) {
+                         return fmt::format("--micro-batch {}", r.engine.memory.micro_batch_rows);
+                       },
+                   .cost =
+                       [](const PlannedRun& r) {
+                         return fmt::format(
+                             "the same {} tokens per step in {} smaller micro-batches: nothing but rounding",
+                             format_thousands(r.engine.step_tokens()), r.engine.accumulation);
+                       }});
+  }
+  if (on_card && m.weights != FormatId::none && target.gemm == GemmRoute::scratch) {
+    all.push_back(
+        {.option = "gemm",
+         .loss = Loss::time,
+         .apply = [](Options& to) { to.gemm = "fused"; },
+         .words = text("--gemm fused"),
+         .cost = text("weights are expanded inside each product: slower above 2,048 tokens at once")});
+  }
+  const std::int64_t tokens = run.engine.micro_batch_tokens();
+  std::int64_t chunk =
+      o.loss_chunk > 0 ? o.loss_chunk : kLogitsChunkBytes / (4 * run.engine.model.vocab_size);
+  chunk = std::min(std::max<std::int64_t>(chunk, 1), tokens);
+  for (const std::int64_t divisor : {4, 16}) {
+    const std::int64_t smaller = chunk / divisor;
+    if (smaller < kLeastChunkTokens) break;
+    all.push_back({.option = "loss-chunk",
+                   .loss = Loss::time,
+                   .apply = [smaller](Options& to) { to.loss_chunk = smaller; },
+                   .words = text(fmt::format("--loss-chunk {}", smaller)),
+                   .cost = text("the head's products are smaller: nothing but rounding")});
+  }
+  if (!o.ckpt_activations) {
+    all.push_back({.option = "ckpt-activations",
+                   .loss = Loss::time,
+                   .apply = [](Options& to) { to.ckpt_activations = true; },
+                   .words = text("--ckpt-activations"),
+                   .cost = text("each block is computed twice, to the same bits")});
+  }
+  const bool paged = run.engine.optim.paged;
+  if (o.paging == "off") {
+    all.push_back({.option = "paging",
+                   .loss = Loss::time,
+                   .apply = [](Options& to) { to.paging = "on"; },
+                   .words = text("--paging on"),
+                   .cost = text("master and moments move to the host's memory, to the same bits"),
+                   .trades = true});
+  } else if (paged && on_card) {
+    all.push_back({.option = "paging",
+                   .loss = Loss::time,
+                   .apply = [](Options& to) { to.paging = "off"; },
+                   .words = text("--paging off"),
+                   .cost = text("nothing: master and moments stay on the device, to the same bits"),
+                   .trades = true});
+  }
+  if (o.keep > 2) {
+    all.push_back({.option = "keep",
+                   .loss = Loss::time,
+                   .apply = [](Options& to) { to.keep = 2; },
+                   .words = text("--keep 2"),
+                   .cost = text("fewer checkpoints to go back to")});
+  }
+  if (o.grad_dtype == "f32" && m.compute == DType::bf16) {
+    all.push_back({.option = "grad-dtype",
+                   .loss = Loss::rounding,
+                   .apply = [](Options& to) { to.grad_dtype = "bf16"; },
+                   .words = text("--grad-dtype bf16"),
+                   .cost = text("sums of gradients over micro-batches are rounded to bf16")});
+  }
+  if (begun) return all;
+  if (o.optim == "adamw") {
+    all.push_back({.option = "optim",
+                   .loss = Loss::rounding,
+                   .apply = [](Options& to) { to.optim = "adamw8"; },
+                   .words = text("--optim adamw8"),
+                   .cost = text("moments of the block matrices are kept in 8 bits")});
+  }
+  if (m.compute == DType::f32) {
+    all.push_back(
+        {.option = "dtype",
+         .loss = Loss::rounding,
+         .apply = [](Options& to) { to.dtype = "bf16"; },
+         .words = text("--dtype bf16"),
+         .cost = text(target.native_bf16 ? "activations and weights are rounded to bf16"
+                                         : "activations and weights are rounded to bf16, which this device "
+                                           "has no instructions for: slower")});
+  }
+  if (o.master == "f32" && m.compute != DType::f16) {
+    all.push_back(
+        {.option = "master",
+         .loss = Loss::rounding,
+         .apply = [](Options& to) { to.master = "bf16-sr"; },
+         .words = text("--master bf16-sr"),
+         .cost = text("master weights in bf16, rounded at random: noise, no bias; no cost was seen at d2 "
+                      "(docs/benchmarks.md)")});
+  }
+  if (m.weights == FormatId::none && m.compute != DType::f16) {
+    all.push_back(
+        {.option = "quant",
+         .loss = Loss::weights,
+         .apply = [](Options& to) { to.quant = "nf4"; },
+         .words = text("--quant nf4"),
+         .cost =
+             [](const PlannedRun& r) {
+               const auto params = static_cast<double>(r.engine.model.matrix_params());
+               const auto trained = static_cast<double>(r.steps * r.engine.step_tokens());
+               const double bits = format_info(FormatId::nf4).bits_per_weight;
+               return fmt::format(
+                   "weights of the blocks are seen in {:g} bits: some {:.2g} nats per token by others' "
+                   "scaling "
+                   "law, none seen at d4 (docs/benchmarks.md)",
+                   bits, expected_loss_cost(params, trained, bits, params, trained));
+             }});
+  }
+  return all;
+}
+
+}  // namespace qt

@@ -1,0 +1,32 @@
+// The changes of options that may make a run fit, each with what it costs: what remedies.cpp chooses from.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "src/options/options.h"
+#include "src/plan/planner.h"
+
+namespace qt {
+
+// What a change costs, the least first: each kind is preferred to all after it.
+enum class Loss : std::uint8_t { time, rounding, weights };
+
+struct Change {
+  const char* option;  // two changes of the same one exclude each other
+  Loss loss;
+  std::function<void(Options&)> apply;
+  // In words, once the run with it is planned.
+  std::function<std::string(const PlannedRun&)> words;
+  std::function<std::string(const PlannedRun&)> cost;
+  bool trades = false;  // takes less of one resource and more of another
+};
+
+// Those that the options leave to be changed, whether they help or not; of two of one option the milder
+// first. begun: the run is there already, and what its tensors are stays.
+std::vector<Change> changes_for(const PlannedRun& run, const Options& options, const Target& target,
+                                bool begun);
+
+}  // namespace qt

@@ -1,0 +1,36 @@
+// What a run's log.jsonl says about its speed.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/target.h"
+#include "src/plan/estimate.h"
+#include "src/train/pace.h"
+
+namespace qt {
+
+struct StepTimes {
+  Range seconds;           // of a step: between the quartiles, and never closer to the median than 5 %
+  std::int64_t steps = 0;  // measured
+};
+
+// Of measured steps in the order in which they were done; the newest thousand count. Nothing for fewer than
+// five.
+std::optional<StepTimes> step_times_of(std::vector<double> seconds);
+
+// From the newest steps of the log, without those that pay for warm-up: the first of each session, whether it
+// ended with a stop or was killed.
+// Sessions that name another device than `device`, as log_device_name() has it, are left out.
+// Nothing where there is no log, or fewer than five such steps, or where steps have another number of tokens
+// than step_tokens. A line torn by a kill at the end is left out; DataError for any other that is no record.
+std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens,
+                                         const std::string& device);
+
+// The field "device" of a session's first record: the card's name, or "cpu".
+std::string log_device_name(DeviceKind kind, const std::string& card_name);
+
+}  // namespace qt
