@@ -1,4 +1,4 @@
-// qtrain: takes the verb, calls src/cli/run.h, and turns errors into one message and an exit code.
+// qtrain: takes the verb, calls its function (src/cli/verb.h), and turns errors into one message and an exit code.
 #include <algorithm>
 #include <iostream>
 #include <memory>
@@ -7,7 +7,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/built_backends.h"
-#include "src/cli/run.h"
+#include "src/cli/verb.h"
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/suggest.h"
@@ -22,42 +22,31 @@ constexpr const char* kDevices = "on a CUDA card or the CPU";
 constexpr const char* kDevices = "on the CPU";
 #endif
 
-struct Verb {
-  const char* name;
-  const char* help;
-};
-constexpr Verb kVerbs[] = {
-    {"train", "train, or continue the run in --out (the default verb)"},
-    {"plan",
-     "what the run needs on device, host and disk, and what would make it fit (exit 3); --rehearse tries it"},
-    {"estimate", "days, energy and cost of the run on a --card, which need not be there; --compare"},
-    {"doctor", "looks at card, memory, copies, disk and plan before a long run, and says what to do; --json"},
-    {"tokenize", "text to token shards: --data TEXT --cache FOLDER"},
-    {"sample", "continue --prompt with the newest checkpoint in --out, or the folder of --init-from"},
-    {"eval", "validation loss and bits per byte of the newest checkpoint in --out"},
-    {"export", "that model as a Hugging Face folder: --to FOLDER"},
-    {"status", "how the run in a folder is doing, also while it runs: step, loss, time left; --json"},
-    {"report", "one HTML page of the run in a folder: curves, memory, power, samples, what happened"},
+const qt::Verb* const kVerbs[] = {
+#define QT_VERB_ROW(name) &qt::verbs::name,
+    QT_FOR_EACH_VERB(QT_VERB_ROW)
+#undef QT_VERB_ROW
 };
 
 void print_help() {
   std::cout << "qtrain " << qt::kVersion
             << ": trains language models on one consumer GPU (this build: " << kDevices << ")\n\n"
             << "  qtrain [verb] [--option value ...]\n\n";
-  for (const Verb& verb : kVerbs) std::cout << fmt::format("  {:<10} {}\n", verb.name, verb.help);
+  for (const qt::Verb* verb : kVerbs) std::cout << fmt::format("  {:<10} {}\n", verb->name, verb->help);
   std::cout << "\n  --config FILE     read options from an INI file or nanoGPT's .py; QTRAIN_<OPTION> in the "
                "environment "
                "comes next,\n"
                "                    the command line last\n"
                "  --print-config    show every option, its value and where it came from\n";
   qt::print_option_help(std::cout);
-  std::string_view verb;
-  for (const qt::VerbWord& word : qt::verb_words()) {
-    if (verb != word.verb) std::cout << fmt::format("\n[qtrain {}]\n", verb = word.verb);
-    const std::string name = word.stands_alone       ? word.value
-                             : word.value == nullptr ? fmt::format("--{}", word.name)
-                                                     : fmt::format("--{} {}", word.name, word.value);
-    std::cout << fmt::format("  {:<29} {}\n", name, word.help);
+  for (const qt::Verb* verb : kVerbs) {
+    if (!verb->words.empty()) std::cout << fmt::format("\n[qtrain {}]\n", verb->name);
+    for (const qt::VerbWord& word : verb->words) {
+      const std::string name = word.stands_alone       ? word.value
+                               : word.value == nullptr ? fmt::format("--{}", word.name)
+                                                       : fmt::format("--{} {}", word.name, word.value);
+      std::cout << fmt::format("  {:<29} {}\n", name, word.help);
+    }
   }
   std::cout << "\nExit codes: 0 done, 1 a defect, 2 usage, 3 does not fit, 4 bad data, 5 diverged, 6 device, "
                "7 disk, 75 "
@@ -89,21 +78,21 @@ bool take(std::vector<std::string>& args, const std::string& word) {
   return true;
 }
 
-std::string take_verb(std::vector<std::string>& args) {
-  if (args.empty() || args.front().starts_with("-")) return "train";
-  const std::string verb = args.front();
+const qt::Verb& take_verb(std::vector<std::string>& args) {
+  if (args.empty() || args.front().starts_with("-")) return *kVerbs[0];
+  const std::string name = args.front();
   args.erase(args.begin());
   std::vector<std::string_view> names;
-  for (const Verb& v : kVerbs) names.emplace_back(v.name);
-  if (std::find(names.begin(), names.end(), verb) == names.end()) {
-    const std::string_view similar = qt::similar_name(verb, names);
-    throw qt::ConfigError(
-        fmt::format("unknown verb '{}'", verb),
-        fmt::format("{}verbs are: {}; options start with --",
-                    similar.empty() ? std::string() : fmt::format("did you mean `qtrain {}`? ", similar),
-                    fmt::join(names, ", ")));
+  for (const qt::Verb* verb : kVerbs) {
+    if (verb->name == name) return *verb;
+    names.emplace_back(verb->name);
   }
-  return verb;
+  const std::string_view similar = qt::similar_name(name, names);
+  throw qt::ConfigError(
+      fmt::format("unknown verb '{}'", name),
+      fmt::format("{}verbs are: {}; options start with --",
+                  similar.empty() ? std::string() : fmt::format("did you mean `qtrain {}`? ", similar),
+                  fmt::join(names, ", ")));
 }
 
 void run(std::vector<std::string> args) {
@@ -114,21 +103,14 @@ void run(std::vector<std::string> args) {
     return;
   }
   const bool only_print = take(args, "--print-config");
-  const std::string verb = take_verb(args);
-  const qt::VerbValues words = qt::take_verb_words(verb, args);
+  const qt::Verb& verb = take_verb(args);
+  std::vector<qt::VerbWords> words_of_all;
+  for (const qt::Verb* v : kVerbs) words_of_all.push_back({.verb = v->name, .words = v->words});
+  const qt::VerbValues words = qt::take_verb_words(words_of_all, verb.name, args);
   const qt::LoadedOptions loaded = qt::load_options(args);
   if (only_print) return qt::print_config(std::cout, loaded);
   if (loaded.options.quiet) qt::set_log_level(qt::LogLevel::warning);
-  if (verb == "train") return qt::run_train(loaded, words, qt::make_backend, std::cout);
-  if (verb == "tokenize") return qt::run_tokenize(loaded, std::cout);
-  if (verb == "sample") return qt::run_sample(loaded, qt::make_backend, std::cout);
-  if (verb == "eval") return qt::run_eval(loaded, qt::make_backend, std::cout);
-  if (verb == "status") return qt::run_status(loaded, words, std::cout);
-  if (verb == "report") return qt::run_report(loaded, words, std::cout);
-  if (verb == "estimate") return qt::run_estimate(loaded, words, qt::make_backend, std::cout);
-  if (verb == "doctor") return qt::run_doctor(loaded, qt::make_backend, words.has("json"), std::cout);
-  if (verb == "export") return qt::run_export(loaded, std::cout);
-  return qt::run_plan(loaded, words, std::cout);
+  verb.run({.loaded = loaded, .words = words, .make_backend = qt::make_backend, .out = std::cout});
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "src/io/checkpoint.h"
 #include "src/plan/machine.h"
 #include "src/plan/planner.h"
+#include "src/train/stop.h"
 
 namespace qt {
 
@@ -180,6 +181,11 @@ LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
     fill(*model.engine, *open_params(trained, params, WeightsOf::master));
   }
   return model;
+}
+
+void poll_read_only() {
+  if (stop_requested())
+    throw StopRequested("stopped on request", "nothing was changed; the same command starts over");
 }
 
 }  // namespace qt

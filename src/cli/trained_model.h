@@ -55,4 +55,8 @@ struct LoadedModel {
 LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
                        std::int64_t micro_batch_rows, bool with_logits = false);
 
+// For verbs that keep nothing: throws StopRequested after a signal; stopping them loses nothing and leaves nothing to
+// continue.
+void poll_read_only();
+
 }  // namespace qt

@@ -1,7 +1,6 @@
 #include "src/options/verb_words.h"
 
 #include <algorithm>
-#include <iterator>
 
 #include "src/core/error.h"
 #include "src/core/suggest.h"
@@ -12,46 +11,26 @@ namespace qt {
 
 namespace {
 
-constexpr VerbWord kWords[] = {
-    {"train", "halt-in-step", "N",
-     "for rehearsals: the process halts itself (SIGSTOP) inside this step, to be killed there"},
-    {"plan", "json", nullptr, "one line for programs"},
-    {"plan", "rehearse", nullptr,
-     "before months: five steps, evaluation, sample and save for real, a kill -9, the same again from the "
-     "checkpoint"},
-    {"estimate", "card", "NAME",
-     "card to estimate for, as 4070 or 'RTX 3060'; absent: the one that is there"},
-    {"estimate", "efficiency", "SHARE",
-     "of the card's peak that is reached: 70%, 60-80% or a rate, 45TFLOP/s; absent: measured in --out, or "
-     "assumed"},
-    {"estimate", "calibrate", "TIME",
-     "measures this machine for so long, as 20s, with fewer layers of the same model"},
-    {"estimate", "compare", nullptr, "other weights, smaller models, fewer tokens and less power beside it"},
-    {"estimate", "claim-tflops", "T", "a published rate, in TFLOP/s ..."},
-    {"estimate", "claim-days", "D", "... and the days published with it: do they agree?"},
-    {"estimate", "claim-kwh", "E", "the energy published with them"},
-    {"estimate", "json", nullptr, "one line for programs"},
-    {"doctor", "json", nullptr, "one line for programs"},
-    {"status", "run", "RUN", "run folder; absent: --out", true},
-    {"status", "json", nullptr, "one line for programs"},
-    {"report", "run", "RUN", "run folder; absent: --out", true},
-    {"report", "to", "FILE", "HTML file to write; absent: report.html in the run folder"},
-};
-
 // A letter or two wrong.
 constexpr std::size_t kMostWrongLetters = 2;
 
-const VerbWord* find_word(std::string_view verb, std::string_view name) {
-  const auto* const it = std::find_if(std::begin(kWords), std::end(kWords), [&](const VerbWord& w) {
-    return verb == w.verb && name == w.name && !w.stands_alone;
-  });
-  return it == std::end(kWords) ? nullptr : it;
+const VerbWords& words_of(std::span<const VerbWords> all, std::string_view verb) {
+  const auto it = std::find_if(all.begin(), all.end(), [&](const VerbWords& w) { return verb == w.verb; });
+  if (it == all.end())
+    throw Error(ExitCode::internal, fmt::format("no words are declared for the verb '{}'", verb));
+  return *it;
 }
 
-const VerbWord* word_without_name(std::string_view verb) {
-  const auto* const it = std::find_if(std::begin(kWords), std::end(kWords),
-                                      [&](const VerbWord& w) { return verb == w.verb && w.stands_alone; });
-  return it == std::end(kWords) ? nullptr : it;
+const VerbWord* find_word(const VerbWords& own, std::string_view name) {
+  const auto it = std::find_if(own.words.begin(), own.words.end(),
+                               [&](const VerbWord& w) { return name == w.name && !w.stands_alone; });
+  return it == own.words.end() ? nullptr : &*it;
+}
+
+const VerbWord* word_without_name(const VerbWords& own) {
+  const auto it =
+      std::find_if(own.words.begin(), own.words.end(), [](const VerbWord& w) { return w.stands_alone; });
+  return it == own.words.end() ? nullptr : &*it;
 }
 
 // Whether the word before, an option of a run, takes the next one as its value.
@@ -71,19 +50,19 @@ bool is_known_elsewhere(const std::string& name) {
          std::find(theirs.begin(), theirs.end(), name) != theirs.end();
 }
 
-void refuse_foreign(std::string_view verb, const std::string& name) {
+void refuse_foreign(std::span<const VerbWords> all, const VerbWords& own, const std::string& name) {
   if (name.empty() || is_known_elsewhere(name)) return;
   std::vector<std::string> others;
-  for (const VerbWord& w : kWords) {
-    if (name == w.name && !w.stands_alone) others.push_back(fmt::format("`qtrain {}`", w.verb));
+  for (const VerbWords& other : all) {
+    if (find_word(other, name) != nullptr) others.push_back(fmt::format("`qtrain {}`", other.verb));
   }
   if (!others.empty()) {
-    throw ConfigError(fmt::format("--{} is not for `qtrain {}`", name, verb),
+    throw ConfigError(fmt::format("--{} is not for `qtrain {}`", name, own.verb),
                       fmt::format("it belongs to {}", fmt::join(others, ", ")));
   }
   std::vector<std::string_view> names;
-  for (const VerbWord& w : kWords) {
-    if (verb == w.verb && !w.stands_alone) names.emplace_back(w.name);
+  for (const VerbWord& w : own.words) {
+    if (!w.stands_alone) names.emplace_back(w.name);
   }
   const std::string_view similar = similar_name(name, names);
   if (similar.empty() || edit_distance(name, similar) > kMostWrongLetters) return;
@@ -93,14 +72,14 @@ void refuse_foreign(std::string_view verb, const std::string& name) {
 
 }  // namespace
 
-std::span<const VerbWord> verb_words() { return kWords; }
-
-VerbValues take_verb_words(std::string_view verb, std::vector<std::string>& args) {
+VerbValues take_verb_words(std::span<const VerbWords> all, std::string_view verb,
+                           std::vector<std::string>& args) {
+  const VerbWords& own = words_of(all, verb);
   VerbValues values;
   std::vector<std::string> rest;
   for (std::size_t i = 0; i < args.size(); ++i) {
     if (!args[i].starts_with("--")) {
-      const VerbWord* alone = word_without_name(verb);
+      const VerbWord* alone = word_without_name(own);
       if (alone == nullptr || awaits_value(rest)) {
         rest.push_back(args[i]);
         continue;
@@ -115,9 +94,9 @@ VerbValues take_verb_words(std::string_view verb, std::vector<std::string>& args
     }
     const std::size_t equals = std::min(args[i].find('='), args[i].size());
     const std::string name = option_name(args[i].substr(2, equals - 2));
-    const VerbWord* word = find_word(verb, name);
+    const VerbWord* word = find_word(own, name);
     if (word == nullptr) {
-      refuse_foreign(verb, name);
+      refuse_foreign(all, own, name);
       rest.push_back(args[i]);
       continue;
     }

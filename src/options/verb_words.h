@@ -11,14 +11,17 @@
 namespace qt {
 
 struct VerbWord {
-  const char* verb;
   const char* name;   // "card"
   const char* value;  // what stands for its value in --help: "NAME"; nullptr: a flag
   const char* help;
   bool stands_alone = false;  // a value without a name: `qtrain status runs/d4`; at most one of a verb
 };
 
-std::span<const VerbWord> verb_words();
+// The words of one verb.
+struct VerbWords {
+  const char* verb;
+  std::span<const VerbWord> words;
+};
 
 class VerbValues {
  public:
@@ -34,9 +37,10 @@ class VerbValues {
   std::map<std::string, std::string, std::less<>> values_;  // of flags: empty
 };
 
-// Takes the verb's words and their values (--card 4070, --card=4070) out of args. ConfigError for one that is
+// Takes the words of `verb`, one of `all`, and their values (--card 4070, --card=4070) out of args. ConfigError for one that is
 // said twice, lacks its value or, as a flag, has one; and for an unknown word that is one of the verb's but
 // for a letter or two. A word without a name is taken where the verb has one, unless it is an option's value.
-VerbValues take_verb_words(std::string_view verb, std::vector<std::string>& args);
+VerbValues take_verb_words(std::span<const VerbWords> all, std::string_view verb,
+                           std::vector<std::string>& args);
 
 }  // namespace qt

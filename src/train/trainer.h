@@ -1,6 +1,6 @@
 // Trainer: the loop around the Engine. Data windows, schedule, logging, checkpoints, evaluation, samples,
 // stopping, and what happens when a loss is not finite. Argument parsing and the wiring of a run are
-// src/cli/run.h.
+// src/cli/train_verb.cpp.
 #pragma once
 
 #include <chrono>

@@ -8,7 +8,7 @@
 
 #include "kernels/cuda_entry.h"
 #include "kernels/sim/sim.h"
-#include "src/cli/run.h"
+#include "src/cli/verb.h"
 #include "src/core/log.h"
 #include "src/core/units.h"
 #include "src/io/json.h"
@@ -89,7 +89,7 @@ class WatchedRun : public ::testing::Test {
     sim::begin_process();
     std::ostringstream screen;
     ::testing::internal::CaptureStdout();
-    run_train(load_options(args), {}, make_backend, screen);
+    verbs::train.run({.loaded = load_options(args), .words = {}, .make_backend = make_backend, .out = screen});
     Watched w;
     w.lines = ::testing::internal::GetCapturedStdout();
     w.screen = screen.str();

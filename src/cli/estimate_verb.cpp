@@ -1,11 +1,12 @@
-// The verb `estimate`: words to card, plan and what was measured, then text.
+// `qtrain estimate`: days, energy and cost of a run on a card that does not have to be in this machine. ConfigError where
+// there is neither a card nor anything measured. A run that does not fit is estimated all the same, and said not to.
 #include <ctime>
 #include <filesystem>
 #include <ostream>
 
 #include "src/cli/resume.h"
-#include "src/cli/run.h"
 #include "src/cli/run_data.h"
+#include "src/cli/verb.h"
 #include "src/core/log.h"
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
@@ -20,6 +21,19 @@
 namespace qt {
 
 namespace {
+
+constexpr VerbWord kWords[] = {
+    {"card", "NAME", "card to estimate for, as 4070 or 'RTX 3060'; absent: the one that is there"},
+    {"efficiency", "SHARE",
+     "of the card's peak that is reached: 70%, 60-80% or a rate, 45TFLOP/s; absent: measured in --out, or "
+     "assumed"},
+    {"calibrate", "TIME", "measures this machine for so long, as 20s, with fewer layers of the same model"},
+    {"compare", nullptr, "other weights, smaller models, fewer tokens and less power beside it"},
+    {"claim-tflops", "T", "a published rate, in TFLOP/s ..."},
+    {"claim-days", "D", "... and the days published with it: do they agree?"},
+    {"claim-kwh", "E", "the energy published with them"},
+    {"json", nullptr, "one line for programs"},
+};
 
 constexpr double kMostClaim = 1e9;
 constexpr double kMostCalibrationSeconds = 3600;
@@ -70,21 +84,18 @@ Subject subject_of(const Options& o, const VerbValues& words) {
   return s;
 }
 
-}  // namespace
-
-void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendFactory make_backend,
-                  std::ostream& out) {
-  Options o = loaded.options;
-  EstimateView view{.claim = claim_of(words), .now_unix_s = std::time(nullptr)};
+void run_estimate(const VerbCall& call) {
+  Options o = call.loaded.options;
+  EstimateView view{.claim = claim_of(call.words), .now_unix_s = std::time(nullptr)};
   view.price = price_given(o.price);
   EstimateInput in;
   in.watts = watts_given(o.watts);
   adopt_named_weights(o);
   check_options(o);
-  const Subject subject = subject_of(o, words);
+  const Subject subject = subject_of(o, call.words);
   in.card = subject.card;
   double calibrate_s = 0;
-  if (const std::string* text = words.find("calibrate")) {
+  if (const std::string* text = call.words.find("calibrate")) {
     calibrate_s = parse_duration(*text, "--calibrate");
     QT_CHECK(calibrate_s > 0 && calibrate_s <= kMostCalibrationSeconds, ConfigError,
              "--calibrate {} is not between 1 second and an hour", *text);
@@ -95,7 +106,7 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendF
         fmt::format("--calibrate measures this machine, and no {} is in it", subject.card->name),
         "leave one of --calibrate and --card out");
   }
-  if (calibrates && words.has("efficiency"))
+  if (calibrates && call.words.has("efficiency"))
     throw ConfigError("--calibrate measures what --efficiency assumes", "leave one of them out");
   // What `auto` became when the run began, with what was free then, is what was measured.
   std::optional<RunState> begun;
@@ -116,7 +127,7 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendF
     view.eval_tokens_assumed = false;
   }
   view.efficiency_why = "no such card was measured; tuned trainers of others report 69 to 85 %";
-  const std::string* efficiency = words.find("efficiency");
+  const std::string* efficiency = call.words.find("efficiency");
   if (efficiency != nullptr && in.card != nullptr) {
     in.efficiency = parse_efficiency(*efficiency, in.card->peak_flops(), "--efficiency");
     view.efficiency_why = "as given with --efficiency";
@@ -127,7 +138,7 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendF
   if (calibrates) {
     install_stop_handlers();
     log_info("measuring steps of the same model with fewer layers, for {}", format_duration(calibrate_s));
-    const Calibration measured = calibrate(run, make_backend, calibrate_s);
+    const Calibration measured = calibrate(run, call.make_backend, calibrate_s);
     in.step_seconds = measured.step_s;
     const double batches = evaluation_batches(run, in.eval_tokens);
     in.evaluation_seconds = Range{.low = batches * measured.evaluation_batch_s.low,
@@ -157,16 +168,25 @@ void run_estimate(const LoadedOptions& loaded, const VerbValues& words, BackendF
   }
 
   const Estimate e = estimate_run(run, in);
-  if (words.has("json")) {
-    out << estimate_json(run, in, e, view) << "\n";
+  if (call.words.has("json")) {
+    call.out << estimate_json(run, in, e, view) << "\n";
   } else {
-    out << estimate_text(run, in, e, view);
-    if (words.has("compare")) {
+    call.out << estimate_text(run, in, e, view);
+    if (call.words.has("compare")) {
       QT_CHECK(in.card != nullptr, ConfigError, "--compare needs a card to compare on: name one with --card");
-      out << "\n" << compare_text(compare_choices(o, subject.target, subject.limits, vocab_size, in));
+      call.out << "\n" << compare_text(compare_choices(o, subject.target, subject.limits, vocab_size, in));
     }
   }
-  out.flush();
+  call.out.flush();
 }
+
+}  // namespace
+
+const Verb verbs::estimate{
+    .name = "estimate",
+    .help = "days, energy and cost of the run on a --card, which need not be there; --compare",
+    .words = kWords,
+    .run = run_estimate,
+};
 
 }  // namespace qt
