@@ -56,7 +56,7 @@ JOURNEYS = {
         ["CheckpointParams.read:out"],
     ]),
     "quant": ("--quant", [
-        ["src/cli/train.cpp:run_train:loaded.options.quant", "run_train:loaded.options.quant"],
+        ["run_train:loaded.options.quant", "run_train:call.loaded.options.quant"],
         ["Model.Model:options.weights"],
         ["Block.Block:format"],
         ["Optimizer.Optimizer:weights"],
@@ -64,8 +64,8 @@ JOURNEYS = {
         ["kernels/cuda/packed_matmul.cu:run:op.w.format"],
         ["kernels/cuda/quantise.cu:run:op.w.format", "kernels/cuda/quantize.cu:run:op.w.format"],
     ]),
-    "options": ("the options of a run", [["src/cli/train.cpp:run_train:loaded", "run_train:loaded"]]),
-    "plan": ("a `plan` call", [["src/cli/plan.cpp:run_plan:loaded", "run_plan:loaded"]]),
+    "options": ("the options of a run", [["run_train:loaded", "run_train:call.loaded"]]),
+    "plan": ("a `plan` call", [["run_plan:loaded", "run_plan:call.loaded"]]),
 }
 
 SOURCES = {".h", ".cpp", ".cu", ".cuh"}

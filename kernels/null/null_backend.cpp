@@ -1,6 +1,6 @@
-// The backend that only counts: `qtrain plan` is the ordinary trainer on it. It hands out addresses that
-// belong to it but cannot be read or written, so that code which looks behind a view faults instead of
-// planning nonsense.
+// The backend that only counts. `qtrain plan` runs the ordinary Engine on it (Engine::rehearse); the Trainer's loop, saves and
+// logs are not part of that. It hands out addresses that belong to it and can be neither read nor written, so that code which
+// looks behind a view faults.
 #include <sys/mman.h>
 
 #include <algorithm>

@@ -26,15 +26,14 @@ bool is_same_work(const RunState& begun, const Options& options, const PlannedRu
 // The options of a planned run as text, auto resolved: what a checkpoint stores.
 std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run);
 
-// Compares. Returns one line per difference that is allowed ("micro-batch: 4 -> 8; bits may differ"). Throws
-// ConfigError listing what may not change: tensors' shapes and formats never; data, tokenizer, tokens per
-// step and seed only with
-// --allow-changes.
+// Compares the stored run with this one. Returns one line per difference that is allowed ("micro-batch: 4 -> 8; bits may
+// differ"). Throws ConfigError listing what may not change: shapes and formats of tensors never; data, tokenizer, tokens per
+// step and seed only with --allow-changes.
 std::vector<std::string> check_resume(const RunState& stored, const RunState& now, bool allow_changes);
 
-// The state to go on from: `loaded` with this run's options, seed and hashes. Where the step has another
-// size, the data window is the first that holds nothing trained on yet; where the order or the size of
-// windows has changed, those once left out mean nothing any more.
+// The state to go on from: `loaded` with the options, seed and hashes of `now`. If the tokens per step have changed, the data
+// window becomes the first one that holds no token trained on yet. If the order or the size of windows has changed, the list
+// of windows left out is emptied, because its numbers name other windows.
 RunState carry_over(RunState loaded, const RunState& now);
 
 }  // namespace qt

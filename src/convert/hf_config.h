@@ -19,10 +19,9 @@ std::string hf_generation_config_json(const HfSpecialIds& ids);
 // Whether a folder has a config.json of nanochat or gpt2, as transformers writes it.
 bool is_hf_folder(const std::filesystem::path& folder);
 
-// The options that name its model: --model, --n-layer, --n-head, --n-embd, --n-kv-head, --bias, --norm-eps
-// and
-// --vocab-size are set; --seq-len where it is 0. DataError naming file and field. A GPT that was trained with
-// the tanh form of GELU is taken with a warning.
+// Sets the options that name the folder's model: --model, --n-layer, --n-head, --n-embd, --n-kv-head, --bias, --norm-eps and
+// --vocab-size; --seq-len where it is 0. DataError naming file and field. A GPT that was trained with the tanh form of GELU
+// is taken with a warning.
 void set_hf_shape(const std::filesystem::path& folder, Options& options);
 
 }  // namespace qt

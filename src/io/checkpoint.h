@@ -3,8 +3,8 @@
 // with its final name is complete, or it does not verify.
 //
 //   <run>/lock                        who uses the run folder (RunLock)
-//   <run>/step-000000100/             one checkpoint: files, and manifest.json, which also carries its own
-//   hash <run>/.tmp-step-000000120-4711/   a save in progress, or one that was killed
+//   <run>/step-000000100/             one checkpoint: files, and manifest.json, which carries its own hash, too
+//   <run>/.tmp-step-000000120-4711/   a save in progress, or one that was killed
 //   <run>/.trash-step-000000080-4711/ a deletion in progress, or one that was killed
 //
 // A run folder has one writer, the holder of its RunLock; nothing else here is safe against two.

@@ -15,8 +15,7 @@ enum class Positions : std::uint8_t { rope, learned };    // rope brings QK-norm
 enum class InitScheme : std::uint8_t { nanochat, gpt2 };  // src/model/params.cpp
 
 // Two families:
-//   nanochat  as of October 2025 (the architecture of d32 and of Hugging Face's NanoChatForCausalLM):
-//   pre-norm
+//   nanochat  as of October 2025 (the architecture of d32 and of Hugging Face's NanoChatForCausalLM): pre-norm
 //             blocks without learned norm weights, RoPE by -theta with QK-norm after it, relu^2, softcapped
 //             logits, untied head.
 //   gpt       GPT-2 as nanoGPT trains it: LayerNorm, learned positions, exact-erf GELU, tied head, biases and

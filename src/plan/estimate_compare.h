@@ -7,9 +7,8 @@
 namespace qt {
 
 // The same model with other weights, smaller models, fewer tokens, and the same run at less power. The first
-// row has 16-bit weights, and losses are above its. `options` have what the user asked for; a choice that
-// fits only with
-// --ckpt-activations takes it and says so. input.card is needed.
+// row has 16-bit weights; losses are given as the distance above its loss. `options`: what the user asked for; a choice that
+// fits only with --ckpt-activations takes it and says so. input.card must be set.
 CompareTable compare_choices(const Options& options, const Target& target, const Limits& limits,
                              std::int64_t vocab_size, const EstimateInput& input);
 

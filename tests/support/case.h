@@ -2,9 +2,8 @@
 // that no test has to remember it.
 //
 //   outputs      hold NaN before the run, and other rubbish before the second one
-//   fences       64 words on both sides of every buffer, and the gaps between pitched rows, hold a NaN
-//   pattern: they must
-//                be unchanged afterwards, and whoever reads them spoils a result
+//   fences       64 words on both sides of every buffer, and the gaps between pitched rows, hold a NaN pattern:
+//                they must be unchanged afterwards, and an op that reads one spoils its result
 //   inputs       must be unchanged afterwards
 //   scratch      exactly scratch_bytes(), full of rubbish
 //   repeats      the same call twice, and on every other number of threads the backend has: the same bits

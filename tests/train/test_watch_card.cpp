@@ -89,7 +89,8 @@ class WatchedRun : public ::testing::Test {
     sim::begin_process();
     std::ostringstream screen;
     ::testing::internal::CaptureStdout();
-    verbs::train.run({.loaded = load_options(args), .words = {}, .make_backend = make_backend, .out = screen});
+    verbs::train.run(
+        {.loaded = load_options(args), .words = {}, .make_backend = make_backend, .out = screen});
     Watched w;
     w.lines = ::testing::internal::GetCapturedStdout();
     w.screen = screen.str();
