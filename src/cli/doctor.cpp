@@ -151,13 +151,13 @@ class Judge {
     const int most_generation = d.most_pcie_generation.value_or(*d.pcie_generation);
     const int most_width = d.most_pcie_width.value_or(*d.pcie_width);
     if (*d.pcie_generation >= most_generation && *d.pcie_width >= most_width) return good("card", now);
-    note("card",
-         fmt::format("{}, of PCIe {}.0 x{} that card and board can do", now, most_generation, most_width),
-         *d.pcie_width < most_width
-             ? "put the card into the slot next to the processor, and look whether another device shares its "
-               "lanes"
-             : "look for the link's generation in the board's setup, and for a riser cable that slows it "
-               "down");
+    note(
+        "card",
+        fmt::format("{}, of PCIe {}.0 x{} that card and board can do", now, most_generation, most_width),
+        *d.pcie_width < most_width
+            ? "put the card into the slot next to the processor, and look whether another device shares its lanes"
+            : "look for the link's generation in the board's setup, and for a riser cable that slows it "
+              "down");
   }
 
   void card_power() {
@@ -232,10 +232,10 @@ class Judge {
           fmt::format("{}: {:.2f} GB/s written and synced: a save of {} takes {}", where, rate * 1e-9,
                       format_bytes(c_.plan.checkpoint_bytes), format_duration(save_s));
       if (save_s > kLongSaveSeconds) {
-        note("disk", text,
-             "saving keeps to 1 % of the time, so saves will be far apart; a faster disk for --out brings "
-             "them "
-             "closer");
+        note(
+            "disk", text,
+            "saving keeps to 1 % of the time, so saves will be far apart; a faster disk for --out brings them "
+            "closer");
       } else {
         good("disk", text);
       }

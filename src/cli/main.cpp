@@ -33,11 +33,11 @@ void print_help() {
             << ": trains language models on one consumer GPU (this build: " << kDevices << ")\n\n"
             << "  qtrain [verb] [--option value ...]\n\n";
   for (const qt::Verb* verb : kVerbs) std::cout << fmt::format("  {:<10} {}\n", verb->name, verb->help);
-  std::cout << "\n  --config FILE     read options from an INI file or nanoGPT's .py; QTRAIN_<OPTION> in the "
-               "environment "
-               "comes next,\n"
-               "                    the command line last\n"
-               "  --print-config    show every option, its value and where it came from\n";
+  std::cout
+      << "\n  --config FILE     read options from an INI file or nanoGPT's .py; QTRAIN_<OPTION> in the environment "
+         "comes next,\n"
+         "                    the command line last\n"
+         "  --print-config    show every option, its value and where it came from\n";
   qt::print_option_help(std::cout);
   for (const qt::Verb* verb : kVerbs) {
     if (!verb->words.empty()) std::cout << fmt::format("\n[qtrain {}]\n", verb->name);
@@ -48,9 +48,9 @@ void print_help() {
       std::cout << fmt::format("  {:<29} {}\n", name, word.help);
     }
   }
-  std::cout << "\nExit codes: 0 done, 1 a defect, 2 usage, 3 does not fit, 4 bad data, 5 diverged, 6 device, "
-               "7 disk, 75 "
-               "stopped and resumable.\n";
+  std::cout
+      << "\nExit codes: 0 done, 1 a defect, 2 usage, 3 does not fit, 4 bad data, 5 diverged, 6 device, 7 disk, 75 "
+         "stopped and resumable.\n";
 }
 
 // For errors that say all there is to say about their case: where to look next.

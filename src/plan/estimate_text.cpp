@@ -80,8 +80,7 @@ void append_counts(std::string& text, const PlannedRun& run, const Estimate& e) 
   row("the same, every block's forward twice", e.flops_total_recompute);
   row("what this program executes: the floor", e.executed_flops_total);
   text += fmt::format(
-      "\n    nanochat counts attention as a full square and nothing twice. Executed are its causal tiles, "
-      "seven\n"
+      "\n    nanochat counts attention as a full square and nothing twice. Executed are its causal tiles, seven\n"
       "    products in its backward pass, {}and evaluation.\n"
       "    No estimate is below the floor at 100 % of the peak.\n",
       run.engine.memory.checkpoint_activations ? "every block's forward again (--ckpt-activations), " : "");
@@ -285,10 +284,8 @@ std::string compare_text(const CompareTable& table) {
     if (!row.options.empty()) text += fmt::format("      {}\n", row.options);
   }
   text += fmt::format(
-      "\n  device: of {} there. at {:.1f} T: days at {:.1f} TFLOP/s by nanochat's count. days: as executed, "
-      "with all\n"
-      "  that comes on top. loss: nats per token above the first row, expected from a published fit of "
-      "quantized\n"
+      "\n  device: of {} there. at {:.1f} T: days at {:.1f} TFLOP/s by nanochat's count. days: as executed, with all\n"
+      "  that comes on top. loss: nats per token above the first row, expected from a published fit of quantized\n"
       "  training (QuEST), good to 30 % and not measured here; docs/estimate.md tells more.\n",
       format_bytes(table.available_bytes), table.rate_flops / kTera, table.rate_flops / kTera);
   for (const std::string& note : table.notes) text += fmt::format("  {}\n", note);

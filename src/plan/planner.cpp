@@ -222,8 +222,7 @@ void note_unquantized(PlannedRun& run, const Options& o, const ModelConfig& mode
           step_rows);
       if (!other.fits()) continue;
       run.notes.push_back(fmt::format(
-          "{} weights fit too and lose nothing to quantization: --quant none --grad-dtype {} --micro-batch "
-          "{} "
+          "{} weights fit too and lose nothing to quantization: --quant none --grad-dtype {} --micro-batch {} "
           "takes {} on the device; what {} costs in loss is in docs/benchmarks.md",
           dtype_name(m.compute), dtype_name(gradient), rows, format_bytes(other.device_bytes), o.quant));
       return;

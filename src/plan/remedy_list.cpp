@@ -136,8 +136,7 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                const auto trained = static_cast<double>(r.steps * r.engine.step_tokens());
                const double bits = format_info(FormatId::nf4).bits_per_weight;
                return fmt::format(
-                   "weights of the blocks are seen in {:g} bits: some {:.2g} nats per token by others' "
-                   "scaling "
+                   "weights of the blocks are seen in {:g} bits: some {:.2g} nats per token by others' scaling "
                    "law, none seen at d4 (docs/benchmarks.md)",
                    bits, expected_loss_cost(params, trained, bits, params, trained));
              }});

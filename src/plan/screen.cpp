@@ -144,8 +144,7 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
       "    saves write at most {} a day; text given as --data becomes up to {} of tokens beside it\n",
       format_bytes(run.written_bytes_per_day), format_bytes(run.token_cache_bytes));
   text +=
-      "\n  Memory in use says nothing about how busy a device is: it is taken once, before the first step, "
-      "and\n"
+      "\n  Memory in use says nothing about how busy a device is: it is taken once, before the first step, and\n"
       "  kept, also by a device that waits. How busy it is, MFU and tok/s of the step line tell.\n";
   for (const std::string& line : run.notes) text += fmt::format("\n  note: {}\n", line);
   text += fmt::format("\n  verdict: {}\n", overall_text(run));

@@ -368,8 +368,7 @@ std::string configuration(const RunFacts& facts) {
     html += fmt::format("<div class=\"card\"><pre>{}</pre></div>\n", command_html(start->command));
   if (facts.options.empty()) {
     return html +
-           "<div class=\"card\"><p class=\"empty\">All options are stored with the first checkpoint; there "
-           "is "
+           "<div class=\"card\"><p class=\"empty\">All options are stored with the first checkpoint; there is "
            "none yet that can be read.</p></div>\n";
   }
   const Options defaults;
