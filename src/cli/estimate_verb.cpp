@@ -10,6 +10,7 @@
 #include "src/core/log.h"
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
+#include "src/io/run_folder.h"
 #include "src/plan/calibrate.h"
 #include "src/plan/estimate_compare.h"
 #include "src/plan/estimate_text.h"
@@ -145,7 +146,7 @@ void run_estimate(const VerbCall& call) {
                                   .high = batches * measured.evaluation_batch_s.high};
     view.efficiency_why = "here, with " + calibration_text(measured, run.engine.model.n_layer);
   } else if (efficiency == nullptr && begun && is_same_work(*begun, o, run)) {
-    const std::filesystem::path log = std::filesystem::path(o.out) / "log.jsonl";
+    const std::filesystem::path log = RunFolder(o.out).log();
     if (const std::optional<StepTimes> times = read_step_times(
             log, run.engine.step_tokens(), log_device_name(subject.target.kind, subject.card_here))) {
       in.step_seconds = times->seconds;

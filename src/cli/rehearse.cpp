@@ -19,6 +19,7 @@
 #include "src/io/file.h"
 #include "src/io/hash.h"
 #include "src/io/json.h"
+#include "src/io/run_folder.h"
 #include "src/plan/command.h"
 #include "src/plan/estimate_text.h"
 #include "src/plan/machine.h"
@@ -212,7 +213,7 @@ class Stage {
       const Child::State state = child.poll();
       if (state == Child::State::ended) throw_end(child.exit_code(), scratch_);
       if (announce != nullptr || state == Child::State::halted) {
-        Logged log = read_log(scratch_.run() / "log.jsonl", lines_before);
+        Logged log = read_log(RunFolder(scratch_.run()).log(), lines_before);
         if (announce != nullptr && !log.step_s.empty()) {
           const double first = log.step_s.begin()->second;
           const double more = static_cast<double>(kLastStep - 1 + kComparedSteps) + evaluation_steps;

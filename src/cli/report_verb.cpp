@@ -8,6 +8,7 @@
 #include "src/core/error.h"
 #include "src/core/units.h"
 #include "src/io/file.h"
+#include "src/io/run_folder.h"
 #include "src/watch/report.h"
 #include "src/watch/run_status.h"
 
@@ -24,7 +25,7 @@ void run_report(const VerbCall& call) {
   const RunFacts facts = read_run(run_argument(call.loaded, call.words));
   const std::string* to = call.words.find("to");
   const std::filesystem::path target =
-      to != nullptr ? std::filesystem::path(*to) : std::filesystem::path(facts.folder) / "report.html";
+      to != nullptr ? std::filesystem::path(*to) : RunFolder(facts.folder).report();
   std::error_code error;
   // Replacing is what makes the write atomic: of a device or a folder that would be the end.
   if (std::filesystem::exists(target, error) && !std::filesystem::is_regular_file(target, error)) {

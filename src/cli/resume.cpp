@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "src/convert/init_from.h"
+#include "src/io/run_folder.h"
 #include "src/plan/command.h"
 
 namespace qt {
@@ -78,7 +79,7 @@ void adopt_named_weights(Options& options) {
   adopt_resolved(options, *begun);
   // A vocabulary that came with the weights: the run has its own copy, and the weights may be gone by now.
   const auto named = begun->options.find("tokenizer");
-  const std::filesystem::path own = std::filesystem::path(options.out) / "tokenizer.txt";
+  const std::filesystem::path own = RunFolder(options.out).tokenizer();
   if (options.tokenizer.empty() && named != begun->options.end() && !named->second.empty() &&
       std::filesystem::exists(own)) {
     options.tokenizer = own.string();

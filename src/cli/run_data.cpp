@@ -9,6 +9,7 @@
 #include "src/core/units.h"
 #include "src/io/file.h"
 #include "src/io/hash.h"
+#include "src/io/run_folder.h"
 #include "src/train/stop.h"
 
 namespace qt {
@@ -204,7 +205,7 @@ PreparedData load_eval_data(const LoadedOptions& loaded, const RunState& state) 
       if (same) return made;
     }
   }
-  o.tokenizer = (fs::path(o.out) / "tokenizer.txt").string();
+  o.tokenizer = RunFolder(o.out).tokenizer().string();
   // A folder of its own: preparing other data in the training run's cache would replace that run's tokens.
   if (!loaded.given("cache")) o.cache = (fs::path(o.out) / "eval.tokens").string();
   return load_data(o);

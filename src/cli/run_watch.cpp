@@ -6,6 +6,7 @@
 
 #include "src/cli/resume.h"
 #include "src/core/version.h"
+#include "src/io/run_folder.h"
 #include "src/plan/estimate_text.h"
 #include "src/watch/step_log.h"
 
@@ -22,7 +23,7 @@ std::string rows_json(const std::vector<PlanRow>& rows) {
 // A log that somebody has damaged costs an estimate, not the run.
 std::optional<StepTimes> times_in_log(const Options& o, const PlannedRun& run, const std::string& device) {
   try {
-    return read_step_times(std::filesystem::path(o.out) / "log.jsonl", run.engine.step_tokens(), device);
+    return read_step_times(RunFolder(o.out).log(), run.engine.step_tokens(), device);
   } catch (const DataError& e) {
     log_warning("how long steps took is not known: {}", e.what());
     return std::nullopt;

@@ -14,6 +14,7 @@
 #include "src/convert/init_from.h"
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
+#include "src/io/run_folder.h"
 #include "src/plan/machine.h"
 #include "src/plan/planner.h"
 #include "src/plan/remedies.h"
@@ -238,7 +239,7 @@ void run_train(const VerbCall& call) {
   const TokenBatches train(TokenStream(open_shards(prepared.data.train_shards, tokenizer)), seq_len, o.seed,
                            row_order_from_name(o.data_order));
   const std::unique_ptr<EvalBatches> validation = open_validation(prepared.data, o, seq_len);
-  tokenizer.save(posix_fs(), fs::path(o.out) / "tokenizer.txt");
+  tokenizer.save(posix_fs(), RunFolder(o.out).tokenizer());
 
   const DeviceFacts facts = request.backend->device();
   const Card* const card = run.target.kind == DeviceKind::cuda ? card_of_device(facts) : nullptr;

@@ -10,6 +10,7 @@
 #include "src/core/half.h"
 #include "src/core/log.h"
 #include "src/io/checkpoint.h"
+#include "src/io/run_folder.h"
 #include "src/plan/machine.h"
 #include "src/plan/planner.h"
 #include "src/train/stop.h"
@@ -37,7 +38,7 @@ TrainedModel from_checkpoint(const std::string& checkpoint, const fs::path& run_
     // Not typed by anybody: advice about options would mislead.
     throw DataError(fmt::format("{}/run.json: field 'options': {}", checkpoint, e.what()));
   }
-  model.tokenizer = run_folder / "tokenizer.txt";
+  model.tokenizer = RunFolder(run_folder).tokenizer();
   return model;
 }
 
@@ -111,7 +112,7 @@ void fill(Engine& engine, ParamSource& source) {
 bool uses_folder(const LoadedOptions& loaded) {
   const Options& o = loaded.options;
   if (!names_weights(o.init_from)) return false;
-  const bool run_is_there = fs::exists(fs::path(o.out) / "run.json") || !find_checkpoints(o.out).empty();
+  const bool run_is_there = fs::exists(fs::path(o.out) / kRunStateFile) || !find_checkpoints(o.out).empty();
   const bool folder_was_typed = loaded.source_of("init-from") == OptionSource::command_line;
   return !run_is_there || (folder_was_typed && !loaded.given("out"));
 }
@@ -133,7 +134,7 @@ TrainedModel find_trained(const LoadedOptions& loaded, const Target& target) {
   if (uses_folder(loaded)) return from_hf_folder(o, target);
   if (!fs::is_directory(o.out)) throw ConfigError(fmt::format("there is no run folder '{}'", o.out), kHint);
   const fs::path out = fs::path(o.out) / "";  // with or without a '/' at its end
-  if (fs::exists(out / "run.json")) {
+  if (fs::exists(out / kRunStateFile)) {
     const fs::path checkpoint = out.parent_path();
     verify_checkpoint(checkpoint);
     return from_checkpoint(checkpoint.string(),

@@ -14,6 +14,7 @@
 #include "src/core/log.h"
 #include "src/io/file.h"
 #include "src/io/json.h"
+#include "src/io/run_folder.h"
 #include "src/io/safetensors.h"
 #include "src/plan/planner.h"
 
@@ -28,7 +29,7 @@ constexpr const char* kMaster = "master.";  // of a checkpoint's state.safetenso
 
 fs::path weights_file(const std::string& path) {
   if (!fs::is_directory(path)) return path;
-  fs::path exported = fs::path(path) / "model.safetensors", state = fs::path(path) / "state.safetensors",
+  fs::path exported = fs::path(path) / "model.safetensors", state = fs::path(path) / kStateFile,
            index = fs::path(path) / "model.safetensors.index.json";
   if (fs::exists(exported)) return exported;
   return fs::exists(state) ? state : fs::exists(index) ? index : exported;
@@ -96,7 +97,7 @@ std::int64_t rows_to_take(const StoredTensor& t, const Param& p, const std::stri
 }  // namespace
 
 bool has_tokenizer(const std::string& folder) {
-  for (const char* name : {"tokenizer.txt", "tokenizer.json", "vocab.json"}) {
+  for (const char* name : {kTokenizerFile, "tokenizer.json", "vocab.json"}) {
     if (fs::exists(fs::path(folder) / name)) return true;
   }
   return false;
@@ -185,7 +186,7 @@ void load_weights(Engine& engine, const std::string& path) {
   const fs::path file = weights_file(path);
   const Safetensors weights = Safetensors::open(file);
   std::map<std::string, const StoredTensor*> stored;
-  const bool is_checkpoint = file.filename() == "state.safetensors";
+  const bool is_checkpoint = file.filename() == kStateFile;
   for (const StoredTensor& t : weights.tensors()) {
     if (!is_checkpoint || t.name.starts_with(kMaster)) stored[t.name] = &t;  // moments stay behind
   }

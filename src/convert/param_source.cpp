@@ -10,6 +10,7 @@
 #include "src/core/half.h"
 #include "src/io/json.h"
 #include "src/io/manifest.h"
+#include "src/io/run_folder.h"
 
 namespace qt {
 
@@ -17,8 +18,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kWeightsFile = "weights.safetensors";
-constexpr const char* kStateFile = "state.safetensors";
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr std::int64_t kPieceElems = 256 * 1024;

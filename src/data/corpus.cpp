@@ -7,6 +7,7 @@
 #include <simdjson.h>
 
 #include "src/core/error.h"
+#include "src/io/run_folder.h"
 
 namespace qt {
 namespace {
@@ -35,7 +36,7 @@ bool looks_like_text(const fs::path& path) {
 // A tokenized folder or a run may lie below a folder of text: what qtrain wrote there is not text to train
 // on.
 bool is_our_tokenizer(const fs::path& path) {
-  if (path.filename() != "tokenizer.txt") return false;
+  if (path.filename() != kTokenizerFile) return false;
   constexpr std::string_view kStart = "qtrain-tokenizer ";
   std::string start(kStart.size(), '\0');
   const auto source = ByteSource::open(path, Compression::none);

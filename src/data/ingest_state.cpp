@@ -2,6 +2,7 @@
 
 #include "src/core/error.h"
 #include "src/io/file.h"
+#include "src/io/run_folder.h"
 
 namespace qt {
 namespace {
@@ -32,7 +33,7 @@ void write_json(FileSystem& fs, const std::filesystem::path& path, const Json& j
 
 }  // namespace
 
-std::filesystem::path tokenizer_path(const std::filesystem::path& folder) { return folder / "tokenizer.txt"; }
+std::filesystem::path tokenizer_path(const std::filesystem::path& folder) { return folder / kTokenizerFile; }
 std::filesystem::path dataset_path(const std::filesystem::path& folder) { return folder / "dataset.json"; }
 std::filesystem::path ingest_path(const std::filesystem::path& folder) { return folder / "ingest.json"; }
 

@@ -7,6 +7,7 @@
 #include "src/core/error.h"
 #include "src/io/file.h"
 #include "src/io/json.h"
+#include "src/io/run_folder.h"
 #include "src/tokenizer/base64.h"
 #include "src/tokenizer/byte_symbols.h"
 #include "src/tokenizer/hf_tokenizer.h"
@@ -228,7 +229,7 @@ Tokenizer load_pair(const fs::path& vocab, const fs::path& merges) {
 }
 
 Tokenizer load_folder(const fs::path& folder) {
-  if (fs::exists(folder / "tokenizer.txt")) return Tokenizer::load(folder / "tokenizer.txt");
+  if (fs::exists(folder / kTokenizerFile)) return Tokenizer::load(folder / kTokenizerFile);
   for (const PairNames& pair : kPairs) {
     if (fs::exists(folder / pair.vocab) && fs::exists(folder / pair.merges))
       return load_pair(folder / pair.vocab, folder / pair.merges);

@@ -1,5 +1,7 @@
 #include "src/train/run_log_writer.h"
 
+#include "src/io/run_folder.h"
+
 namespace qt {
 
 namespace {
@@ -30,7 +32,7 @@ std::vector<Scalar> scalars_of(const Json& record) {
 }
 
 RunLogWriter::RunLogWriter(const std::string& run_dir, bool tensorboard, std::int64_t first_step)
-    : lines_(run_dir + "/log.jsonl") {
+    : lines_(RunFolder(run_dir).log().string()) {
   if (tensorboard) events_.emplace(run_dir + "/tensorboard", first_step);
 }
 

@@ -8,6 +8,7 @@
 #include "src/io/checkpoint.h"
 #include "src/io/hash.h"
 #include "src/io/json.h"
+#include "src/io/run_folder.h"
 #include "src/io/safetensors.h"
 #include "src/io/safetensors_writer.h"
 
@@ -15,9 +16,6 @@ namespace qt {
 
 namespace {
 
-constexpr const char* kWeightsFile = "weights.safetensors";
-constexpr const char* kStateFile = "state.safetensors";
-constexpr const char* kRunFile = "run.json";
 constexpr std::size_t kStagingBytes = 4 * 1024 * 1024;
 constexpr std::size_t kHashPieceBytes =
     64 * 1024;  // allocated while the run is on, where nothing larger may be
@@ -200,7 +198,7 @@ void CheckpointStore::save(Engine& engine, const RunState& state) {
   write_tensors(writer.add_file(kStateFile), engine.stored_form(), optimizer, metadata, staging_);
   RunState complete = state;
   complete.algorithms = engine.backend().algorithms();
-  writer.add_file(kRunFile).write(run_state_json(complete));
+  writer.add_file(kRunStateFile).write(run_state_json(complete));
   writer.finish();
   // A state under suspicion pushes nothing out: what a restore goes back to must stay.
   if (state.bad_in_a_row > 0) return;
@@ -238,7 +236,7 @@ std::string CheckpointStore::newest_trusted() const {
 }
 
 RunState CheckpointStore::read_state(const std::string& checkpoint) {
-  const std::filesystem::path path = std::filesystem::path(checkpoint) / kRunFile;
+  const std::filesystem::path path = std::filesystem::path(checkpoint) / kRunStateFile;
   return parse_run_state(read_file(path, JsonLimits{}.max_bytes), path.string());
 }
 

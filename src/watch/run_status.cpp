@@ -10,6 +10,7 @@
 #include "src/core/error.h"
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
+#include "src/io/run_folder.h"
 #include "src/options/options.h"
 #include "src/train/run_state.h"
 #include "src/watch/step_log.h"
@@ -136,7 +137,7 @@ RunFacts read_run(const std::string& folder) {
   facts.now_unix_s = std::time(nullptr);
   facts.holder = lock_holder(folder);
   look_at_checkpoint(facts);
-  const fs::path log = fs::path(folder) / "log.jsonl";
+  const fs::path log = RunFolder(folder).log();
   const bool has_log = fs::symlink_status(log, error).type() != fs::file_type::not_found;
   if (has_log) facts.log = read_run_log(log);
   if (!has_log && !facts.holder && !facts.saved_step) {
