@@ -85,6 +85,88 @@ Subject subject_of(const Options& o, const VerbValues& words) {
   return s;
 }
 
+// Seconds that --calibrate gives to measuring; 0: nothing is measured. ConfigError where it contradicts another word.
+double calibration_seconds(const VerbValues& words, const Subject& subject) {
+  const std::string* text = words.find("calibrate");
+  if (text == nullptr) return 0;
+  const double seconds = parse_duration(*text, "--calibrate");
+  QT_CHECK(seconds > 0 && seconds <= kMostCalibrationSeconds, ConfigError,
+           "--calibrate {} is not between 1 second and an hour", *text);
+  if (!subject.is_here) {
+    throw ConfigError(
+        fmt::format("--calibrate measures this machine, and no {} is in it", subject.card->name),
+        "leave one of --calibrate and --card out");
+  }
+  if (words.has("efficiency"))
+    throw ConfigError("--calibrate measures what --efficiency assumes", "leave one of them out");
+  return seconds;
+}
+
+// The state of the run in --out, where it is one of the same model.
+std::optional<RunState> state_of_same_model(const Options& o) {
+  std::optional<RunState> begun = newest_readable_state(o.out);
+  if (!begun) return begun;
+  const auto it = begun->options.find("model");
+  if (it == begun->options.end() || it->second != o.model) begun.reset();
+  return begun;
+}
+
+// What the options and words say of evaluation, saves and the rate.
+void fill_assumptions(const Options& o, const VerbValues& words, EstimateInput& in, EstimateView& view) {
+  in.eval_every = o.eval_every;
+  in.save_every = o.save_every;
+  view.eval_tokens_assumed = o.eval_tokens == 0;
+  if (!view.eval_tokens_assumed) in.eval_tokens = o.eval_tokens;
+  if (o.val_fraction == 0 && o.val_data.empty()) {  // nothing to evaluate on
+    in.eval_tokens = 0;
+    view.eval_tokens_assumed = false;
+  }
+  view.efficiency_why = "no such card was measured; tuned trainers of others report 69 to 85 %";
+  const std::string* efficiency = words.find("efficiency");
+  if (efficiency != nullptr && in.card != nullptr) {
+    in.efficiency = parse_efficiency(*efficiency, in.card->peak_flops(), "--efficiency");
+    view.efficiency_why = "as given with --efficiency";
+  }
+}
+
+void measure_now(const PlannedRun& run, BackendFactory make_backend, double seconds, EstimateInput& in,
+                 EstimateView& view) {
+  install_stop_handlers();
+  log_info("measuring steps of the same model with fewer layers, for {}", format_duration(seconds));
+  const Calibration measured = calibrate(run, make_backend, seconds);
+  in.step_seconds = measured.step_s;
+  const double batches = evaluation_batches(run, in.eval_tokens);
+  in.evaluation_seconds = times(measured.evaluation_batch_s, batches);
+  view.efficiency_why = "here, with " + calibration_text(measured, run.engine.model.n_layer);
+}
+
+// The steps that the run in --out has logged on this device.
+void take_logged_steps(const Options& o, const PlannedRun& run, const Subject& subject, EstimateInput& in,
+                       EstimateView& view) {
+  const std::filesystem::path log = RunFolder(o.out).log();
+  if (const std::optional<StepTimes> logged = read_step_times(
+          log, run.engine.step_tokens(), log_device_name(subject.target.kind, subject.card_here))) {
+    in.step_seconds = logged->seconds;
+    view.efficiency_why = fmt::format("the last {} steps of {}", logged->steps, log.string());
+  }
+}
+
+// Nothing tells how fast a step is.
+ConfigError nothing_to_estimate_by(const Options& o, bool efficiency_given) {
+  std::vector<std::string_view> names;
+  for (const Card& card : card_table()) names.emplace_back(card.name);
+  return ConfigError(
+      efficiency_given
+          ? "--efficiency is a share of a card's peak: name one with --card"
+          : fmt::format(
+                "no card to estimate for: none that is known is here, and nothing was measured in '{}'",
+                o.out),
+      fmt::format(
+          "name one with --card: {}; without one, --calibrate 20s measures this machine, or a run of some "
+          "steps has to lie in --out",
+          fmt::join(names, ", ")));
+}
+
 void run_estimate(const VerbCall& call) {
   Options o = call.loaded.options;
   EstimateView view{.claim = claim_of(call.words), .now_unix_s = std::time(nullptr)};
@@ -95,78 +177,22 @@ void run_estimate(const VerbCall& call) {
   check_options(o);
   const Subject subject = subject_of(o, call.words);
   in.card = subject.card;
-  double calibrate_s = 0;
-  if (const std::string* text = call.words.find("calibrate")) {
-    calibrate_s = parse_duration(*text, "--calibrate");
-    QT_CHECK(calibrate_s > 0 && calibrate_s <= kMostCalibrationSeconds, ConfigError,
-             "--calibrate {} is not between 1 second and an hour", *text);
-  }
-  const bool calibrates = calibrate_s > 0;
-  if (calibrates && !subject.is_here) {
-    throw ConfigError(
-        fmt::format("--calibrate measures this machine, and no {} is in it", subject.card->name),
-        "leave one of --calibrate and --card out");
-  }
-  if (calibrates && call.words.has("efficiency"))
-    throw ConfigError("--calibrate measures what --efficiency assumes", "leave one of them out");
+  const double calibrate_s = calibration_seconds(call.words, subject);
   // What `auto` became when the run began, with what was free then, is what was measured.
   std::optional<RunState> begun;
-  if (subject.is_here) begun = newest_readable_state(o.out);
-  const auto model_of = [](const RunState& state) {
-    const auto it = state.options.find("model");
-    return it == state.options.end() ? std::string() : it->second;
-  };
-  if (begun && model_of(*begun) != o.model) begun.reset();  // a run of something else
+  if (subject.is_here) begun = state_of_same_model(o);
   if (begun) adopt_resolved(o, *begun);
-
-  in.eval_every = o.eval_every;
-  in.save_every = o.save_every;
-  view.eval_tokens_assumed = o.eval_tokens == 0;
-  if (!view.eval_tokens_assumed) in.eval_tokens = o.eval_tokens;
-  if (o.val_fraction == 0 && o.val_data.empty()) {  // nothing to evaluate on
-    in.eval_tokens = 0;
-    view.eval_tokens_assumed = false;
-  }
-  view.efficiency_why = "no such card was measured; tuned trainers of others report 69 to 85 %";
-  const std::string* efficiency = call.words.find("efficiency");
-  if (efficiency != nullptr && in.card != nullptr) {
-    in.efficiency = parse_efficiency(*efficiency, in.card->peak_flops(), "--efficiency");
-    view.efficiency_why = "as given with --efficiency";
-  }
+  fill_assumptions(o, call.words, in, view);
 
   const std::int64_t vocab_size = expected_vocab_size(o);
   const PlannedRun run = plan_run(o, subject.target, subject.limits, vocab_size);
-  if (calibrates) {
-    install_stop_handlers();
-    log_info("measuring steps of the same model with fewer layers, for {}", format_duration(calibrate_s));
-    const Calibration measured = calibrate(run, call.make_backend, calibrate_s);
-    in.step_seconds = measured.step_s;
-    const double batches = evaluation_batches(run, in.eval_tokens);
-    in.evaluation_seconds = Range{.low = batches * measured.evaluation_batch_s.low,
-                                  .high = batches * measured.evaluation_batch_s.high};
-    view.efficiency_why = "here, with " + calibration_text(measured, run.engine.model.n_layer);
-  } else if (efficiency == nullptr && begun && is_same_work(*begun, o, run)) {
-    const std::filesystem::path log = RunFolder(o.out).log();
-    if (const std::optional<StepTimes> times = read_step_times(
-            log, run.engine.step_tokens(), log_device_name(subject.target.kind, subject.card_here))) {
-      in.step_seconds = times->seconds;
-      view.efficiency_why = fmt::format("the last {} steps of {}", times->steps, log.string());
-    }
+  const bool efficiency_given = call.words.has("efficiency");
+  if (calibrate_s > 0) {
+    measure_now(run, call.make_backend, calibrate_s, in, view);
+  } else if (!efficiency_given && begun && is_same_work(*begun, o, run)) {
+    take_logged_steps(o, run, subject, in, view);
   }
-  if (in.card == nullptr && !in.step_seconds) {
-    std::vector<std::string_view> names;
-    for (const Card& card : card_table()) names.emplace_back(card.name);
-    throw ConfigError(
-        efficiency != nullptr
-            ? "--efficiency is a share of a card's peak: name one with --card"
-            : fmt::format(
-                  "no card to estimate for: none that is known is here, and nothing was measured in '{}'",
-                  o.out),
-        fmt::format(
-            "name one with --card: {}; without one, --calibrate 20s measures this machine, or a run of some "
-            "steps has to lie in --out",
-            fmt::join(names, ", ")));
-  }
+  if (in.card == nullptr && !in.step_seconds) throw nothing_to_estimate_by(o, efficiency_given);
 
   const Estimate e = estimate_run(run, in);
   if (call.words.has("json")) {

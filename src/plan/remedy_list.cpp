@@ -18,12 +18,19 @@ std::function<std::string(const PlannedRun&)> text(std::string fixed) {
   return [fixed = std::move(fixed)](const PlannedRun&) { return fixed; };
 }
 
-}  // namespace
+// What a change is judged by.
+struct Situation {
+  const PlannedRun& run;
+  const Options& options;
+  const Target& target;
 
-std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const Target& target, bool begun) {
-  std::vector<Change> all;
-  const ModelOptions& m = run.engine.memory;
-  const bool on_card = target.kind == DeviceKind::cuda;
+  bool on_card() const { return target.kind == DeviceKind::cuda; }
+};
+
+// Each function adds the changes of one option that the situation allows.
+
+void micro_batch(const Situation& s, std::vector<Change>& all) {
+  const Options& o = s.options;
   if (o.micro_batch > 1) {
     all.push_back({.option = "micro-batch",
                    .loss = Loss::time,
@@ -39,7 +46,11 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                              format_thousands(r.engine.step_tokens()), r.engine.accumulation);
                        }});
   }
-  if (on_card && m.weights != FormatId::none && target.gemm == GemmRoute::scratch) {
+}
+
+void fused_products(const Situation& s, std::vector<Change>& all) {
+  const ModelOptions& m = s.run.engine.memory;
+  if (s.on_card() && m.weights != FormatId::none && s.target.gemm == GemmRoute::scratch) {
     all.push_back(
         {.option = "gemm",
          .loss = Loss::time,
@@ -47,9 +58,13 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
          .words = text("--gemm fused"),
          .cost = text("weights are expanded inside each product: slower above 2,048 tokens at once")});
   }
-  const std::int64_t tokens = run.engine.micro_batch_tokens();
+}
+
+void loss_chunk(const Situation& s, std::vector<Change>& all) {
+  const Options& o = s.options;
+  const std::int64_t tokens = s.run.engine.micro_batch_tokens();
   std::int64_t chunk =
-      o.loss_chunk > 0 ? o.loss_chunk : kLogitsChunkBytes / (4 * run.engine.model.vocab_size);
+      o.loss_chunk > 0 ? o.loss_chunk : kLogitsChunkBytes / (4 * s.run.engine.model.vocab_size);
   chunk = std::min(std::max<std::int64_t>(chunk, 1), tokens);
   for (const std::int64_t divisor : {4, 16}) {
     const std::int64_t smaller = chunk / divisor;
@@ -60,6 +75,10 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                    .words = text(fmt::format("--loss-chunk {}", smaller)),
                    .cost = text("the head's products are smaller: nothing but rounding")});
   }
+}
+
+void recompute(const Situation& s, std::vector<Change>& all) {
+  const Options& o = s.options;
   if (!o.ckpt_activations) {
     all.push_back({.option = "ckpt-activations",
                    .loss = Loss::time,
@@ -67,7 +86,11 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                    .words = text("--ckpt-activations"),
                    .cost = text("each block is computed twice, to the same bits")});
   }
-  const bool paged = run.engine.optim.paged;
+}
+
+void paging(const Situation& s, std::vector<Change>& all) {
+  const Options& o = s.options;
+  const bool paged = s.run.engine.optim.paged;
   if (o.paging == "off") {
     all.push_back({.option = "paging",
                    .loss = Loss::time,
@@ -75,7 +98,7 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                    .words = text("--paging on"),
                    .cost = text("master and moments move to the host's memory, to the same bits"),
                    .trades = true});
-  } else if (paged && on_card) {
+  } else if (paged && s.on_card()) {
     all.push_back({.option = "paging",
                    .loss = Loss::time,
                    .apply = [](Options& to) { to.paging = "off"; },
@@ -83,6 +106,10 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                    .cost = text("nothing: master and moments stay on the device, to the same bits"),
                    .trades = true});
   }
+}
+
+void fewer_checkpoints(const Situation& s, std::vector<Change>& all) {
+  const Options& o = s.options;
   if (o.keep > 2) {
     all.push_back({.option = "keep",
                    .loss = Loss::time,
@@ -90,6 +117,11 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                    .words = text("--keep 2"),
                    .cost = text("fewer checkpoints to go back to")});
   }
+}
+
+void gradients_in_bf16(const Situation& s, std::vector<Change>& all) {
+  const Options& o = s.options;
+  const ModelOptions& m = s.run.engine.memory;
   if (o.grad_dtype == "f32" && m.compute == DType::bf16) {
     all.push_back({.option = "grad-dtype",
                    .loss = Loss::rounding,
@@ -97,7 +129,10 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                    .words = text("--grad-dtype bf16"),
                    .cost = text("sums of gradients over micro-batches are rounded to bf16")});
   }
-  if (begun) return all;
+}
+
+void moments_in_8_bits(const Situation& s, std::vector<Change>& all) {
+  const Options& o = s.options;
   if (o.optim == "adamw") {
     all.push_back({.option = "optim",
                    .loss = Loss::rounding,
@@ -105,16 +140,25 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                    .words = text("--optim adamw8"),
                    .cost = text("moments of the block matrices are kept in 8 bits")});
   }
+}
+
+void bf16(const Situation& s, std::vector<Change>& all) {
+  const ModelOptions& m = s.run.engine.memory;
   if (m.compute == DType::f32) {
     all.push_back(
         {.option = "dtype",
          .loss = Loss::rounding,
          .apply = [](Options& to) { to.dtype = "bf16"; },
          .words = text("--dtype bf16"),
-         .cost = text(target.native_bf16 ? "activations and weights are rounded to bf16"
-                                         : "activations and weights are rounded to bf16, which this device "
-                                           "has no instructions for: slower")});
+         .cost = text(s.target.native_bf16 ? "activations and weights are rounded to bf16"
+                                           : "activations and weights are rounded to bf16, which this device "
+                                             "has no instructions for: slower")});
   }
+}
+
+void master_in_bf16(const Situation& s, std::vector<Change>& all) {
+  const Options& o = s.options;
+  const ModelOptions& m = s.run.engine.memory;
   if (o.master == "f32" && m.compute != DType::f16) {
     all.push_back(
         {.option = "master",
@@ -124,6 +168,10 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
          .cost = text("master weights in bf16, rounded at random: noise, no bias; no cost was seen at d2 "
                       "(docs/benchmarks.md)")});
   }
+}
+
+void packed_weights(const Situation& s, std::vector<Change>& all) {
+  const ModelOptions& m = s.run.engine.memory;
   if (m.weights == FormatId::none && m.compute != DType::f16) {
     all.push_back(
         {.option = "quant",
@@ -140,6 +188,27 @@ std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const T
                    "law, none seen at d4 (docs/benchmarks.md)",
                    bits, expected_loss_cost(params, trained, bits, params, trained));
              }});
+  }
+}
+
+// In the order in which equal ones are proposed. A run that has begun keeps what the checkpoint's tensors are made of.
+struct Remedy {
+  void (*add)(const Situation& s, std::vector<Change>& all);
+  bool also_when_begun;
+};
+constexpr Remedy kRemedies[] = {
+    {micro_batch, true}, {fused_products, true},    {loss_chunk, true},        {recompute, true},
+    {paging, true},      {fewer_checkpoints, true}, {gradients_in_bf16, true}, {moments_in_8_bits, false},
+    {bf16, false},       {master_in_bf16, false},   {packed_weights, false},
+};
+
+}  // namespace
+
+std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const Target& target, bool begun) {
+  const Situation situation{.run = run, .options = o, .target = target};
+  std::vector<Change> all;
+  for (const Remedy& remedy : kRemedies) {
+    if (remedy.also_when_begun || !begun) remedy.add(situation, all);
   }
   return all;
 }
