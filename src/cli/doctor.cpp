@@ -253,8 +253,8 @@ class Judge {
   void plan() {
     for (const Verdict& v : c_.plan.verdicts) {
       if (!v.available_bytes) continue;
-      const auto text = fmt::format("{}: {} needed of {}", v.resource, format_bytes(v.needed_bytes),
-                                    format_bytes(*v.available_bytes));
+      const auto text = fmt::format("{}: {} needed of {}", resource_name(v.resource),
+                                    format_bytes(v.needed_bytes), format_bytes(*v.available_bytes));
       if (v.fits) {
         good("plan", text);
       } else {

@@ -270,8 +270,9 @@ Checkup examine(const Options& options, BackendFactory make_backend, FileSystem&
     const std::int64_t bytes = std::min(kCopiedBytes, room / 8);
     try {
       if (bytes > 0) c.copies = measure_copies(*backend, bytes);
-      const bool host_fits = std::all_of(c.plan.verdicts.begin(), c.plan.verdicts.end(),
-                                         [](const Verdict& v) { return v.fits || v.resource != "host"; });
+      const bool host_fits =
+          std::all_of(c.plan.verdicts.begin(), c.plan.verdicts.end(),
+                      [](const Verdict& v) { return v.fits || v.resource != Resource::host; });
       if (on_card && host_fits && c.plan.plan.host.bytes > 0)
         c.pinned_bytes = pinnable_bytes(*backend, c.plan.plan.host.bytes);
     } catch (const Error& e) {

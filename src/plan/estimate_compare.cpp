@@ -105,7 +105,7 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
                                                   (nf4_bits - format.bits) / 8);
     row.fits = row.device_bytes <= limits.device_bytes - limits.reserve_bytes &&
                std::all_of(nf4.verdicts.begin(), nf4.verdicts.end(),
-                           [](const Verdict& v) { return v.fits || v.resource == "device"; });
+                           [](const Verdict& v) { return v.fits || v.resource == Resource::device; });
   }
 }
 

@@ -48,7 +48,7 @@ std::string memory_text(const PlannedRun& run) {
   for (const Verdict& v : run.verdicts) {
     if (!v.available_bytes) continue;
     std::string part = fmt::format("{} of {} on the {}", format_bytes(v.needed_bytes),
-                                   format_bytes(*v.available_bytes), v.resource);
+                                   format_bytes(*v.available_bytes), resource_name(v.resource));
     std::string& list = v.fits ? text : missing;
     list += (list.empty() ? "" : ", ") + std::move(part);
   }

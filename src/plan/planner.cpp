@@ -157,20 +157,20 @@ void describe_disk(PlannedRun& run, const Options& o) {
 }
 
 void judge(PlannedRun& run, const Limits& limits) {
-  const auto verdict = [&](std::string resource, std::int64_t needed, std::optional<std::int64_t> available) {
-    run.verdicts.push_back({std::move(resource), needed, available, !available || needed <= *available});
+  const auto verdict = [&](Resource resource, std::int64_t needed, std::optional<std::int64_t> available) {
+    run.verdicts.push_back({resource, needed, available, !available || needed <= *available});
   };
   const auto known = [](std::int64_t bytes) {
     return bytes > 0 ? std::optional<std::int64_t>(bytes) : std::nullopt;
   };
   run.reserve_bytes = limits.reserve_bytes;
-  verdict("device", run.device_bytes,
+  verdict(Resource::device, run.device_bytes,
           known(limits.device_bytes > 0 ? std::max<std::int64_t>(limits.device_bytes - run.reserve_bytes, 1)
                                         : 0));
   // On the cpu the device's arena is ordinary memory too.
   const std::int64_t host = run.host_bytes + (run.target.kind == DeviceKind::cpu ? run.device_bytes : 0);
-  verdict("host", host, known(limits.host_bytes));
-  verdict("disk", run.disk_bytes, limits.disk_bytes);
+  verdict(Resource::host, host, known(limits.host_bytes));
+  verdict(Resource::disk, run.disk_bytes, limits.disk_bytes);
 }
 
 // What the planner may choose.
@@ -234,7 +234,7 @@ void note_unquantized(PlannedRun& run, const Options& o, const ModelConfig& mode
 std::int64_t missing_bytes(const PlannedRun& run) {
   std::int64_t bytes = 0;
   for (const Verdict& v : run.verdicts) {
-    if (!v.fits && v.resource != "disk") bytes += v.needed_bytes - *v.available_bytes;
+    if (!v.fits && v.resource != Resource::disk) bytes += v.needed_bytes - *v.available_bytes;
   }
   return bytes;
 }
@@ -410,9 +410,14 @@ PlannedRun finished(PlannedRun run, const Options& o, std::int64_t vocab_size, c
 
 }  // namespace
 
+std::string_view resource_name(Resource resource) {
+  constexpr std::string_view kNames[] = {"device", "host", "disk"};
+  return kNames[static_cast<std::size_t>(resource)];
+}
+
 bool PlannedRun::fits_memory() const {
   return std::all_of(verdicts.begin(), verdicts.end(),
-                     [](const Verdict& v) { return v.fits || v.resource == "disk"; });
+                     [](const Verdict& v) { return v.fits || v.resource == Resource::disk; });
 }
 
 bool PlannedRun::fits() const {

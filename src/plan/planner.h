@@ -32,9 +32,12 @@ struct PlanRow {
   std::string note;
 };
 
+enum class Resource : std::uint8_t { device, host, disk };
+std::string_view resource_name(Resource resource);  // as its enumerator
+
 // The verdict for one resource.
 struct Verdict {
-  std::string resource;  // "device", "host", "disk"
+  Resource resource = Resource::device;
   std::int64_t needed_bytes = 0;
   std::optional<std::int64_t> available_bytes;  // after the reserve; none: unknown
   bool fits = true;

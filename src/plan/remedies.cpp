@@ -55,7 +55,7 @@ double time_of(const PlannedRun& run, const Card* card) {
          kOperationsPerPagedByte * paged_bytes(run);
 }
 
-std::int64_t needed_bytes(const PlannedRun& run, std::string_view resource) {
+std::int64_t needed_bytes(const PlannedRun& run, Resource resource) {
   for (const Verdict& v : run.verdicts) {
     if (v.resource == resource) return v.needed_bytes;
   }

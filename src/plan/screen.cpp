@@ -25,7 +25,7 @@ void append_rows(std::string& text, const std::vector<PlanRow>& rows, std::int64
   }
 }
 
-const Verdict* find_verdict(const PlannedRun& run, std::string_view resource) {
+const Verdict* find_verdict(const PlannedRun& run, Resource resource) {
   for (const Verdict& v : run.verdicts) {
     if (v.resource == resource) return &v;
   }
@@ -49,14 +49,15 @@ std::string overall_text(const PlannedRun& run) {
     if (!v.available_bytes) continue;
     if (!v.fits) {
       missing += fmt::format("{} by {} on the {}", missing.empty() ? "does not fit" : ",",
-                             format_bytes(-margin(v)), v.resource);
+                             format_bytes(-margin(v)), resource_name(v.resource));
     }
-    const bool in_memory = v.resource != "disk";
+    const bool in_memory = v.resource != Resource::disk;
     if (in_memory && (tightest == nullptr || margin(v) < margin(*tightest))) tightest = &v;
   }
   if (!missing.empty()) return missing;
   if (tightest == nullptr) return "fits, as far as limits are known";
-  return fmt::format("fits, {} to spare on the {}", format_bytes(margin(*tightest)), tightest->resource);
+  return fmt::format("fits, {} to spare on the {}", format_bytes(margin(*tightest)),
+                     resource_name(tightest->resource));
 }
 
 void append_changes(std::string& text, const PlannedRun& run) {
@@ -120,7 +121,7 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
   text += fmt::format("\n  device: {}\n", hardware_text(run, limits.device_name));
   append_rows(text, run.device_rows, run.device_bytes);
   text += fmt::format("{}   {}\n", row_text("total", run.device_bytes, run.device_bytes),
-                      verdict_text(find_verdict(run, "device")));
+                      verdict_text(find_verdict(run, Resource::device)));
   if (run.reserve_bytes > 0 && limits.device_bytes > 0) {
     const char* source = limits.device_assumed  ? "assumed"
                          : limits.device_capped ? "given"
@@ -128,7 +129,7 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
     text += fmt::format("    ({} {}, of which {} stay free for display and driver)\n",
                         format_bytes(limits.device_bytes), source, format_bytes(run.reserve_bytes));
   }
-  const Verdict* host = find_verdict(run, "host");
+  const Verdict* host = find_verdict(run, Resource::host);
   const std::int64_t host_bytes = host != nullptr ? host->needed_bytes : run.host_bytes;
   text += fmt::format("\n  host: {}\n",
                       run.engine.optim.paged ? "paged through the device once per step" : "nothing is paged");
@@ -139,7 +140,7 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
   text += "\n  disk\n";
   append_rows(text, run.disk_rows, run.disk_bytes);
   text += fmt::format("{}   {}\n", row_text("total", run.disk_bytes, run.disk_bytes),
-                      verdict_text(find_verdict(run, "disk")));
+                      verdict_text(find_verdict(run, Resource::disk)));
   text += fmt::format(
       "    saves write at most {} a day; text given as --data becomes up to {} of tokens beside it\n",
       format_bytes(run.written_bytes_per_day), format_bytes(run.token_cache_bytes));
@@ -154,7 +155,7 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
 }
 
 std::string plan_json(const PlannedRun& run, const Limits& limits) {
-  const Verdict* device = find_verdict(run, "device");
+  const Verdict* device = find_verdict(run, Resource::device);
   const std::int64_t margin =
       device != nullptr && device->available_bytes ? *device->available_bytes - device->needed_bytes : 0;
   std::string rows;

@@ -46,7 +46,7 @@ Checkup healthy() {
   c.plan.plan.optimizer_step.device_to_host_bytes = 5e9;
   c.plan.checkpoint_bytes = 10 * kGiB;
   c.plan.verdicts = {
-      {.resource = "device", .needed_bytes = 8 * kGiB, .available_bytes = 11 * kGiB, .fits = true}};
+      {.resource = Resource::device, .needed_bytes = 8 * kGiB, .available_bytes = 11 * kGiB, .fits = true}};
   return c;
 }
 
@@ -124,8 +124,10 @@ TEST(Doctor, NamesEachAilmentAndWhatToDo) {
        "disk", "on 9p", "/home"},
       {"a run that does not fit",
        [](Checkup& c) {
-         c.plan.verdicts = {
-             {.resource = "device", .needed_bytes = 13 * kGiB, .available_bytes = 11 * kGiB, .fits = false}};
+         c.plan.verdicts = {{.resource = Resource::device,
+                             .needed_bytes = 13 * kGiB,
+                             .available_bytes = 11 * kGiB,
+                             .fits = false}};
          c.plan.changes = {{.options = "--ckpt-activations", .cost = "time"}};
        },
        Severity::problem, "plan", "device: 13.0 GiB needed of 11.0 GiB: does not fit", "--ckpt-activations",
