@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "kernels/scratch.h"
 #include "kernels/target.h"
 
 namespace qt {
@@ -103,10 +104,12 @@ class Backend {
     Backend& backend_;
   };
 
-  // Runs op after everything earlier on the same stream; may return before the work is done.
+  // Runs op after everything earlier on the same stream; may return before the work is done. ShapeError where the op, or the
+  // scratch it was given, is not what its contract says: on every backend, so that a plan is held to it, too.
   template <class Op>
   void run(const Op& op, Stream stream = Stream::compute) {
     op.check();
+    check_scratch(op);
     const Cost cost = op.cost();
     count(cost);
     const Range range(*this, Op::kName);
@@ -145,6 +148,16 @@ class Backend {
   friend class RecomputeScope;
 
   void count(const Cost& cost);
+
+  template <class Op>
+  void check_scratch(const Op& op) const {
+    if constexpr (TakesScratch<Op>) {
+      const std::int64_t need_bytes = scratch_bytes(op, target_);
+      const std::int64_t have_bytes = op.scratch.defined() ? op.scratch.bytes() : 0;
+      QT_CHECK(have_bytes >= need_bytes, ShapeError, "{}: scratch has {} bytes, scratch_bytes() asks for {}",
+               Op::kName, have_bytes, need_bytes);
+    }
+  }
 
   template <class Work>
   void observed(const char* name, const Cost& cost, Work&& work) {

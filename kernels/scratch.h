@@ -2,6 +2,7 @@
 // much and passes it in the op's `scratch` field; ops never allocate. 0 means: leave the field undefined.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 
 #include "kernels/ops.h"
@@ -25,5 +26,11 @@ PackedLayout packed_layout(std::int64_t N, std::int64_t K, const Target& target)
 // Automatic: as measured on such a card (kernels/gemm_routes.h); elsewhere fused for few tokens, scratch for
 // many.
 GemmRoute packed_route(const PackedMatmul& op, const Target& target);
+
+// The ops that need scratch.
+template <class Op>
+concept TakesScratch = requires(const Op& op, const Target& target) {
+  { scratch_bytes(op, target) } -> std::same_as<std::int64_t>;
+};
 
 }  // namespace qt

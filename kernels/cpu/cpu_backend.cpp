@@ -4,13 +4,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <concepts>
 #include <cstring>
 #include <utility>
 
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_common.h"
-#include "kernels/scratch.h"
 #include "src/core/units.h"
 
 namespace qt {
@@ -65,11 +63,6 @@ std::unique_ptr<MemoryRegion> map_memory(Space space, std::int64_t bytes) {
   return std::make_unique<MappedRegion>(base, bytes, space, static_cast<std::byte*>(mapping), mapping_bytes);
 }
 
-template <class Op>
-concept TakesScratch = requires(const Op& op, const Target& target) {
-  { scratch_bytes(op, target) } -> std::same_as<std::int64_t>;
-};
-
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const Target& target)
@@ -110,19 +103,8 @@ class CpuBackend final : public Backend {
     return std::vector<double>(values, values + view.elems());
   }
 
-  template <class Op>
-  void run_op(const Op& op) {
-    if constexpr (TakesScratch<Op>) {
-      const std::int64_t need_bytes = scratch_bytes(op, target());
-      const std::int64_t have_bytes = op.scratch.defined() ? op.scratch.bytes() : 0;
-      QT_CHECK(have_bytes >= need_bytes, ShapeError, "{}: scratch has {} bytes, scratch_bytes() asks for {}",
-               Op::kName, have_bytes, need_bytes);
-    }
-    cpu::run(op, ctx_);
-  }
-
 #define QT_RUN_ON_CPU(Op) \
-  void do_run(const Op& op, Stream) override { run_op(op); }
+  void do_run(const Op& op, Stream) override { cpu::run(op, ctx_); }
   QT_FOR_EACH_OP(QT_RUN_ON_CPU)
 #undef QT_RUN_ON_CPU
 

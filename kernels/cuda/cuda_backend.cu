@@ -2,7 +2,6 @@
 // order. Host code only; the kernels are in the other files.
 #include <algorithm>
 #include <array>
-#include <concepts>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -67,11 +66,6 @@ class PageableRegion final : public MemoryRegion {
 
  private:
   std::shared_ptr<PageableRanges> ranges_;
-};
-
-template <class Op>
-concept TakesScratch = requires(const Op& op, const Target& target) {
-  { scratch_bytes(op, target) } -> std::same_as<std::int64_t>;
 };
 
 class CudaBackend final : public Backend {
@@ -259,19 +253,8 @@ class CudaBackend final : public Backend {
   void begin_range(const char* name) override { cuda::begin_range(name); }
   void end_range() override { cuda::end_range(); }
 
-  template <class Op>
-  void run_op(const Op& op, Stream stream) {
-    if constexpr (TakesScratch<Op>) {
-      const std::int64_t need_bytes = scratch_bytes(op, target());
-      const std::int64_t have_bytes = op.scratch.defined() ? op.scratch.bytes() : 0;
-      QT_CHECK(have_bytes >= need_bytes, ShapeError, "{}: scratch has {} bytes, scratch_bytes() asks for {}",
-               Op::kName, have_bytes, need_bytes);
-    }
-    cuda::run(op, context_on(stream));
-  }
-
 #define QT_RUN_ON_CUDA(Op) \
-  void do_run(const Op& op, Stream stream) override { run_op(op, stream); }
+  void do_run(const Op& op, Stream stream) override { cuda::run(op, context_on(stream)); }
   QT_FOR_EACH_OP(QT_RUN_ON_CUDA)
 #undef QT_RUN_ON_CUDA
 
