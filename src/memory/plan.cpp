@@ -7,9 +7,9 @@ namespace qt {
 
 namespace {
 
-constexpr std::string_view kTagNames[kMemoryTags] = {"weights",     "gradients", "master",  "moments",
-                                                     "activations", "logits",    "scratch", "inputs",
-                                                     "slots",       "cache"};
+#define QT_MEMORY_TAG_NAME(name) #name,
+constexpr std::string_view kTagNames[kMemoryTags] = {QT_FOR_EACH_MEMORY_TAG(QT_MEMORY_TAG_NAME)};
+#undef QT_MEMORY_TAG_NAME
 
 std::int64_t aligned(std::int64_t bytes) {
   return (bytes + kRequestAlignment - 1) / kRequestAlignment * kRequestAlignment;

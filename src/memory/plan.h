@@ -11,20 +11,16 @@
 
 namespace qt {
 
-// What a request is for: the rows of the plan that a user reads.
-enum class MemoryTag : std::uint8_t {
-  weights,
-  gradients,
-  master,
-  moments,
-  activations,
-  logits,
-  scratch,
-  inputs,
-  slots,
-  cache
-};
-inline constexpr int kMemoryTags = 10;
+// What a request is for: the rows of the plan that a user reads, in their order. The one list of them.
+#define QT_FOR_EACH_MEMORY_TAG(X) \
+  X(weights) X(gradients) X(master) X(moments) X(activations) X(logits) X(scratch) X(inputs) X(slots) X(cache)
+
+#define QT_MEMORY_TAG(name) name,
+enum class MemoryTag : std::uint8_t { QT_FOR_EACH_MEMORY_TAG(QT_MEMORY_TAG) };
+#undef QT_MEMORY_TAG
+#define QT_COUNT_MEMORY_TAG(name) +1
+inline constexpr int kMemoryTags = 0 QT_FOR_EACH_MEMORY_TAG(QT_COUNT_MEMORY_TAG);
+#undef QT_COUNT_MEMORY_TAG
 std::string_view memory_tag_name(MemoryTag tag);
 
 using TagBytes = std::array<std::int64_t, kMemoryTags>;
