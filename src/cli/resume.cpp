@@ -12,64 +12,33 @@
 
 namespace qt {
 
-namespace {
-
-// Decide which tensors a checkpoint holds: another value cannot read it.
-constexpr std::string_view kFixed[] = {"model",  "vocab-size", "seq-len", "n-layer", "n-head",
-                                       "n-embd", "n-kv-head",  "bias",    "train",   "norm-eps"};
-// Decide how it holds them: likewise, but a new run can start from its master weights.
-constexpr std::string_view kStoredAs[] = {"quant", "dtype", "optim", "master"};
-// Decide which run it is: another value is another experiment.
-constexpr std::string_view kIdentity[] = {"batch-tokens", "seed", "data-order"};
-// Change rounding, not meaning.
-constexpr std::string_view kBits[] = {"micro-batch", "grad-dtype", "loss-chunk", "gemm", "device", "arch"};
-// What the run is executed on: no result depends on it, but whoever continues should see it.
-constexpr std::string_view kShown[] = {"threads", "vram", "ram", "paging", "ckpt-activations"};
-// How long, how often, where: no result depends on them.
-constexpr std::string_view kFree[] = {"stop-after",    "batch-size",    "gradient-accumulation-steps",
-                                      "init-from",     "eval-iters",    "fresh",
-                                      "out",           "allow-changes", "eval-every",
-                                      "eval-tokens",   "save-every",    "keep",
-                                      "sample-every",  "prompt",        "sample-tokens",
-                                      "temperature",   "top-k",         "log-every",
-                                      "quiet",         "tensorboard",   "watts",
-                                      "price",         "cache",         "data",
-                                      "val-data",      "tokenizer",     "tokenizer-kind",
-                                      "split-pattern", "val-fraction",  "to",
-                                      "format",        "weights",       "shard-bytes",
-                                      "overwrite"};
-
-template <std::size_t n>
-bool is_in(std::string_view name, const std::string_view (&list)[n]) {
-  return std::find(std::begin(list), std::end(list), name) != std::end(list);
-}
-
-}  // namespace
-
 void adopt_resolved(Options& options, const RunState& stored) {
-  const auto adopt = [&](std::string_view name) {
-    const OptionSpec* spec = find_option(name);
-    const std::string now = option_text(options, *spec);
-    const auto it = stored.options.find(std::string(name));
-    if ((now == "auto" || now == "0") && it != stored.options.end())
-      set_option(options, *spec, {it->second}, "checkpoint");
+  const auto stored_text = [&](const OptionSpec& spec) -> const std::string* {
+    const auto it = stored.options.find(spec.name);
+    return it == stored.options.end() ? nullptr : &it->second;
+  };
+  const auto adopt = [&](const OptionSpec& spec) {
+    const std::string now = option_text(options, spec);
+    const std::string* text = stored_text(spec);
+    if ((now == "auto" || now == "0") && text != nullptr) set_option(options, spec, {*text}, "checkpoint");
   };
   const auto is_stored = [&](std::string_view name) {
-    const auto it = stored.options.find(std::string(name));
-    return it == stored.options.end() || it->second == option_text(options, *find_option(name));
+    const OptionSpec& spec = *find_option(name);
+    const std::string* text = stored_text(spec);
+    return text == nullptr || *text == option_text(options, spec);
   };
-  for (const std::string_view name : {"dtype", "grad-dtype", "gemm", "vocab-size", "seq-len", "n-kv-head"})
-    adopt(name);
+  for (const OptionSpec& spec : option_table()) {
+    if (spec.has(kAdopted)) adopt(spec);
+  }
   // The shape came with the weights, whatever was typed; and they may be gone by now.
-  if (names_weights(options.init_from)) {
-    for (const std::string_view name :
-         {"model", "n-layer", "n-head", "n-embd", "n-kv-head", "bias", "norm-eps", "vocab-size"}) {
-      const auto it = stored.options.find(std::string(name));
-      if (it != stored.options.end()) set_option(options, *find_option(name), {it->second}, "checkpoint");
-    }
+  const bool from_weights = names_weights(options.init_from);
+  for (const OptionSpec& spec : option_table()) {
+    const std::string* text = stored_text(spec);
+    if (from_weights && spec.has(kOfWeights) && text != nullptr)
+      set_option(options, spec, {*text}, "checkpoint");
   }
   // The rows of another step may not divide into the old micro-batches.
-  if (is_stored("batch-tokens") && is_stored("seq-len")) adopt("micro-batch");
+  if (is_stored("batch-tokens") && is_stored("seq-len")) adopt(*find_option("micro-batch"));
 }
 
 void adopt_named_weights(Options& options) {
@@ -109,14 +78,10 @@ std::map<std::string, std::string> effective_options(const Options& options, con
 
 bool is_same_work(const RunState& begun, const Options& options, const PlannedRun& run) {
   const std::map<std::string, std::string> now = effective_options(options, run);
-  constexpr const char* kDecide[] = {
-      "model",      "vocab-size", "seq-len", "n-layer", "n-head", "n-embd",           "n-kv-head",
-      "bias",       "dropout",    "quant",   "dtype",   "gemm",   "ckpt-activations", "micro-batch",
-      "grad-dtype", "loss-chunk", "master",  "optim",   "paging", "batch-tokens",     "threads",
-      "device",     "arch"};
-  for (const char* name : kDecide) {
-    const auto then = begun.options.find(name);
-    if (then == begun.options.end() || then->second != now.at(name)) return false;
+  for (const OptionSpec& spec : option_table()) {
+    if (!spec.has(kSpeed)) continue;
+    const auto then = begun.options.find(spec.name);
+    if (then == begun.options.end() || then->second != now.at(spec.name)) return false;
   }
   return true;
 }
@@ -153,18 +118,20 @@ std::vector<std::string> check_resume(const RunState& stored, const RunState& no
   bool overridable = true, same_tensors = true;
   for (const auto& [name, value] : now.options) {
     const auto it = stored.options.find(name);
-    if (it == stored.options.end() || it->second == value || is_in(name, kFree)) continue;
+    const OptionSpec* spec = find_option(name);
+    const OnResume meaning = spec != nullptr ? spec->on_resume : OnResume::printed;
+    if (it == stored.options.end() || it->second == value || meaning == OnResume::free) continue;
     const std::string change = fmt::format("{}: {} -> {}", name, it->second, value);
-    if (is_in(name, kFixed) || is_in(name, kStoredAs)) {
+    if (meaning == OnResume::fixed || meaning == OnResume::stored_as) {
       refused.push_back(change);
       overridable = false;
-      same_tensors = same_tensors && is_in(name, kStoredAs);
-    } else if (is_in(name, kIdentity) && !allow_changes) {
+      same_tensors = same_tensors && meaning == OnResume::stored_as;
+    } else if (meaning == OnResume::identity && !allow_changes) {
       refused.push_back(change);
     } else {
-      listed.push_back(change + (is_in(name, kBits)    ? "; bits may differ"
-                                 : is_in(name, kShown) ? "; no result depends on it"
-                                                       : ""));
+      listed.push_back(change + (meaning == OnResume::bits    ? "; bits may differ"
+                                 : meaning == OnResume::shown ? "; no result depends on it"
+                                                              : ""));
     }
   }
   if (stored.vocab_hash != now.vocab_hash) {

@@ -17,6 +17,25 @@ namespace qt {
 // How a value is written by a person.
 enum class OptionKind : std::uint8_t { text, texts, flag, count, bytes, duration, number };
 
+// What another value means for a run that is continued.
+enum class OnResume : std::uint8_t {
+  fixed,      // decides which tensors a checkpoint holds: another value cannot read it
+  stored_as,  // decides how it holds them: likewise, but a new run can start from its master weights
+  identity,   // decides which run it is: another value is another experiment, and needs --allow-changes
+  bits,       // changes rounding, not meaning; the change is printed
+  shown,      // what the run is executed on: no result depends on it; the change is printed
+  printed,    // decides results, and may change; the change is printed
+  free,       // how long, how often, where: no result depends on it; the change is not printed
+};
+
+// Further properties of an option, any number of them.
+inline constexpr std::uint8_t kSpeed =
+    1;  // decides how long a step takes: steps of runs that differ in it do not compare
+inline constexpr std::uint8_t kAdopted =
+    2;  // `auto` and 0 are replaced by what they became when the run began
+inline constexpr std::uint8_t kOfWeights =
+    4;  // part of the shape that weights named by --init-from bring along
+
 struct OptionSpec {
   using Member = std::variant<std::string Options::*, std::vector<std::string> Options::*, bool Options::*,
                               std::int64_t Options::*, std::uint64_t Options::*, double Options::*>;
@@ -24,8 +43,12 @@ struct OptionSpec {
   const char* name;     // "vocab-size"; QTRAIN_VOCAB_SIZE in the environment
   OptionKind kind;
   Member member;
+  OnResume on_resume;
+  std::uint8_t traits;  // kSpeed | kAdopted | kOfWeights
   const char* help;
   const char* choices = nullptr;  // "auto | on | off": the only values; nullptr: any
+
+  bool has(std::uint8_t trait) const { return (traits & trait) != 0; }
 };
 
 // src/options/option_list.cpp

@@ -376,6 +376,39 @@ TEST_F(OptionTable, HoldsEachNameAndEachFieldOnce) {
   EXPECT_EQ(names.size(), option_table().size());
 }
 
+// The columns decide which runs continue and which measured steps count: a change of one is a change of behaviour.
+TEST(Options, WhatAChangedValueMeansIsFrozen) {
+  const auto with = [](auto&& is) {
+    std::string names;
+    for (const OptionSpec& spec : option_table()) {
+      if (is(spec)) names += (names.empty() ? "" : " ") + std::string(spec.name);
+    }
+    return names;
+  };
+  const auto on_resume = [&](OnResume meaning) {
+    return with([&](const OptionSpec& spec) { return spec.on_resume == meaning; });
+  };
+  const auto trait = [&](std::uint8_t t) {
+    return with([&](const OptionSpec& spec) { return spec.has(t); });
+  };
+  EXPECT_EQ(on_resume(OnResume::fixed),
+            "model vocab-size seq-len n-layer n-head n-embd n-kv-head norm-eps bias train");
+  EXPECT_EQ(on_resume(OnResume::stored_as), "quant dtype master optim");
+  EXPECT_EQ(on_resume(OnResume::identity), "batch-tokens seed data-order");
+  EXPECT_EQ(on_resume(OnResume::bits), "grad-dtype micro-batch loss-chunk device arch gemm");
+  EXPECT_EQ(on_resume(OnResume::shown), "ckpt-activations paging vram ram threads");
+  EXPECT_EQ(
+      on_resume(OnResume::printed),
+      "dropout learning-rate matrix-lr embedding-lr head-lr beta1 beta2 eps weight-decay clip schedule warmup-steps "
+      "warmdown final-lr min-lr decay-steps control steps tokens");
+  EXPECT_EQ(
+      trait(kSpeed),
+      "model vocab-size seq-len n-layer n-head n-embd n-kv-head bias dropout quant ckpt-activations dtype grad-dtype "
+      "micro-batch loss-chunk master paging device arch gemm threads optim batch-tokens");
+  EXPECT_EQ(trait(kAdopted), "vocab-size seq-len n-kv-head dtype grad-dtype gemm");
+  EXPECT_EQ(trait(kOfWeights), "model vocab-size n-layer n-head n-embd n-kv-head norm-eps bias");
+}
+
 // A value different from the default, for every kind.
 std::string other_value(const OptionSpec& spec) {
   if (spec.choices != nullptr) {
