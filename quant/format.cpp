@@ -19,6 +19,7 @@ constexpr auto make_table(FormatList<F...>) {
                  .name = F::kName,
                  .block_elems = F::kBlockElems,
                  .code_bits = F::kCodeBits,
+                 .group_elems = F::kGroupElems,
                  .zero_code = F::kZeroCode,
                  .codebook = F::kCodebook,
                  .bits_per_weight = F::kCodeBits + kScaleBits / F::kBlockElems}...};
@@ -60,7 +61,8 @@ FormatId format_from_name(std::string_view name) {
 }
 
 std::int64_t code_bytes(FormatId id, std::int64_t elems) {
-  return ceil_div(elems * format_info(id).code_bits, 8);
+  const FormatInfo& info = format_info(id);
+  return ceil_div(elems, info.group_elems) * (info.group_elems * info.code_bits / 8);
 }
 
 std::int64_t scale_count(FormatId id, std::int64_t elems) {

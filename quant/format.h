@@ -14,6 +14,7 @@
 
 #include "quant/format_id.h"
 #include "quant/nf4.h"
+#include "src/core/device.h"
 #include "src/core/error.h"
 
 namespace qt {
@@ -23,11 +24,14 @@ template <class F>
 concept WeightFormat = requires(std::span<const float> src, std::span<const bf16> src_bf16,
                                 std::span<const f16> src_f16, std::span<float> out_f32,
                                 std::span<bf16> out_bf16, std::uint8_t* codes, float* absmax,
-                                std::int64_t first) {
+                                std::int64_t first, std::uint8_t code, float y, int i) {
   { F::kId } -> std::convertible_to<FormatId>;
   { F::kName } -> std::convertible_to<std::string_view>;
   { F::kBlockElems } -> std::convertible_to<int>;  // elements that share one scale
   { F::kCodeBits } -> std::convertible_to<int>;
+  {
+    F::kGroupElems
+    } -> std::convertible_to<int>;  // the fewest elements in a row whose codes fill whole bytes
   { F::kZeroCode } -> std::convertible_to<std::uint8_t>;
   std::span<const float>(F::kCodebook);
   { F::quantize(src, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
@@ -36,7 +40,22 @@ concept WeightFormat = requires(std::span<const float> src, std::span<const bf16
   F::dequantize(codes, absmax, first, out_bf16);
   F::dequantize(codes, absmax, first, out_f32);
   F::dequantize_unrounded(codes, absmax, first, out_f32);
-};
+  // What kernels on a card are made of, QT_HOST_DEVICE. Eight is an unsigned integer.
+  { F::encode(y) } -> std::same_as<std::uint8_t>;
+  { F::code_at(codes, first) } -> std::same_as<std::uint8_t>;
+  { F::code_of(typename F::Eight{}, i) } -> std::same_as<std::uint8_t>;
+  { F::eight_of(code, i) } -> std::same_as<typename F::Eight>;
+}
+&&(8 % F::kGroupElems == 0) && (F::kGroupElems * F::kCodeBits % 8 == 0) && (F::kBlockElems % 8 == 0) &&
+    (sizeof(typename F::Eight) >= F::kCodeBits) && (F::kCodebook.size() == std::size_t{1} << F::kCodeBits);
+
+// The byte at which the codes of element i begin; i is a multiple of F::kGroupElems. Bit planes lie within a
+// group (a byte of each plane for eight elements), so that offsets are linear for them too.
+template <class F>
+QT_HOST_DEVICE constexpr std::int64_t code_offset(std::int64_t i) {
+  constexpr std::uint64_t kGroupBytes = F::kGroupElems * F::kCodeBits / 8;
+  return static_cast<std::int64_t>(static_cast<std::uint64_t>(i) / F::kGroupElems * kGroupBytes);
+}
 
 template <WeightFormat... F>
 struct FormatList {
@@ -50,6 +69,7 @@ struct FormatInfo {
   std::string_view name;            // the word of --quant and of files
   int block_elems = 0;              // elements that share one scale; 0 for none
   int code_bits = 0;                // 0 for none
+  int group_elems = 1;              // the fewest elements in a row whose codes fill whole bytes
   std::uint8_t zero_code = 0;       // the code of 0.0
   std::span<const float> codebook;  // ascending
   double bits_per_weight = 0;       // codes and scales of whole blocks; 0 for none: the compute dtype decides
@@ -63,7 +83,7 @@ const FormatInfo& format_info(FormatId id);
 FormatId format_from_name(std::string_view name);
 
 // Bytes and counts of a packed tensor of `elems` elements; 0 for FormatId::none. elems >= 0.
-std::int64_t code_bytes(FormatId id, std::int64_t elems);   // a last partial byte counts whole
+std::int64_t code_bytes(FormatId id, std::int64_t elems);   // a last partial group counts whole
 std::int64_t scale_count(FormatId id, std::int64_t elems);  // f32 scales; a last partial block counts one
 std::int64_t packed_bytes(FormatId id, std::int64_t elems);
 

@@ -26,7 +26,7 @@ std::optional<std::int64_t> quantize_range(std::span<const T> src, std::uint8_t*
     absmax[first / kBlock] = std::bit_cast<float>(top);
     std::uint8_t* out = codes + first / 2;
     for (std::size_t k = 0; k < (x.size() + 1) / 2; ++k) {
-      out[k] = static_cast<std::uint8_t>(code[2 * k] << 4 | code[2 * k + 1]);
+      out[k] = static_cast<std::uint8_t>(Nf4::eight_of(code[2 * k], 0) | Nf4::eight_of(code[2 * k + 1], 1));
     }
   }
   return std::nullopt;

@@ -8,7 +8,9 @@
 // This is bitsandbytes' layout. Blocks run over the flat row-major order of a matrix and cross its rows
 // when K is no multiple of 64; the last block may be partial. Matrices never share blocks.
 //
-// This file is the reference that every backend must equal bit for bit; it is scalar and single-threaded.
+// This file is the reference that every backend must equal bit for bit; it is scalar and single-threaded. The
+// order of the codes in memory is written here once (`shift_of`): host and card take it from `code_at`,
+// `code_of` and `eight_of`. Only the vector code of kernels/cpu spells it in shuffles.
 #pragma once
 
 #include <array>
@@ -29,6 +31,7 @@ struct Nf4 {
   static constexpr std::string_view kName = "nf4";
   static constexpr int kBlockElems = 64;
   static constexpr int kCodeBits = 4;
+  static constexpr int kGroupElems = 2;  // whose codes fill whole bytes: the two of a byte
   static constexpr int kLevels = 16;
   static constexpr std::uint8_t kZeroCode = 7;  // decodes to exactly 0; also pads an odd last nibble
 
@@ -71,9 +74,19 @@ struct Nf4 {
   }
 
   // Code of element i of the tensor that `codes` begins with.
-  static constexpr std::uint8_t code_at(const std::uint8_t* codes, std::int64_t i) {
-    const std::uint8_t byte = codes[i >> 1];
-    return (i & 1) == 0 ? static_cast<std::uint8_t>(byte >> 4) : static_cast<std::uint8_t>(byte & 0xF);
+  QT_HOST_DEVICE static constexpr std::uint8_t code_at(const std::uint8_t* codes, std::int64_t i) {
+    return static_cast<std::uint8_t>(codes[i >> 1] >> shift_of(static_cast<int>(i & 1)) & 0xF);
+  }
+
+  // The codes of eight elements in a row, from an even one on: their bytes, the first in memory lowest.
+  using Eight = std::uint32_t;
+  // Code i of the eight.
+  QT_HOST_DEVICE static constexpr std::uint8_t code_of(Eight codes, int i) {
+    return static_cast<std::uint8_t>(codes >> shift_of(i) & 0xF);
+  }
+  // Eight codes of which the i-th is `code` and the others are 0: the bits of a whole are those of its parts.
+  QT_HOST_DEVICE static constexpr Eight eight_of(std::uint8_t code, int i) {
+    return static_cast<Eight>(code) << shift_of(i);
   }
 
   // The canonical weight of one element: every route to it must give these bits. Infinite only where the
@@ -103,6 +116,9 @@ struct Nf4 {
                                    std::span<float> dst);
 
  private:
+  // Where the code of element i lies in the bytes of a group, or of several.
+  QT_HOST_DEVICE static constexpr int shift_of(int i) { return 8 * (i / 2) + (i % 2 == 0 ? 4 : 0); }
+
   template <std::size_t c>
   static constexpr float kThreshold = kThresholds[c];
   template <std::size_t... c>

@@ -11,7 +11,7 @@
 //   tile     (n / 64) * (K / 64) + k / 64; inside it n, k in 0..63:
 //              n = 2 (8 i + p) + dn     k = 2 (8 s + q) + dk     p, q in 0..7   i, s in 0..3   dn, dk in 0..1
 //   slot     64 (s / 2) + 8 p + (q xor f[p]), f = 0 4 2 6 0 4 2 6: 16 bytes of chunk (p, q), 128 to a tile
-//   in it    quad 4 (s % 2) + i: two bytes, one for each dn; dk = 0 in the high nibble
+//   in it    quad 4 (s % 2) + i: two bytes, one for each dn; dk in the order of the flat layout
 //   scales   64 of a tile one after the other, by n
 #pragma once
 
@@ -24,9 +24,15 @@ namespace qt {
 
 inline constexpr int kTileSide = 64;
 inline constexpr int kTileElems = kTileSide * kTileSide;
+inline constexpr int kTileSlotElems = 32;
+inline constexpr int kTileSlots = kTileElems / kTileSlotElems;
 inline constexpr int kTileCodeBytes = kTileElems / 2;
-inline constexpr int kTileSlotBytes = 16;
-inline constexpr int kTileSlots = kTileCodeBytes / kTileSlotBytes;
+inline constexpr int kTileSlotBytes = kTileSlotElems / 2;
+
+// Whether tiles can hold a format: a pair of neighbours along k is a byte, and a row of a tile has a scale. A
+// format that they can't hold stays flat on a card too.
+template <class F>
+inline constexpr bool kFitsTiles = F::kCodeBits == 4 && F::kGroupElems == 2 && F::kBlockElems == kTileSide;
 
 // f[p]. It is its own way back: q xor f[p] xor f[p] is q.
 QT_HOST_DEVICE constexpr int tile_swizzle(int p) { return (p & 1) << 2 | (p & 2); }
@@ -35,11 +41,15 @@ QT_HOST_DEVICE constexpr int tile_slot(int half, int p, int q) {
   return kTileSlots / 2 * half + 8 * p + (q ^ tile_swizzle(p));
 }
 
-// The byte of a tile that elements (n, k) and (n, k + 1) share. n, k in [0, 64), k even.
-QT_HOST_DEVICE constexpr int tile_byte(int n, int k) {
-  const int i = n / 16, p = n / 2 % 8, dn = n % 2, s = k / 16, q = k / 2 % 8;
-  return kTileSlotBytes * tile_slot(s / 2, p, q) + 2 * (4 * (s % 2) + i) + dn;
+// The place of element (n, k) among the elements of a tile: its codes are those of a flat row in this order.
+// n, k in [0, 64).
+QT_HOST_DEVICE constexpr int tile_place(int n, int k) {
+  const int i = n / 16, p = n / 2 % 8, dn = n % 2, s = k / 16, q = k / 2 % 8, dk = k % 2;
+  return kTileSlotElems * tile_slot(s / 2, p, q) + 4 * (4 * (s % 2) + i) + 2 * dn + dk;
 }
+
+// The byte of a tile that elements (n, k) and (n, k + 1) share. n, k in [0, 64), k even.
+QT_HOST_DEVICE constexpr int tile_byte(int n, int k) { return tile_place(n, k) / 2; }
 
 constexpr bool can_be_tiled(std::int64_t N, std::int64_t K) {
   return N % kTileSide == 0 && K % kTileSide == 0;
