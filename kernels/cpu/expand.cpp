@@ -1,6 +1,6 @@
-// Formats with a table of sixteen code points are expanded by byte shuffles: a block's sixteen possible
-// weights are computed once (multiply, round to bf16) and split into a table of low and a table of high
-// bytes; then sixteen elements take two shuffles. Other formats use their reference.
+// The vector code that unpacks. Formats with a table of sixteen code points are expanded by byte shuffles: a
+// block's sixteen possible weights are computed once (multiply, round to bf16) and split into a table of low
+// and a table of high bytes; then sixteen elements take two shuffles. Other formats use their reference.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/expand.cpp"
 #include "kernels/cpu/expand.h"
@@ -143,12 +143,17 @@ HWY_EXPORT(ExpandNibblesF32);
 
 namespace {
 
+// Whether codes lie as NibbleBlocks has them.
+template <class F>
+constexpr bool kHighNibbleFirst = F::kCodeBits == 4 && F::kGroupElems == 2 && F::kBlockElems % 2 == 0 &&
+                                  F::eight_of(1, 0) == 0x10;
+
 template <class T>
 void expand_to(const PackedView& w, std::int64_t first, std::int64_t count, T* to) {
   const auto* codes = w.codes.as<std::uint8_t>();
   const float* absmax = w.absmax.as<float>();
   dispatch_format(w.format, [&]<class F>() {
-    if constexpr (F::kCodeBits == 4) {
+    if constexpr (kHighNibbleFirst<F>) {
       const NibbleBlocks blocks{
           .codebook = F::kCodebook.data(), .codes = codes, .absmax = absmax, .block_elems = F::kBlockElems};
       if constexpr (std::is_same_v<T, float>) {

@@ -1,5 +1,5 @@
-// Packing and unpacking of weights on the cpu. NF4 runs in vectors, bit-equal to quant/nf4.h; a format
-// without vector code of its own here runs through its scalar reference, in parallel all the same.
+// Packing and unpacking of weights on the cpu, in parallel. NF4 is packed in vectors, bit-equal to quant/nf4.h;
+// a format without vector code here is packed by its scalar reference. Unpacking is kernels/cpu/expand.cpp.
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/cpu_common.h"
+#include "kernels/cpu/expand.h"
 #include "quant/block.h"
 #include "quant/format.h"
 
@@ -129,97 +130,6 @@ std::int64_t EncodeNf4Bf16(const bf16* x, std::int64_t n, std::uint8_t* codes, f
   return EncodeNf4(x, n, codes, absmax);
 }
 
-#if HWY_TARGET != HWY_SCALAR  // which has no vectors of bytes
-
-// The sixteen weights of a block as bf16, their low and their high bytes apart: byte shuffles then look up
-// sixteen codes at once on every instruction set.
-struct ByteTables {
-  HWY_ALIGN std::uint8_t low[16];
-  HWY_ALIGN std::uint8_t high[16];
-};
-
-HWY_INLINE ByteTables MakeTables(float absmax) {
-  const DF d;
-  const hn::Rebind<std::uint8_t, DF> d8;
-  const DU du;
-  const DI di;
-  const VF scale = hn::Set(d, absmax);
-  ByteTables t;
-  for (std::int64_t c = 0; c < Nf4::kLevels; c += static_cast<std::int64_t>(hn::Lanes(d))) {
-    const auto bits = RoundToBf16Bits(d, hn::Mul(hn::LoadU(d, Nf4::kCodebook.data() + c), scale));
-    hn::StoreU(hn::DemoteTo(d8, hn::BitCast(di, hn::And(bits, hn::Set(du, 0xFFu)))), d8, t.low + c);
-    hn::StoreU(hn::DemoteTo(d8, hn::BitCast(di, hn::ShiftRight<8>(bits))), d8, t.high + c);
-  }
-  return t;
-}
-
-using D8 = hn::Full128<std::uint8_t>;
-using D16 = hn::Full128<std::uint16_t>;
-
-HWY_INLINE void StoreEight(hn::Vec<D16> v, bf16* to) { hn::StoreU(v, D16(), &to->bits); }
-HWY_INLINE void StoreEight(hn::Vec<D16> v, float* to) {
-  const hn::Full128<float> d;
-  const auto zero = hn::Zero(D16());
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(D16(), zero, v)), d, to);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(D16(), zero, v)), d, to + 4);
-}
-
-// Sixteen weights from one byte each.
-template <class T>
-HWY_INLINE void LookUp(hn::Vec<D8> low, hn::Vec<D8> high, hn::Vec<D8> code, T* to) {
-  const D8 d8;
-  const auto l = hn::TableLookupBytes(low, code), h = hn::TableLookupBytes(high, code);
-  StoreEight(hn::BitCast(D16(), hn::InterleaveLower(d8, l, h)), to);
-  StoreEight(hn::BitCast(D16(), hn::InterleaveUpper(d8, l, h)), to + 8);
-}
-
-template <class T>
-HWY_INLINE void DecodeBlock(const std::uint8_t* codes, float absmax, T* to) {
-  const D8 d8;
-  const ByteTables t = MakeTables(absmax);
-  const auto low = hn::Load(d8, t.low), high = hn::Load(d8, t.high);
-  for (std::int64_t i = 0; i < kBlockBytes; i += 16) {
-    const auto pair = hn::LoadU(d8, codes + i);
-    const auto first = hn::BitCast(
-        d8, hn::ShiftRight<4>(hn::BitCast(D16(), hn::And(pair, hn::Set(d8, std::uint8_t{0xF0})))));
-    const auto second = hn::And(pair, hn::Set(d8, std::uint8_t{0xF}));
-    LookUp(low, high, hn::InterleaveLower(d8, first, second), to + 2 * i);
-    LookUp(low, high, hn::InterleaveUpper(d8, first, second), to + 2 * i + 16);
-  }
-}
-
-#endif
-
-// Elements [first, first + n) of the matrix, as Nf4::dequantize; the pieces of blocks at both ends are left
-// to it.
-template <class T>
-void Decode(const std::uint8_t* codes, const float* absmax, std::int64_t first, T* to, std::int64_t n) {
-  const std::int64_t end = first + n;
-  for (std::int64_t i = first; i < end;) {
-    const std::int64_t block = i / kBlock;
-    const std::int64_t stop = std::min(end, (block + 1) * kBlock);
-    T* const out = to + (i - first);
-#if HWY_TARGET != HWY_SCALAR
-    if (stop - i == kBlock) {
-      DecodeBlock(codes + block * kBlockBytes, absmax[block], out);
-      i = stop;
-      continue;
-    }
-#endif
-    Nf4::dequantize(codes, absmax, i, std::span(out, static_cast<std::size_t>(stop - i)));
-    i = stop;
-  }
-}
-
-void DecodeNf4F32(const std::uint8_t* codes, const float* absmax, std::int64_t first, float* to,
-                  std::int64_t n) {
-  Decode(codes, absmax, first, to, n);
-}
-void DecodeNf4Bf16(const std::uint8_t* codes, const float* absmax, std::int64_t first, bf16* to,
-                   std::int64_t n) {
-  Decode(codes, absmax, first, to, n);
-}
-
 }  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace qt::cpu
@@ -231,15 +141,13 @@ namespace {
 
 HWY_EXPORT(EncodeNf4F32);
 HWY_EXPORT(EncodeNf4Bf16);
-HWY_EXPORT(DecodeNf4F32);
-HWY_EXPORT(DecodeNf4Bf16);
 
 constexpr std::int64_t kBlocksPerTask = 256;
 
 // Packs [first, first + n) of the matrix, whole blocks or its end; index of the first NaN or Inf, or -1.
 template <class F, class T>
 std::int64_t encode(const PackedView& w, std::int64_t first, const T* x, std::int64_t n) {
-  std::uint8_t* const codes = w.codes.as<std::uint8_t>() + first * F::kCodeBits / 8;
+  std::uint8_t* const codes = w.codes.as<std::uint8_t>() + code_offset<F>(first);
   float* const absmax = w.absmax.as<float>() + first / F::kBlockElems;
   if constexpr (!std::is_same_v<F, Nf4>) {
     return F::quantize(std::span(x, static_cast<std::size_t>(n)), codes, absmax).value_or(-1);
@@ -250,28 +158,15 @@ std::int64_t encode(const PackedView& w, std::int64_t first, const T* x, std::in
   }
 }
 
-template <class F, class T>
-void decode(const PackedView& w, std::int64_t first, T* to, std::int64_t n) {
-  const std::uint8_t* const codes = w.codes.as<std::uint8_t>();
-  const float* const absmax = w.absmax.as<float>();
-  if constexpr (!std::is_same_v<F, Nf4>) {
-    F::dequantize(codes, absmax, first, std::span(to, static_cast<std::size_t>(n)));
-  } else if constexpr (std::is_same_v<T, bf16>) {
-    HWY_DYNAMIC_DISPATCH(DecodeNf4Bf16)(codes, absmax, first, to, n);
-  } else {
-    HWY_DYNAMIC_DISPATCH(DecodeNf4F32)(codes, absmax, first, to, n);
-  }
-}
-
-template <class F, class T>
+template <class T>
 void dequantize(const Dequantize& op, Context& ctx) {
   // Tasks are cut where blocks of the matrix begin, wherever the range does.
-  const std::int64_t grain = kBlocksPerTask * F::kBlockElems;
+  const std::int64_t grain = kBlocksPerTask * format_info(op.w.format).block_elems;
   const std::int64_t lead = op.first % grain;
   T* const to = op.dst.as<T>();
   parallel_ranges(ctx, lead + op.dst.elems(), grain, [&](std::int64_t begin, std::int64_t end, int) {
     begin = std::max(begin, lead);
-    decode<F>(op.w, op.first - lead + begin, to + (begin - lead), end - begin);
+    expand(op.w, op.first - lead + begin, end - begin, to + (begin - lead));
   });
 }
 
@@ -311,13 +206,11 @@ void run(const Quantize& op, Context& ctx) {
 
 void run(const Dequantize& op, Context& ctx) {
   require_flat(op.w, Dequantize::kName);
-  dispatch_format(op.w.format, [&]<class F>() {
-    if (op.dst.dtype == DType::bf16) {
-      dequantize<F, bf16>(op, ctx);
-    } else {
-      dequantize<F, float>(op, ctx);
-    }
-  });
+  if (op.dst.dtype == DType::bf16) {
+    dequantize<bf16>(op, ctx);
+  } else {
+    dequantize<float>(op, ctx);
+  }
 }
 
 }  // namespace qt::cpu
