@@ -1,20 +1,20 @@
-// Packed weights on their way into a matrix product: loaders (see gemm_tile.cuh) that take the codes and
-// scales of a 64 x 64 square into registers and write its canonical weights to shared memory.
+// Packed weights on their way to a card's arithmetic: loaders (see gemm_tile.cuh) that take the codes and
+// scales of a 64 x 64 square into registers and write its canonical weights to shared memory. They are
+// templates over the format, which says how its codes lie in memory (`code_of`, `code_at` of quant/format.h).
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/cuda/code_points.cuh"
 #include "kernels/cuda/gemm_tile.cuh"
+#include "quant/packed.h"
 #include "quant/tiles.h"
 
 namespace qt::cuda {
 
-inline constexpr int kScaleBlock = 64;  // elements that share a scale
 static_assert(kTileSide == kSquare && kTileSlots == kSquareThreads);
 
-// A matrix [N, K] of 4-bit codes, two a byte with the first in the high half, and a scale for each 64
-// elements of the flat order; or the same in the tiles of quant/tiles.h.
+// A matrix [N, K] of codes and scales in the flat layout of its format, or in the tiles of quant/tiles.h.
 struct PackedMatrix {
   const std::uint8_t* codes = nullptr;
   const float* absmax = nullptr;
@@ -22,29 +22,72 @@ struct PackedMatrix {
   bool in_tiles = false;
 };
 
-// Code i of the eight in a word, in the order of their elements.
-__device__ inline int code_of(unsigned word, int i) {
-  return static_cast<int>(word >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0)) & 0xFu);
+// The canonical weight of element (n, k) of the matrix, 0 outside of it. One at a time: for checks.
+template <class F>
+__device__ float weight_at(const PackedMatrix& w, const SharedArray<float>& table, std::int64_t n,
+                           std::int64_t k) {
+  if (n >= w.N || k >= w.K) return 0.0f;
+  std::int64_t place = n * w.K + k, block = place / F::kBlockElems;
+  if (w.in_tiles) {
+    const std::int64_t tile = n / kTileSide * (w.K / kTileSide) + k / kTileSide;
+    const int row = static_cast<int>(n % kTileSide);
+    place = tile * kTileElems + tile_place(row, static_cast<int>(k % kTileSide));
+    block = tile * kTileSide + row;
+  }
+  return widen(narrow<bf16>(table.read(F::code_at(w.codes, place)) * w.absmax[block]));
+}
+
+// The codes of the 32 elements that a thread has of a square, in the order of memory.
+template <class F>
+struct ThreadCodes {
+  typename F::Eight eights[kParts];
+};
+
+// The first `count` bytes, at any address; zeros for the others.
+template <class F>
+__device__ ThreadCodes<F> load_codes_in_bytes(const std::uint8_t* p, int count) {
+  ThreadCodes<F> codes = {};
+#pragma unroll
+  for (int b = 0; b < kParts * F::kCodeBits; ++b) {
+    if (b < count)
+      codes.eights[b / F::kCodeBits] |= static_cast<typename F::Eight>(p[b]) << (8 * (b % F::kCodeBits));
+  }
+  return codes;
+}
+
+// p: aligned to 16 bytes.
+template <class F>
+__device__ ThreadCodes<F> load_codes(const std::uint8_t* p) {
+  ThreadCodes<F> codes = {};
+  if constexpr (F::kCodeBits == 4 && sizeof(typename F::Eight) == 4) {
+    const uint4 words = read_global<uint4>(p);
+    codes = {{words.x, words.y, words.z, words.w}};
+  } else {
+    codes = load_codes_in_bytes<F>(p, kParts * F::kCodeBits);
+  }
+  return codes;
 }
 
 // Eight elements with the scale scale_of(i) each, as a unit of bf16.
-template <class ScaleOf>
-__device__ uint4 decode_unit(const SharedArray<float>& table, unsigned word, ScaleOf&& scale_of) {
+template <class F, class ScaleOf>
+__device__ uint4 decode_unit(const SharedArray<float>& table, typename F::Eight codes, ScaleOf&& scale_of) {
   unsigned pairs[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    pairs[i] = cvt_pair<bf16>(table.read(code_of(word, 2 * i)) * scale_of(2 * i),
-                              table.read(code_of(word, 2 * i + 1)) * scale_of(2 * i + 1));
+    pairs[i] = cvt_pair<bf16>(table.read(F::code_of(codes, 2 * i)) * scale_of(2 * i),
+                              table.read(F::code_of(codes, 2 * i + 1)) * scale_of(2 * i + 1));
   }
   return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
-// K a multiple of 64 and codes 16-byte aligned: then a row of a square is one block, 32 bytes and one scale.
-// Thread `thread` takes the half row thread / 2, in one access of 16 bytes.
+// K a multiple of a block of at least 64 elements, and codes 16-byte aligned: then a row of a square has one
+// scale. Thread `thread` takes the half row thread / 2, in one access of 16 bytes where codes have four bits.
+template <class F>
 class BlockLoader {
  public:
+  using Format = F;
   struct Piece {
-    unsigned words[kParts];
+    ThreadCodes<F> codes;
     float scale;
   };
 
@@ -55,14 +98,15 @@ class BlockLoader {
   __device__ Piece load(std::int64_t row, std::int64_t col) const {
     const std::int64_t n = row * kSquare + row_, k = col * kSquare;
     if (n >= w_.N || k >= w_.K) return {};
-    const std::int64_t block = (n * w_.K + k) / kScaleBlock;
-    const uint4 codes = read_global<uint4>(reinterpret_cast<const uint4*>(w_.codes) + (2 * block + half_));
-    return {{codes.x, codes.y, codes.z, codes.w}, w_.absmax[block]};
+    const std::int64_t first = n * w_.K + k;
+    return {load_codes<F>(w_.codes + code_offset<F>(first + half_ * (kSquare / 2))),
+            w_.absmax[first / F::kBlockElems]};
   }
 
   __device__ void put(const Piece& piece, int part, const SharedArray<bf16>& square) const {
-    square.write_as<uint4>(swizzled(row_, half_ * kParts + part),
-                           decode_unit(table_, piece.words[part], [&](int) { return piece.scale; }));
+    square.write_as<uint4>(
+        swizzled(row_, half_ * kParts + part),
+        decode_unit<F>(table_, piece.codes.eights[part], [&](int) { return piece.scale; }));
   }
 
  private:
@@ -73,10 +117,12 @@ class BlockLoader {
 
 // Any K: blocks begin anywhere in a row, and rows within a byte. The 32 elements of a thread lie in at most
 // two blocks. Byte by byte, for matrices that no configuration of ours has.
+template <class F>
 class AnyLoader {
  public:
+  using Format = F;
   struct Piece {
-    unsigned words[kParts];
+    ThreadCodes<F> codes;
     float scales[2];
     int split;  // elements of the first block
     int count;  // elements within the row; the others are zeros
@@ -86,25 +132,27 @@ class AnyLoader {
       : w_(w), table_(table), row_(thread / 2), half_(thread % 2) {}
 
   __device__ Piece load(std::int64_t row, std::int64_t col) const {
-    constexpr int kElems = kSquare / 2, kBytes = kElems / 2;
+    constexpr int kElems = kSquare / 2;
+    static_assert(F::kBlockElems >= kElems);
     const std::int64_t n = row * kSquare + row_, k = col * kSquare + half_ * kElems;
     if (n >= w_.N || k >= w_.K) return {};
-    const std::int64_t first = n * w_.K + k, block = first / kScaleBlock;
+    const std::int64_t first = n * w_.K + k, block = first / F::kBlockElems;
     Piece piece;
     piece.count = static_cast<int>(w_.K - k < kElems ? w_.K - k : kElems);
-    piece.split = kScaleBlock - static_cast<int>(first % kScaleBlock);
+    piece.split = F::kBlockElems - static_cast<int>(first % F::kBlockElems);
     piece.scales[0] = w_.absmax[block];
     piece.scales[1] = piece.split < piece.count ? w_.absmax[block + 1] : 0.0f;
-    // Both halves of `two` are wanted where the row begins in the low half of a byte.
-    const std::int64_t last = (first + piece.count - 1) / 2;
-    const auto byte = [&](int i) -> unsigned { return first / 2 + i <= last ? w_.codes[first / 2 + i] : 0u; };
-    unsigned two = byte(0);
+    if (first % F::kGroupElems == 0) {
+      const std::int64_t groups = blocks_for(piece.count, F::kGroupElems);
+      piece.codes = load_codes_in_bytes<F>(w_.codes + code_offset<F>(first),
+                                           static_cast<int>(code_offset<F>(groups * F::kGroupElems)));
+    } else {
+      piece.codes = {};
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) piece.words[i] = 0;
-#pragma unroll
-    for (int i = 0; i < kBytes; ++i) {
-      two = two << 8 | byte(i + 1);
-      piece.words[i / 4] |= (two >> (first % 2 == 0 ? 8 : 4) & 0xFFu) << (8 * (i % 4));
+      for (int i = 0; i < kElems; ++i) {
+        if (i < piece.count)
+          piece.codes.eights[i / kUnitElems] |= F::eight_of(F::code_at(w_.codes, first + i), i % kUnitElems);
+      }
     }
     return piece;
   }
@@ -115,7 +163,7 @@ class AnyLoader {
       return at >= piece.count ? 0.0f : at < piece.split ? piece.scales[0] : piece.scales[1];
     };
     square.write_as<uint4>(swizzled(row_, half_ * kParts + part),
-                           decode_unit(table_, piece.words[part], scale));
+                           decode_unit<F>(table_, piece.codes.eights[part], scale));
   }
 
  private:
@@ -125,11 +173,14 @@ class AnyLoader {
 };
 
 // Tiles of quant/tiles.h, which are the squares: thread `thread` takes slot `thread`, neighbouring columns of
-// eight rows. Codes and scales begin at multiples of 16 bytes.
+// eight rows. kAligned: codes and scales begin at multiples of 16 bytes.
+template <class F, bool kAligned = true>
 class TileLoader {
  public:
+  using Format = F;
+  static_assert(kFitsTiles<F>);
   struct Piece {
-    unsigned words[kParts];
+    ThreadCodes<F> codes;
     float2 scales[kParts];  // of rows 16 i + 2 p and the next
   };
 
@@ -144,27 +195,38 @@ class TileLoader {
   __device__ Piece load(std::int64_t row, std::int64_t col) const {
     if (row * kSquare >= w_.N || col * kSquare >= w_.K) return {};
     const std::int64_t tile = row * (w_.K / kSquare) + col;
-    const uint4 codes =
-        read_global<uint4>(reinterpret_cast<const uint4*>(w_.codes) + (tile * kTileSlots + slot_));
-    Piece piece{{codes.x, codes.y, codes.z, codes.w}, {}};
+    const std::uint8_t* const codes = w_.codes + (tile * kTileSlots + slot_) * kTileSlotBytes;
+    Piece piece = {};
+    if constexpr (kAligned) {
+      piece.codes = load_codes<F>(codes);
+    } else {
+      piece.codes = load_codes_in_bytes<F>(codes, kTileSlotBytes);
+    }
 #pragma unroll
-    for (int i = 0; i < kParts; ++i)
-      piece.scales[i] = read_global<float2>(w_.absmax + tile * kSquare + 16 * i + 2 * p_);
+    for (int i = 0; i < kParts; ++i) {
+      const float* const scales = w_.absmax + tile * kSquare + 16 * i + 2 * p_;
+      if constexpr (kAligned) {
+        piece.scales[i] = read_global<float2>(scales);
+      } else {
+        piece.scales[i] = make_float2(scales[0], scales[1]);
+      }
+    }
     return piece;
   }
 
   __device__ void put(const Piece& piece, int part, const SharedArray<bf16>& square) const {
     const int unit = 2 * (2 * half_ + part / 2) + q_ / 4;  // of the columns 16 s + 2 q and the next
+    const typename F::Eight codes = piece.codes.eights[part];
 #pragma unroll
     for (int quad = 0; quad < 2; ++quad) {
       const int i = part % 2 * 2 + quad;
 #pragma unroll
       for (int dn = 0; dn < 2; ++dn) {
-        const unsigned byte = piece.words[part] >> (16 * quad + 8 * dn);
+        const int first = 4 * quad + 2 * dn;
         const float scale = dn == 0 ? piece.scales[i].x : piece.scales[i].y;
         square.write_as<std::uint32_t>(swizzled(16 * i + 2 * p_ + dn, unit) + q_ % 4 * 2,
-                                       cvt_pair<bf16>(table_.read(static_cast<int>(byte >> 4 & 0xFu)) * scale,
-                                                      table_.read(static_cast<int>(byte & 0xFu)) * scale));
+                                       cvt_pair<bf16>(table_.read(F::code_of(codes, first)) * scale,
+                                                      table_.read(F::code_of(codes, first + 1)) * scale));
       }
     }
   }
@@ -174,5 +236,30 @@ class TileLoader {
   SharedArray<float> table_;
   int slot_, half_, p_, q_;
 };
+
+// What a launch takes of a packed matrix.
+template <class F>
+struct Weight {
+  PackedMatrix matrix;
+  CodePoints<F> points;
+  bool aligned = false;    // codes and scales begin at multiples of 16 bytes
+  bool in_blocks = false;  // flat, as BlockLoader wants it
+};
+
+template <class F>
+Weight<F> weight_of(const PackedView& w) {
+  Weight<F> weight;
+  weight.matrix = {.codes = w.codes.as<std::uint8_t>(),
+                   .absmax = w.absmax.as<float>(),
+                   .N = w.N,
+                   .K = w.K,
+                   .in_tiles = w.layout == PackedLayout::tiles};
+  weight.points = code_points_of<F>();
+  const bool codes_aligned = is_aligned16(weight.matrix.codes);
+  weight.aligned = codes_aligned && is_aligned16(weight.matrix.absmax);
+  weight.in_blocks =
+      !weight.matrix.in_tiles && F::kBlockElems % kSquare == 0 && w.K % F::kBlockElems == 0 && codes_aligned;
+  return weight;
+}
 
 }  // namespace qt::cuda

@@ -6,54 +6,34 @@
 
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/dense_product.h"
+#include "kernels/cuda/expand.h"
 #include "kernels/cuda/gemm_tile.cuh"
 #include "kernels/cuda/packed_gemm.cuh"
-#include "kernels/cuda/vector.cuh"
 #include "kernels/scratch.h"
-#include "quant/format.h"
 
 namespace qt::cuda {
 
 namespace {
 
-struct Weight {
-  PackedMatrix matrix;
-  CodePoints points;
-  bool in_blocks = false;  // flat, as BlockLoader wants it
-};
-
-Weight weight_of(const PackedView& w) {
-  Weight weight;
-  weight.matrix = {.codes = w.codes.as<std::uint8_t>(),
-                   .absmax = w.absmax.as<float>(),
-                   .N = w.N,
-                   .K = w.K,
-                   .in_tiles = w.layout == PackedLayout::tiles};
-  dispatch_format(w.format, [&]<class F>() { static_assert(F::kBlockElems == kScaleBlock); });
-  weight.points = code_points_of(w.format);
-  const bool aligned = is_aligned16(weight.matrix.codes);
-  QT_CHECK(!weight.matrix.in_tiles || (aligned && is_aligned16(weight.matrix.absmax)), ShapeError,
-           "{}: tiles of w begin at no multiple of 16 bytes", PackedMatmul::kName);
-  weight.in_blocks = !weight.matrix.in_tiles && w.K % kScaleBlock == 0 && aligned;
-  return weight;
-}
-
 // ---- fused, bf16 ----
 
 template <class Loader, int kTile, bool kSumOverRows, bool kAligned>
-__global__ __launch_bounds__(GemmTile<kTile>::kThreads,
-                             GemmTile<kTile>::kBlocksAtOnce) void packed_gemm_kernel(GemmProblem<bf16> p,
-                                                                                     PackedMatrix w,
-                                                                                     CodePoints points) {
+__global__ __launch_bounds__(
+    GemmTile<kTile>::kThreads,
+    GemmTile<kTile>::kBlocksAtOnce) void packed_gemm_kernel(GemmProblem<bf16> p, PackedMatrix w,
+                                                            CodePoints<typename Loader::Format> points) {
   SharedMemory shared;
   const SharedArray<float> table = take_code_points(shared, points);
   const Loader loader(w, table, static_cast<int>(threadIdx.x) % kSquareThreads);
   multiply_tile<kTile, kSumOverRows, kAligned>(p, loader, shared);
 }
 
+template <class Loader>
+using WeightFor = Weight<typename Loader::Format>;
+
 template <class Loader, int kTile, bool kSumOverRows, bool kAligned>
-void launch_fused(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
-  constexpr int kSharedBytes = GemmTile<kTile>::kSharedBytes + kCodePointBytes;
+void launch_fused(const GemmProblem<bf16>& p, const WeightFor<Loader>& weight, const Context& context) {
+  constexpr int kSharedBytes = GemmTile<kTile>::kSharedBytes + kCodePointBytes<typename Loader::Format>;
   static_assert(kSharedBytes <= kMaxSharedBytes);
   launch({.name = "packed_gemm_kernel",
           .blocks = GemmTile<kTile>::blocks(p.M, p.N),
@@ -64,21 +44,23 @@ void launch_fused(const GemmProblem<bf16>& p, const Weight& weight, const Contex
 }
 
 template <class Loader, bool kSumOverRows>
-void fused_in_squares(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
+void fused_in_squares(const GemmProblem<bf16>& p, const WeightFor<Loader>& weight, const Context& context) {
   if (large_tiles(p.M, p.N, context.multiprocessors))
     return launch_fused<Loader, 128, kSumOverRows, true>(p, weight, context);
   launch_fused<Loader, 64, kSumOverRows, true>(p, weight, context);
 }
 
-template <bool kSumOverRows>
-void fused(const GemmProblem<bf16>& p, const Weight& weight, const Context& context) {
+template <bool kSumOverRows, class F>
+void fused(const GemmProblem<bf16>& p, const Weight<F>& weight, const Context& context) {
   const bool aligned = p.R % kUnitElems == 0 && is_aligned16(p.a);
-  if (weight.matrix.in_tiles) {
-    if (aligned) return fused_in_squares<TileLoader, kSumOverRows>(p, weight, context);
-    return launch_fused<TileLoader, 64, kSumOverRows, false>(p, weight, context);
+  if constexpr (kFitsTiles<F>) {
+    if (weight.matrix.in_tiles) {
+      if (aligned) return fused_in_squares<TileLoader<F>, kSumOverRows>(p, weight, context);
+      return launch_fused<TileLoader<F>, 64, kSumOverRows, false>(p, weight, context);
+    }
   }
-  if (aligned && weight.in_blocks) return fused_in_squares<BlockLoader, kSumOverRows>(p, weight, context);
-  launch_fused<AnyLoader, 64, kSumOverRows, false>(p, weight, context);
+  if (aligned && weight.in_blocks) return fused_in_squares<BlockLoader<F>, kSumOverRows>(p, weight, context);
+  launch_fused<AnyLoader<F>, 64, kSumOverRows, false>(p, weight, context);
 }
 
 // ---- fused, f32 ----
@@ -87,9 +69,9 @@ constexpr int kF32Tile = 64, kF32Step = 16, kF32Threads = 256;
 constexpr int kF32Pitch = kF32Tile + 4;  // rows stay multiples of 16 bytes
 
 // A tile of 64 x 64 outputs, 4 x 4 a thread; R in steps of 16, in ascending order, by fused multiply-adds.
-template <bool kSumOverRows>
+template <class F, bool kSumOverRows>
 __global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProblem<float> p, PackedMatrix w,
-                                                                      CodePoints points) {
+                                                                      CodePoints<F> points) {
   SharedMemory shared;
   const SharedArray<float> table = take_code_points(shared, points);
   const SharedArray<float> left = shared.take<float>(kF32Step * kF32Pitch);   // [R][M]
@@ -98,15 +80,6 @@ __global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProble
   const std::int64_t first_row = at.m * kF32Tile, first_col = at.n * kF32Tile;
   const int thread = static_cast<int>(threadIdx.x), x = thread % 16, y = thread / 16;
 
-  const auto weight = [&](std::int64_t n, std::int64_t k) {
-    if (n >= w.N || k >= w.K) return 0.0f;
-    const std::int64_t i = n * w.K + k, tile = n / kSquare * (w.K / kSquare) + k / kSquare;
-    const int row = static_cast<int>(n % kSquare), col = static_cast<int>(k % kSquare);
-    const unsigned byte = w.codes[w.in_tiles ? tile * kTileCodeBytes + tile_byte(row, col) : i / 2];
-    const int code = static_cast<int>((w.in_tiles ? k : i) % 2 == 0 ? byte >> 4 : byte & 0xFu);
-    const float scale = w.absmax[w.in_tiles ? tile * kSquare + row : i / kScaleBlock];
-    return widen(narrow<bf16>(table.read(code) * scale));
-  };
   float sums[4][4] = {};
   for (std::int64_t r = 0; r < p.R; r += kF32Step) {
     __syncthreads();  // the table is there; the step before may be written over
@@ -117,9 +90,9 @@ __global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProble
       left.write(x * kF32Pitch + row, inside ? p.a[(first_row + row) * p.a_pitch + r + x] : 0.0f);
       if constexpr (kSumOverRows) {
         const int step = thread / kF32Tile + 4 * i, col = thread % kF32Tile;
-        right.write(step * kF32Pitch + col, weight(r + step, first_col + col));
+        right.write(step * kF32Pitch + col, weight_at<F>(w, table, r + step, first_col + col));
       } else {
-        right.write(x * kF32Pitch + row, weight(first_col + row, r + x));
+        right.write(x * kF32Pitch + row, weight_at<F>(w, table, first_col + row, r + x));
       }
     }
     __syncthreads();
@@ -147,69 +120,17 @@ __global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProble
   }
 }
 
-template <bool kSumOverRows>
-void fused(const GemmProblem<float>& p, const Weight& weight, const Context& context) {
+template <bool kSumOverRows, class F>
+void fused(const GemmProblem<float>& p, const Weight<F>& weight, const Context& context) {
   launch({.name = "packed_gemm_f32_kernel",
           .blocks = blocks_for(p.M, kF32Tile) * blocks_for(p.N, kF32Tile),
           .threads = kF32Threads,
-          .shared_bytes = kCodePointBytes + 2 * shared_array_bytes(kF32Step * kF32Pitch, sizeof(float)),
+          .shared_bytes = kCodePointBytes<F> + 2 * shared_array_bytes(kF32Step * kF32Pitch, sizeof(float)),
           .stream = context.stream},
-         packed_gemm_f32_kernel<kSumOverRows>, p, weight.matrix, weight.points);
+         packed_gemm_f32_kernel<F, kSumOverRows>, p, weight.matrix, weight.points);
 }
 
 // ---- scratch ----
-
-// Rows [first_row, first_row + rows) and columns [first_col, first_col + cols) of the matrix, both beginning
-// at multiples of 64.
-struct Slice {
-  std::int64_t first_row = 0, rows = 0;
-  std::int64_t first_col = 0, cols = 0;
-};
-
-// The slice as a dense matrix [rows, cols]: a square of 64 x 64 at a time through shared memory, so that
-// codes and weights are both moved in whole sectors.
-template <class Loader, class T>
-__global__ __launch_bounds__(kSquareThreads) void expand_slice_kernel(Slice slice, PackedMatrix w,
-                                                                      CodePoints points, T* to) {
-  SharedMemory shared;
-  const SharedArray<float> table = take_code_points(shared, points);
-  const SharedArray<bf16> square = shared.take<bf16>(kSquareElems);
-  const Loader loader(w, table, static_cast<int>(threadIdx.x));
-  const std::int64_t across = blocks_for(slice.cols, kSquare), down = blocks_for(slice.rows, kSquare);
-  for (std::int64_t i = blockIdx.x; i < across * down; i += gridDim.x) {
-    const std::int64_t row = i / across * kSquare, col = i % across * kSquare;
-    const auto piece = loader.load((slice.first_row + row) / kSquare, (slice.first_col + col) / kSquare);
-    __syncthreads();  // the table is there; the square before has been stored
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) loader.put(piece, part, square);
-    __syncthreads();
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      const int at = static_cast<int>(threadIdx.x) + part * kSquareThreads;
-      const int down_at = at / kSquareUnits, unit = at % kSquareUnits;
-      const std::int64_t left = slice.cols - col - unit * kUnitElems;
-      if (row + down_at >= slice.rows || left <= 0) continue;
-      const Packed<bf16> weights{square.read_as<uint4>(swizzled(down_at, unit))};
-      store_floats(to + (row + down_at) * slice.cols + col + unit * kUnitElems,
-                   static_cast<int>(left < kUnitElems ? left : kUnitElems), widen(weights));
-    }
-  }
-}
-
-template <class T>
-void expand(const Slice& slice, const Weight& weight, T* to, const Context& context) {
-  LaunchShape shape =
-      filling_shape("expand_slice_kernel", blocks_for(slice.rows, kSquare) * blocks_for(slice.cols, kSquare),
-                    kSquareThreads, context);
-  shape.shared_bytes = kCodePointBytes + shared_array_bytes(kSquareElems, 2);
-  if (weight.matrix.in_tiles) {
-    launch(shape, expand_slice_kernel<TileLoader, T>, slice, weight.matrix, weight.points, to);
-  } else if (weight.in_blocks) {
-    launch(shape, expand_slice_kernel<BlockLoader, T>, slice, weight.matrix, weight.points, to);
-  } else {
-    launch(shape, expand_slice_kernel<AnyLoader, T>, slice, weight.matrix, weight.points, to);
-  }
-}
 
 // Elements of a slice along the dimension that is not summed over: all, or as many whole squares as fit.
 std::int64_t slice_length(std::int64_t length, std::int64_t other, std::int64_t room_elems) {
@@ -221,7 +142,7 @@ std::int64_t slice_length(std::int64_t length, std::int64_t other, std::int64_t 
 }
 
 template <class T>
-void by_slices(const PackedMatmul& op, const Weight& weight, const Context& context) {
+void by_slices(const PackedMatmul& op, const Context& context) {
   const bool nt = op.layout == GemmLayout::nt;
   const std::int64_t M = op.x.dim(0), N = op.y.dim(1), R = op.x.dim(1);
   T* const scratch = reinterpret_cast<T*>(op.scratch.data);
@@ -229,9 +150,9 @@ void by_slices(const PackedMatmul& op, const Weight& weight, const Context& cont
   // Columns of y are independent of each other, so those are what is cut: rows of the weight, or its columns.
   for (std::int64_t first = 0; first < N; first += step) {
     const std::int64_t count = std::min(step, N - first);
-    const Slice slice = nt ? Slice{.first_row = first, .rows = count, .cols = R}
-                           : Slice{.rows = R, .first_col = first, .cols = count};
-    expand(slice, weight, scratch, context);
+    const Rectangle slice = nt ? Rectangle{.first_row = first, .rows = count, .cols = R}
+                               : Rectangle{.rows = R, .first_col = first, .cols = count};
+    expand(op.w, slice, scratch, context);
     dense_product({.M = M,
                    .N = count,
                    .R = R,
@@ -250,8 +171,7 @@ void by_slices(const PackedMatmul& op, const Weight& weight, const Context& cont
 
 template <class T>
 void run_as(const PackedMatmul& op, const Context& context) {
-  const Weight weight = weight_of(op.w);
-  if (packed_route(op, context.target) == GemmRoute::scratch) return by_slices<T>(op, weight, context);
+  if (packed_route(op, context.target) == GemmRoute::scratch) return by_slices<T>(op, context);
   const GemmProblem<T> p{.a = op.x.as<T>(),
                          .c = op.y.as<T>(),
                          .bias = op.bias.defined() ? op.bias.as<float>() : nullptr,
@@ -260,14 +180,20 @@ void run_as(const PackedMatmul& op, const Context& context) {
                          .R = op.x.dim(1),
                          .a_pitch = op.x.dim(1),
                          .c_pitch = op.y.dim(1)};
-  if (op.layout == GemmLayout::nt) return fused<false>(p, weight, context);
-  fused<true>(p, weight, context);
+  dispatch_format(op.w.format, [&]<class F>() {
+    const Weight<F> weight = weight_of<F>(op.w);
+    if (op.layout == GemmLayout::nt) return fused<false>(p, weight, context);
+    fused<true>(p, weight, context);
+  });
 }
 
 }  // namespace
 
 void run(const PackedMatmul& op, const Context& context) {
   if (op.x.dim(0) == 0) return;
+  QT_CHECK(
+      op.w.layout == PackedLayout::flat || (is_aligned16(op.w.codes.data) && is_aligned16(op.w.absmax.data)),
+      ShapeError, "{}: tiles of w begin at no multiple of 16 bytes", PackedMatmul::kName);
   if (op.x.dtype == DType::bf16) return run_as<bf16>(op, context);
   run_as<float>(op, context);
 }

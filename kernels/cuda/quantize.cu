@@ -1,14 +1,14 @@
-// Packing and unpacking of NF4, bit for bit as quant/nf4.h has it: one pass over memory, eight elements a
-// lane.
+// Packing of weights, bit for bit as the reference of their format has it: one pass over memory, eight elements
+// a lane. Unpacking is kernels/cuda/expand.cu.
 #include "kernels/aligned.h"
 #include "kernels/cuda/block_scale.cuh"
-#include "kernels/cuda/code_points.cuh"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/expand.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vector.cuh"
 #include "quant/block.h"
-#include "quant/nf4.h"
+#include "quant/format.h"
 #include "quant/tiles.h"
 
 namespace qt::cuda {
@@ -17,8 +17,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpThreads;
-constexpr int kBlock = Nf4::kBlockElems;
-constexpr int kBlockLanes = kBlock / kVectorElems;  // a block of the format has so many lanes
+template <class F>
+constexpr int kBlockLanes = F::kBlockElems / kVectorElems;  // a block of the format has so many lanes
 constexpr int kWarpElems = kWarpThreads * kVectorElems;
 
 LaunchShape warps_shape(const char* kernel, std::int64_t warps, const Context& context) {
@@ -28,10 +28,11 @@ LaunchShape warps_shape(const char* kernel, std::int64_t warps, const Context& c
 // ---- packing -----------------------------------------------------------------------------------------
 
 // Over the lanes of one block of the format, the same in all of them. The whole warp must come.
-template <class T>
+template <class F, class T>
 __device__ T block_max(T x) {
+  static_assert(kWarpThreads % kBlockLanes<F> == 0);
 #pragma unroll
-  for (int offset = kBlockLanes / 2; offset > 0; offset /= 2) {
+  for (int offset = kBlockLanes<F> / 2; offset > 0; offset /= 2) {
     const T other = __shfl_xor_sync(kFullWarp, x, offset);
     x = x < other ? other : x;
   }
@@ -39,18 +40,24 @@ __device__ T block_max(T x) {
 }
 
 // The bits of the largest magnitude in the lane's block.
-__device__ unsigned block_top(const Floats& f) { return block_max(top_magnitude(f)); }
+template <class F>
+__device__ unsigned block_top(const Floats& f) {
+  return block_max<F>(top_magnitude(f));
+}
 
-// A lane's eight codes, as the four bytes of the flat layout.
-__device__ unsigned encode(const Floats& f, unsigned top) {
-  if (top == 0) return (Nf4::kZeroCode << 4 | Nf4::kZeroCode) * 0x01010101u;
-  const Floats y = normalised(f, Normaliser(__uint_as_float(top)));
-  unsigned bytes = 0;
+// A lane's eight codes, as the bytes of the flat layout.
+template <class F>
+__device__ typename F::Eight encode(const Floats& f, unsigned top) {
+  typename F::Eight codes = 0;
+  if (top == 0) {
 #pragma unroll
-  for (int i = 0; i < kVectorElems; ++i) {
-    bytes |= static_cast<unsigned>(Nf4::encode(y.x[i])) << (8 * (i / 2) + (i % 2 == 0 ? 4 : 0));
+    for (int i = 0; i < kVectorElems; ++i) codes |= F::eight_of(F::kZeroCode, i);
+    return codes;
   }
-  return bytes;
+  const Floats y = normalised(f, Normaliser(__uint_as_float(top)));
+#pragma unroll
+  for (int i = 0; i < kVectorElems; ++i) codes |= F::eight_of(F::encode(y.x[i]), i);
+  return codes;
 }
 
 // Lowers *bad_index, a double whose bits are passed, to 1 + index; 0 stands for none. The smallest wins in
@@ -70,24 +77,27 @@ __device__ void note_bad(unsigned long long* bad_index, std::int64_t index) {
 
 // For a warp in which some block is not finite: each of these notes its first such value. index: of the
 // lane's first element in the matrix.
+template <class F>
 __device__ void note_bad_blocks(const Floats& f, unsigned top, std::int64_t index,
                                 unsigned long long* bad_index) {
-  const int at = lane_id() % kBlockLanes * kVectorElems;
+  const int at = lane_id() % kBlockLanes<F> * kVectorElems;
   int before_end = 0;  // of the first bad element, counted from the end of the block; a maximum finds it
 #pragma unroll
   for (int i = 0; i < kVectorElems; ++i) {
-    if (before_end == 0 && magnitude_bits(f.x[i]) >= kInfinityBits) before_end = kBlock - at - i;
+    if (before_end == 0 && magnitude_bits(f.x[i]) >= kInfinityBits) before_end = F::kBlockElems - at - i;
   }
-  before_end = block_max(before_end);
-  if (top >= kInfinityBits && at == 0) note_bad(bad_index, index + (kBlock - before_end));
+  before_end = block_max<F>(before_end);
+  if (top >= kInfinityBits && at == 0) note_bad(bad_index, index + (F::kBlockElems - before_end));
 }
 
 // src [n] is elements [first, first + n) of the matrix that codes and absmax begin with.
-template <class T>
+template <class F, class T>
 __global__ __launch_bounds__(kThreads) void quantize_kernel(const T* src, std::int64_t first, std::int64_t n,
                                                             std::uint8_t* codes, float* absmax,
                                                             unsigned long long* bad_index) {
-  const bool aligned = is_aligned<4>(codes);
+  using Eight = typename F::Eight;
+  constexpr int kGroupBytes = F::kGroupElems * F::kCodeBits / 8;
+  const bool aligned = sizeof(Eight) == F::kCodeBits && is_aligned<sizeof(Eight)>(codes);
   const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * kWarps;
   for (std::int64_t w = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id(); w * kWarpElems < n;
        w += warps) {
@@ -95,20 +105,20 @@ __global__ __launch_bounds__(kThreads) void quantize_kernel(const T* src, std::i
     const std::int64_t left = n - at;
     const int count = left >= kVectorElems ? kVectorElems : left > 0 ? static_cast<int>(left) : 0;
     const Floats f = load_floats(src + at, count);
-    const unsigned top = block_top(f);
-    if (__any_sync(kFullWarp, top >= kInfinityBits)) note_bad_blocks(f, top, first + at, bad_index);
+    const unsigned top = block_top<F>(f);
+    if (__any_sync(kFullWarp, top >= kInfinityBits)) note_bad_blocks<F>(f, top, first + at, bad_index);
     if (count == 0 || top >= kInfinityBits) continue;
-    const unsigned bytes = encode(f, top);
-    std::uint8_t* const to = codes + (first + at) / 2;
+    const Eight bytes = encode<F>(f, top);
+    std::uint8_t* const to = codes + code_offset<F>(first + at);
     if (aligned && count == kVectorElems) {
       write_global(to, bytes);
     } else {
 #pragma unroll
-      for (int b = 0; b < kVectorElems / 2; ++b) {
-        if (2 * b < count) to[b] = static_cast<std::uint8_t>(bytes >> (8 * b));
+      for (int b = 0; b < F::kCodeBits; ++b) {
+        if (b / kGroupBytes * F::kGroupElems < count) to[b] = static_cast<std::uint8_t>(bytes >> (8 * b));
       }
     }
-    if (lane_id() % kBlockLanes == 0) absmax[(first + at) / kBlock] = __uint_as_float(top);
+    if (lane_id() % kBlockLanes<F> == 0) absmax[(first + at) / F::kBlockElems] = __uint_as_float(top);
   }
 }
 
@@ -141,16 +151,17 @@ TiledRange tiled_range(const PackedView& w, std::int64_t first, std::int64_t n) 
 
 constexpr int kRowPairs = kTileSide / 2;
 constexpr int kRowPairLanes = kTileSide / kVectorElems;
-static_assert(kThreads == kRowPairs * kRowPairLanes && kBlock == kTileSide && kBlockLanes == kRowPairLanes);
+static_assert(kThreads == kRowPairs * kRowPairLanes);
 
 // One block of threads per tile. Eight lanes have a pair of rows 2 r, 2 r + 1, which share words of two
 // bytes; the tile is put together in shared memory and leaves in 16-byte pieces. Where a row is not in the
 // range or is not finite its bytes stay as they are: then the others are written one by one.
-template <class T>
+template <class F, class T>
 __global__ __launch_bounds__(kThreads) void quantize_tiles_kernel(const T* src, std::int64_t first,
                                                                   TiledRange range, std::uint8_t* codes,
                                                                   float* absmax,
                                                                   unsigned long long* bad_index) {
+  static_assert(kFitsTiles<F> && kBlockLanes<F> == kRowPairLanes);
   SharedMemory shared;
   const auto words = shared.take<std::uint16_t>(kTileCodeBytes / 2);
   const auto warp_is_whole = shared.take<int>(kWarps);
@@ -164,12 +175,12 @@ __global__ __launch_bounds__(kThreads) void quantize_tiles_kernel(const T* src, 
     const int row = 2 * pair + dn;
     const std::int64_t block = range.block_of(tile, row);
     const bool in_range = range.has(block);
-    const std::int64_t index = block * kBlock + lane * kVectorElems;
+    const std::int64_t index = block * kTileSide + lane * kVectorElems;
     const Floats f = in_range ? load_floats(src + (index - first), kVectorElems) : Floats{};
-    const unsigned top = block_top(f);
-    if (__any_sync(kFullWarp, top >= kInfinityBits)) note_bad_blocks(f, top, index, bad_index);
+    const unsigned top = block_top<F>(f);
+    if (__any_sync(kFullWarp, top >= kInfinityBits)) note_bad_blocks<F>(f, top, index, bad_index);
     written[dn] = in_range && top < kInfinityBits;
-    bytes[dn] = written[dn] ? encode(f, top) : 0;
+    bytes[dn] = written[dn] ? encode<F>(f, top) : 0;
     if (written[dn] && lane == 0) absmax[tile * kTileSide + row] = __uint_as_float(top);
   }
 #pragma unroll
@@ -202,176 +213,43 @@ __global__ __launch_bounds__(kThreads) void quantize_tiles_kernel(const T* src, 
   }
 }
 
-// ---- unpacking ---------------------------------------------------------------------------------------
-
-// What the canonical weight is rounded from (Nf4::decode).
-__device__ float product(const SharedArray<float>& table, unsigned code, float absmax) {
-  return table.read(static_cast<int>(code)) * absmax;
-}
-
-// Stores canonical weights, which are bf16 whatever they are stored as.
-__device__ void store_weights(bf16* p, int count, const Floats& products) {
-  store_floats(p, count, products);
-}
-__device__ void store_weights(float* p, int count, const Floats& products) {
-  Floats rounded;
-#pragma unroll
-  for (int i = 0; i < kVectorElems; ++i) rounded.x[i] = widen(cvt_bf16(products.x[i]));
-  store_floats(p, count, rounded);
-}
-
-// dst [n] is elements [first, first + n). Where first is a multiple of 8 and codes are aligned, a thread's
-// eight codes are one load and have one scale; else each is looked for on its own.
-template <class T>
-__global__ __launch_bounds__(kThreads) void dequantize_kernel(const std::uint8_t* codes, const float* absmax,
-                                                              std::int64_t first, T* dst, std::int64_t n,
-                                                              CodePoints points) {
-  SharedMemory shared;
-  const SharedArray<float> table = take_code_points(shared, points);
-  __syncthreads();
-  const bool aligned = is_aligned<4>(codes) && first % kVectorElems == 0;
-  for_each_vector(n, [&](std::int64_t at, int count) {
-    const std::int64_t element = first + at;
-    Floats f = {};
-    if (aligned && count == kVectorElems) {
-      const unsigned bytes = read_global<unsigned>(codes + element / 2);
-      const float scale = absmax[element / kBlock];
-#pragma unroll
-      for (int i = 0; i < kVectorElems; ++i) {
-        f.x[i] = product(table, bytes >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0)) & 0xFu, scale);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kVectorElems; ++i) {
-        if (i >= count) continue;
-        const std::int64_t e = element + i;
-        f.x[i] = product(table, codes[e / 2] >> (e % 2 == 0 ? 4 : 0) & 0xFu, absmax[e / kBlock]);
-      }
-    }
-    store_weights(dst + at, count, f);
-  });
-}
-
-// Two weights side by side.
-__device__ void store_pair(bf16* p, float low, float high) {
-  if (is_aligned<4>(p)) {
-    write_global(p, cvt_pair<bf16>(low, high));
-  } else {
-    p[0] = cvt_bf16(low), p[1] = cvt_bf16(high);
-  }
-}
-__device__ void store_pair(float* p, float low, float high) {
-  const float2 pair = make_float2(widen(cvt_bf16(low)), widen(cvt_bf16(high)));
-  if (is_aligned<8>(p)) {
-    write_global(p, pair);
-  } else {
-    p[0] = pair.x, p[1] = pair.y;
-  }
-}
-
-// The 16 bytes of a slot.
-__device__ uint4 load_slot(const std::uint8_t* p) {
-  if (is_aligned<kTileSlotBytes>(p)) return read_global<uint4>(p);
-  unsigned words[4] = {};
-#pragma unroll
-  for (int b = 0; b < kTileSlotBytes; ++b) words[b / 4] |= static_cast<unsigned>(p[b]) << (8 * (b % 4));
-  return make_uint4(words[0], words[1], words[2], words[3]);
-}
-
-// A thread has a slot, which is pairs of columns of eight rows. Neighbouring lanes have neighbouring pairs,
-// so that rows are written in whole sectors of 32 bytes.
-template <class T>
-__global__ __launch_bounds__(kThreads) void dequantize_tiles_kernel(const std::uint8_t* codes,
-                                                                    const float* absmax, std::int64_t first,
-                                                                    TiledRange range, T* dst,
-                                                                    CodePoints points) {
-  SharedMemory shared;
-  const SharedArray<float> table = take_code_points(shared, points);
-  __syncthreads();
-  for (std::int64_t t = global_thread(); t < range.tiles * kTileSlots; t += global_threads()) {
-    const std::int64_t tile = range.first_tile + t / kTileSlots;
-    const int slot = static_cast<int>(t % kTileSlots);
-    const int half = slot / (kTileSlots / 2), p = slot / 8 % 8, q = slot % 8 ^ tile_swizzle(p);
-    const uint4 loaded = load_slot(codes + tile * kTileCodeBytes + slot * kTileSlotBytes);
-    const unsigned words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int dn = 0; dn < 2; ++dn) {
-        const int row = 2 * (8 * i + p) + dn;
-        const std::int64_t block = range.block_of(tile, row);
-        const float scale = range.has(block) ? absmax[tile * kTileSide + row] : 0;
-        T* const to = dst + (block * kBlock - first) + 32 * half + 2 * q;
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          const unsigned byte = words[2 * s + i / 2] >> (16 * (i % 2) + 8 * dn);
-          const float low = product(table, byte >> 4 & 0xFu, scale),
-                      high = product(table, byte & 0xFu, scale);
-          if (range.has(block)) store_pair(to + 16 * s, low, high);
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 
 void run(const Quantize& op, const Context& context) {
-  const auto run_as = [&]<class T>() {
+  const auto run_as = [&]<class F, class T>() {
     const T* const src = op.src.as<T>();
     std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
     float* const absmax = op.w.absmax.as<float>();
     auto* const bad_index = reinterpret_cast<unsigned long long*>(op.bad_index.data);
-    if (op.w.layout == PackedLayout::flat) {
-      launch(warps_shape("quantize_kernel", blocks_for(op.src.elems(), kWarpElems), context),
-             quantize_kernel<T>, src, op.first, op.src.elems(), codes, absmax, bad_index);
-    } else {
-      const TiledRange range = tiled_range(op.w, op.first, op.src.elems());
-      launch({.name = "quantize_tiles_kernel",
-              .blocks = range.tiles,
-              .threads = kThreads,
-              .shared_bytes = shared_array_bytes(kTileCodeBytes, 1) + shared_array_bytes(kWarps, 4),
-              .stream = context.stream},
-             quantize_tiles_kernel<T>, src, op.first, range, codes, absmax, bad_index);
+    if constexpr (kFitsTiles<F>) {
+      if (op.w.layout == PackedLayout::tiles) {
+        const TiledRange range = tiled_range(op.w, op.first, op.src.elems());
+        return launch({.name = "quantize_tiles_kernel",
+                       .blocks = range.tiles,
+                       .threads = kThreads,
+                       .shared_bytes = shared_array_bytes(kTileCodeBytes, 1) + shared_array_bytes(kWarps, 4),
+                       .stream = context.stream},
+                      quantize_tiles_kernel<F, T>, src, op.first, range, codes, absmax, bad_index);
+      }
     }
+    launch(warps_shape("quantize_kernel", blocks_for(op.src.elems(), kWarpElems), context),
+           quantize_kernel<F, T>, src, op.first, op.src.elems(), codes, absmax, bad_index);
   };
   dispatch_format(op.w.format, [&]<class F>() {
-    static_assert(std::is_same_v<F, Nf4>, "a format of its own needs kernels of its own");
     if (op.src.dtype == DType::bf16) {
-      run_as.template operator()<bf16>();
+      run_as.template operator()<F, bf16>();
     } else {
-      run_as.template operator()<float>();
+      run_as.template operator()<F, float>();
     }
   });
 }
 
 void run(const Dequantize& op, const Context& context) {
-  const auto run_as = [&]<class T>() {
-    const std::int64_t n = op.dst.elems();
-    const std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
-    const float* const absmax = op.w.absmax.as<float>();
-    T* const dst = op.dst.as<T>();
-    const CodePoints points = code_points_of(op.w.format);
-    if (op.w.layout == PackedLayout::flat) {
-      LaunchShape shape = elementwise_shape("dequantize_kernel", n, context);
-      shape.shared_bytes = kCodePointBytes;
-      launch(shape, dequantize_kernel<T>, codes, absmax, op.first, dst, n, points);
-    } else {
-      const TiledRange range = tiled_range(op.w, op.first, n);
-      LaunchShape shape =
-          warps_shape("dequantize_tiles_kernel", range.tiles * (kTileSlots / kWarpThreads), context);
-      shape.shared_bytes = kCodePointBytes;
-      launch(shape, dequantize_tiles_kernel<T>, codes, absmax, op.first, range, dst, points);
-    }
-  };
-  dispatch_format(op.w.format, [&]<class F>() {
-    static_assert(std::is_same_v<F, Nf4>, "a format of its own needs kernels of its own");
-    if (op.dst.dtype == DType::bf16) {
-      run_as.template operator()<bf16>();
-    } else {
-      run_as.template operator()<float>();
-    }
-  });
+  if (op.dst.dtype == DType::bf16) {
+    expand(op.w, op.first, op.dst.elems(), op.dst.as<bf16>(), context);
+  } else {
+    expand(op.w, op.first, op.dst.elems(), op.dst.as<float>(), context);
+  }
 }
 
 }  // namespace qt::cuda
