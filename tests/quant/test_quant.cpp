@@ -62,6 +62,32 @@ TYPED_TEST(EveryFormat, TakesTheBytesPerWeightThatItDeclares) {
             format_info(TypeParam::kId).bits_per_weight * static_cast<double>(elems));
 }
 
+// The reference packs, a card packs with eight_of() and both read with code_at() or code_of(): one order.
+TYPED_TEST(EveryFormat, HasOneOrderOfCodesInMemory) {
+  using F = TypeParam;
+  Packed<F> packed(normal(F::kBlockElems, 7));
+  for (std::int64_t first = 0; first < F::kBlockElems; first += 8) {
+    typename F::Eight in_memory = 0, put_together = 0;
+    for (int b = 0; b < F::kCodeBits; ++b) {
+      const std::uint8_t byte = packed.codes()[code_offset<F>(first) + b];
+      in_memory |= static_cast<typename F::Eight>(byte) << (8 * b);
+    }
+    for (int i = 0; i < 8; ++i) {
+      const std::uint8_t code = F::code_at(packed.codes(), first + i);
+      EXPECT_EQ(F::code_of(in_memory, i), code) << first + i;
+      put_together |= F::eight_of(code, i);
+    }
+    EXPECT_EQ(put_together, in_memory) << first;
+  }
+}
+
+TYPED_TEST(EveryFormat, CountsALastPartialGroupWhole) {
+  using F = TypeParam;
+  constexpr std::int64_t kGroupBytes = F::kGroupElems * F::kCodeBits / 8;
+  for (std::int64_t n = 1; n <= 2 * F::kGroupElems; ++n)
+    EXPECT_EQ(code_bytes(F::kId, n), (n <= F::kGroupElems ? 1 : 2) * kGroupBytes) << n;
+}
+
 TYPED_TEST(EveryFormat, RoundTripsEverySizeWithinHalfAGapAndWritesNothingElse) {
   for (const std::int64_t n : kAwkwardSizes) {
     const auto x = normal(static_cast<std::size_t>(n), static_cast<std::uint64_t>(n));
