@@ -19,7 +19,8 @@ void PackedView::check(std::string_view op, std::string_view field) const {
   QT_CHECK(format != FormatId::none, ShapeError, "{}: {} is a packed matrix without a format", op, field);
   QT_CHECK(N > 0 && K > 0, ShapeError, "{}: {} is a packed matrix of size [{}, {}]", op, field, N, K);
   if (layout == PackedLayout::tiles) {
-    QT_CHECK(can_be_tiled(N, K) && code_bytes(format, kTileElems) == kTileCodeBytes && !nested(), ShapeError,
+    const bool fits = dispatch_format(format, []<class F>() { return kFitsTiles<F>; });
+    QT_CHECK(can_be_tiled(N, K) && fits && !nested(), ShapeError,
              "{}: {} is a packed matrix of size [{}, {}] in tiles, which hold 64 x 64 codes of 4 bits with "
              "plain scales",
              op, field, N, K);
