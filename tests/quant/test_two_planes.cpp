@@ -25,9 +25,15 @@ struct Sizes {
 // Whole blocks a row; rows that begin within a block; rows that begin within a group, and a partial last one.
 constexpr Sizes kSizes[] = {{128, 192}, {40, 72}, {33, 50}};
 
-// fn(backend) for the cpu and for a card's kernels by either route.
+// run(backend, alignment) for the cpu and for a card's kernels by either route, at addresses of either kind.
 template <class Fn>
-void on_every_route(Fn&& fn) {
+void on_every_route(Fn&& run) {
+  const auto fn = [&](Backend& backend) {
+    for (const Alignment alignment : {Alignment::least, Alignment::whole_lines}) {
+      SCOPED_TRACE(alignment == Alignment::least ? "least aligned" : "whole lines");
+      run(backend, alignment);
+    }
+  };
   {
     SCOPED_TRACE("cpu");
     fn(cpu_with(2));
@@ -70,9 +76,9 @@ PackedView view_of(Memory& memory, const Sizes& size, const std::vector<std::uin
 }
 
 template <class T>
-void expect_packed(Backend& backend, const Sizes& size, const std::vector<T>& x) {
+void expect_packed(Backend& backend, Alignment alignment, const Sizes& size, const std::vector<T>& x) {
   const Reference reference(x);
-  Memory memory(backend);
+  Memory memory(backend, 4 << 20, alignment);
   const PackedView w = view_of(memory, size, std::vector<std::uint8_t>(reference.codes.size(), 0xA5),
                                std::vector<float>(reference.absmax.size(), -7.0f));
   const TensorView bad = memory.put<double>({0});
@@ -87,20 +93,20 @@ void expect_packed(Backend& backend, const Sizes& size, const std::vector<T>& x)
 }
 
 TEST(TwoPlanes, ArePackedAsTheirReferencePacksThem) {
-  on_every_route([](Backend& backend) {
+  on_every_route([](Backend& backend, Alignment alignment) {
     for (const Sizes& size : kSizes) {
       const auto x = hostile(static_cast<size_t>(size.N * size.K), 3);
-      expect_packed(backend, size, x);
-      expect_packed(backend, size, rounded(x));
+      expect_packed(backend, alignment, size, x);
+      expect_packed(backend, alignment, size, rounded(x));
     }
   });
 }
 
 TEST(TwoPlanes, NameTheFirstValueThatIsNotFinite) {
-  on_every_route([](Backend& backend) {
+  on_every_route([](Backend& backend, Alignment alignment) {
     auto x = normal(33 * 50, 4);
     x[777] = x[1200] = std::numeric_limits<float>::infinity();
-    Memory memory(backend);
+    Memory memory(backend, 4 << 20, alignment);
     const Reference room(x);
     const PackedView w = view_of(memory, {33, 50}, room.codes, room.absmax);
     const TensorView bad = memory.put<double>({0});
@@ -110,9 +116,10 @@ TEST(TwoPlanes, NameTheFirstValueThatIsNotFinite) {
 }
 
 template <class T>
-void expect_unpacked(Backend& backend, const Sizes& size, std::int64_t first, std::int64_t count) {
+void expect_unpacked(Backend& backend, Alignment alignment, const Sizes& size, std::int64_t first,
+                     std::int64_t count) {
   const Reference reference(hostile(static_cast<size_t>(size.N * size.K), 5));
-  Memory memory(backend);
+  Memory memory(backend, 4 << 20, alignment);
   const PackedView w = view_of(memory, size, reference.codes, reference.absmax);
   const TensorView dst = memory.room<T>(count);
   backend.run(Dequantize{.w = w, .first = first, .dst = dst});
@@ -121,12 +128,12 @@ void expect_unpacked(Backend& backend, const Sizes& size, std::int64_t first, st
 }
 
 TEST(TwoPlanes, AreUnpackedAsTheirReferenceUnpacksThem) {
-  on_every_route([](Backend& backend) {
+  on_every_route([](Backend& backend, Alignment alignment) {
     for (const Sizes& size : kSizes) {
       for (const std::int64_t first : {0, 1, 7, 64, 65, 1000}) {
         for (const std::int64_t count : {size.N * size.K - first, std::int64_t{70}}) {
-          expect_unpacked<float>(backend, size, first, count);
-          expect_unpacked<bf16>(backend, size, first, count);
+          expect_unpacked<float>(backend, alignment, size, first, count);
+          expect_unpacked<bf16>(backend, alignment, size, first, count);
         }
       }
     }
@@ -145,7 +152,7 @@ std::vector<float> exact_weights(const Sizes& size) {
 }
 
 template <class T>
-void expect_product(Backend& backend, const Sizes& size, GemmLayout layout) {
+void expect_product(Backend& backend, Alignment alignment, const Sizes& size, GemmLayout layout) {
   constexpr std::int64_t M = 5;
   const std::int64_t R = layout == GemmLayout::nt ? size.K : size.N, cols = size.N + size.K - R;
   const auto weights = exact_weights(size);
@@ -163,7 +170,7 @@ void expect_product(Backend& backend, const Sizes& size, GemmLayout layout) {
   }
   const Reference reference(weights);
   ASSERT_TRUE(same_bits(reference.weights<float>(0, size.N * size.K), weights));
-  Memory memory(backend);
+  Memory memory(backend, 4 << 20, alignment);
   const TensorView y = memory.room<T>(M * cols), put = memory.put(x);
   PackedMatmul op{.x = TensorView(put.data, put.dtype, {M, R}),
                   .w = view_of(memory, size, reference.codes, reference.absmax),
@@ -176,12 +183,12 @@ void expect_product(Backend& backend, const Sizes& size, GemmLayout layout) {
 }
 
 TEST(TwoPlanes, AreMultipliedForwardAndBackward) {
-  on_every_route([](Backend& backend) {
+  on_every_route([](Backend& backend, Alignment alignment) {
     for (const Sizes& size : kSizes) {
       for (const GemmLayout layout : {GemmLayout::nt, GemmLayout::nn}) {
         SCOPED_TRACE(layout == GemmLayout::nt ? "nt" : "nn");
-        expect_product<float>(backend, size, layout);
-        expect_product<bf16>(backend, size, layout);
+        expect_product<float>(backend, alignment, size, layout);
+        expect_product<bf16>(backend, alignment, size, layout);
       }
     }
   });
