@@ -2,7 +2,7 @@
 //
 // Adding a format: an id in quant/format_id.h, its own header, its type in `WeightFormats`. The registry,
 // the sizes that plans are made of, the kernels of every backend and the typed tests take everything from there;
-// tests/test_two_planes.cpp adds one in this way alone.
+// tests/quant/test_two_planes.cpp adds one in this way alone.
 #pragma once
 
 #include <concepts>

@@ -78,7 +78,7 @@ TEST(OpCoverage, EveryOpHasAProofAndAMutant) {
   }
   const auto missing = [&](const char* op) {
     return proven.count(op) == 1 ? std::string()
-                                 : std::string(op) + " has no proof in tests/test_ops_*.cpp\n";
+                                 : std::string(op) + " has no proof in tests/kernels/test_ops_*.cpp\n";
   };
   std::string all_missing;
 #define QT_LOOK_FOR(OpType) all_missing += missing(OpType::kName);
