@@ -14,7 +14,7 @@
 
 #include "quant/adam_math.h"
 #include "quant/packed.h"
-#include "src/core/param.h"
+#include "quant/param.h"
 #include "src/core/rng.h"
 #include "src/core/tensor.h"
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "src/core/param.h"
+#include "quant/param.h"
 #include "src/memory/arena.h"
 #include "src/memory/pager.h"
 

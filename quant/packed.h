@@ -5,7 +5,7 @@
 #include <string_view>
 
 #include "quant/format.h"
-#include "src/core/param.h"
+#include "quant/param.h"
 #include "src/core/tensor.h"
 
 namespace qt {

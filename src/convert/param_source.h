@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "quant/format_id.h"
+#include "quant/param.h"
 #include "src/convert/hf_names.h"
-#include "src/core/param.h"
 #include "src/core/tensor.h"
 #include "src/io/file.h"
 #include "src/io/safetensors.h"

@@ -6,7 +6,7 @@
 #include "kernels/backend.h"
 #include "kernels/scratch.h"
 #include "quant/packed.h"
-#include "src/core/param.h"
+#include "quant/param.h"
 #include "src/memory/arena.h"
 
 namespace qt {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "src/core/param.h"
+#include "quant/param.h"
 #include "src/memory/arena.h"
 #include "src/model/block.h"
 #include "src/model/config.h"

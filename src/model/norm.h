@@ -3,7 +3,7 @@
 // Legend: N tokens, C width.
 #pragma once
 
-#include "src/core/param.h"
+#include "quant/param.h"
 #include "src/memory/arena.h"
 #include "src/model/config.h"
 #include "src/model/linear.h"

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "src/core/param.h"
+#include "quant/param.h"
 #include "src/model/config.h"
 
 namespace qt {

@@ -13,7 +13,7 @@
 
 #include "kernels/backend.h"
 #include "optim/optimizer.h"
-#include "src/core/param.h"
+#include "quant/param.h"
 
 namespace qt {
 

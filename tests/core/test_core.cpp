@@ -7,9 +7,9 @@
 
 #include <gtest/gtest.h>
 
+#include "quant/param.h"
 #include "src/core/error.h"
 #include "src/core/half.h"
-#include "src/core/param.h"
 #include "src/core/rng.h"
 #include "src/core/tensor.h"
 
