@@ -64,7 +64,7 @@ class Buffers {
 
   // In the layout that a run on this backend gives it.
   PackedView packed(FormatId format, std::int64_t N, std::int64_t K) {
-    PackedView w{.format = format, .N = N, .K = K, .layout = packed_layout(N, K, backend_.target())};
+    PackedView w{.format = format, .N = N, .K = K, .layout = packed_layout(format, N, K, backend_.target())};
     w.codes = empty({code_bytes(format, N * K)}, DType::u8);
     w.absmax = empty({scale_count(format, N * K)}, DType::f32);
     const TensorView src = normal({N * K}, DType::f32);

@@ -64,8 +64,8 @@ std::int64_t scratch_bytes(const Matmul& op, const Target& target) {
   return cpu_gemm_grid(shape, op.layout).scratch_bytes(shape);
 }
 
-PackedLayout packed_layout(std::int64_t N, std::int64_t K, const Target& target) {
-  return !on_cpu(target) && can_be_tiled(N, K) ? PackedLayout::tiles : PackedLayout::flat;
+PackedLayout packed_layout(FormatId format, std::int64_t N, std::int64_t K, const Target& target) {
+  return !on_cpu(target) && can_be_tiled(format, N, K) ? PackedLayout::tiles : PackedLayout::flat;
 }
 
 GemmRoute packed_route(const PackedMatmul& op, const Target& target) {

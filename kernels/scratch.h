@@ -19,8 +19,9 @@ std::int64_t scratch_bytes(const PackedMatmul& op, const Target& target);
 std::int64_t scratch_bytes(const ColumnSum& op, const Target& target);
 std::int64_t scratch_bytes(const SumSquares& op, const Target& target);
 
-// The order that a packed matrix lies in on a target: tiles on a card where they cover the matrix, else flat.
-PackedLayout packed_layout(std::int64_t N, std::int64_t K, const Target& target);
+// The order that a packed matrix of a format lies in on a target: tiles on a card where the format has them and they
+// cover the matrix, else flat.
+PackedLayout packed_layout(FormatId format, std::int64_t N, std::int64_t K, const Target& target);
 
 // The route a packed product takes on a target: what scratch_bytes and the implementations both ask.
 // Automatic: as measured on such a card (kernels/gemm_routes.h); elsewhere fused for few tokens, scratch for

@@ -43,13 +43,11 @@ const OptimizerInfo& optimizer_by_name(std::string_view name) {
 }
 
 Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params,
-                     std::vector<TensorView> gradients, FormatId weights, OptimizerOptions options,
-                     std::int64_t max_slab_bytes)
+                     std::vector<TensorView> gradients, OptimizerOptions options, std::int64_t max_slab_bytes)
     : backend_(backend),
       pager_(backend, max_slab_bytes),
       params_(params),
       gradients_(std::move(gradients)),
-      weights_(weights),
       options_(std::move(options)) {
   const OptimizerInfo& info = optimizer_by_name(options_.name);
   for (const auto& [option, beta] :
@@ -110,9 +108,9 @@ void Optimizer::cut_slabs(std::int64_t max_slab_bytes) {
     const std::int64_t block_bytes = dtype_bytes(states_[i].master.dtype) * kStateBlock + moment_bytes;
     std::int64_t most = (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
     QT_CHECK(most > 0, PlanError, "slabs of {} bytes cannot hold a block of optimizer state", max_slab_bytes);
-    // A tile that two slabs share would be written byte by byte, so cut between rows of tiles where one fits.
-    const std::int64_t tile_row = kTileSide * params_[i].K;
-    if (params_[i].layout == PackedLayout::tiles && most >= tile_row) most -= most % tile_row;
+    // A strip that two slabs share would be written byte by byte, so cut between strips where one fits.
+    const std::int64_t strip = params_[i].weight.packed.strip_elems();
+    if (most >= strip) most -= most % strip;
     for (std::int64_t first = 0; first < n; first += most) {
       const std::int64_t elems = std::min(most, n - first);
       slabs_.push_back(slab_of(i, first, elems));
@@ -123,12 +121,12 @@ void Optimizer::cut_slabs(std::int64_t max_slab_bytes) {
 
 void Optimizer::encode_slab(const SlabOrigin& origin, const TensorView& master) {
   const Param& p = params_[origin.param];
-  if (!p.packed) {
-    backend_.run(Cast{.x = master, .y = p.compute.flat(origin.first, origin.elems)});
+  if (!p.weight.is_packed()) {
+    backend_.run(Cast{.x = master, .y = p.weight.dense.flat(origin.first, origin.elems)});
     return;
   }
   backend_.run(Quantize{.src = master,
-                        .w = packed_view(p, weights_),
+                        .w = p.weight.packed,
                         .first = origin.first,
                         .bad_index = bad_index_.flat(static_cast<std::int64_t>(origin.param), 1)});
 }
@@ -236,9 +234,9 @@ void Optimizer::update(Arena& step) {
     const SlabOrigin& origin = origins_[i];
     const Param& p = params_[origin.param];
     if (options_.control == OptimizerControl::frozen_matrices && p.group == ParamGroup::matrix) return;
-    if (options_.control == OptimizerControl::no_master && p.packed) {
+    if (options_.control == OptimizerControl::no_master && p.weight.is_packed()) {
       // The control run keeps no more than the codes: what the last encoding lost is lost.
-      backend_.run(Dequantize{.w = packed_view(p, weights_), .first = origin.first, .dst = parts[0]});
+      backend_.run(Dequantize{.w = p.weight.packed, .first = origin.first, .dst = parts[0]});
     }
     update_slab(origin, parts);
     encode_slab(origin, parts[0]);

@@ -14,6 +14,7 @@
 
 #include "kernels/backend.h"
 #include "quant/param.h"
+#include "quant/stored_layout.h"
 #include "src/memory/arena.h"
 #include "src/memory/pager.h"
 
@@ -51,7 +52,7 @@ struct OptimizerOptions {
 struct NamedView {
   std::string name;
   TensorView view;
-  std::int64_t tile_columns = 0;  // codes (u8) or scales (f32) of a matrix in tiles: its columns; else 0
+  StoredLayout layout;  // of the view in memory, against that of files
 };
 
 struct StepStats {
@@ -72,7 +73,7 @@ class Optimizer {
   // regions that hold them all. max_slab_bytes bounds what is paged at once; the result does not depend on
   // it. ConfigError for an unknown name, a beta outside [0, 1) or a master neither f32 nor bf16.
   Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params, std::vector<TensorView> gradients,
-            FormatId weights, OptimizerOptions options, std::int64_t max_slab_bytes = kMaxSlabBytes);
+            OptimizerOptions options, std::int64_t max_slab_bytes = kMaxSlabBytes);
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
@@ -125,7 +126,6 @@ class Optimizer {
   Pager pager_;
   ParamList& params_;
   std::vector<TensorView> gradients_;
-  FormatId weights_;
   OptimizerOptions options_;
   std::vector<ParamState> states_;
   std::vector<Slab> slabs_;

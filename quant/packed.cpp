@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "quant/format.h"
 #include "quant/nested.h"
 #include "quant/tiles.h"
 
@@ -15,12 +16,28 @@ std::int64_t PackedView::bytes() const {
   return total;
 }
 
+std::int64_t PackedView::strip_elems() const { return layout == PackedLayout::tiles ? kTileSide * K : 1; }
+
+StoredLayout PackedView::codes_layout() const {
+  if (layout == PackedLayout::flat) return {};
+  return {.order = layout, .K = K, .strip_elems = code_bytes(format, strip_elems())};
+}
+
+StoredLayout PackedView::absmax_layout() const {
+  if (layout == PackedLayout::flat) return {};
+  return {.order = layout, .K = K, .strip_elems = scale_count(format, strip_elems())};
+}
+
+bool can_be_tiled(FormatId format, std::int64_t N, std::int64_t K) {
+  return format != FormatId::none && can_be_tiled(N, K) &&
+         dispatch_format(format, []<class F>() { return kFitsTiles<F>; });
+}
+
 void PackedView::check(std::string_view op, std::string_view field) const {
   QT_CHECK(format != FormatId::none, ShapeError, "{}: {} is a packed matrix without a format", op, field);
   QT_CHECK(N > 0 && K > 0, ShapeError, "{}: {} is a packed matrix of size [{}, {}]", op, field, N, K);
   if (layout == PackedLayout::tiles) {
-    const bool fits = dispatch_format(format, []<class F>() { return kFitsTiles<F>; });
-    QT_CHECK(can_be_tiled(N, K) && fits && !nested(), ShapeError,
+    QT_CHECK(can_be_tiled(format, N, K) && !nested(), ShapeError,
              "{}: {} is a packed matrix of size [{}, {}] in tiles, which hold 64 x 64 codes of 4 bits with "
              "plain scales",
              op, field, N, K);

@@ -5,7 +5,7 @@
 #include <string_view>
 
 #include "quant/format.h"
-#include "quant/param.h"
+#include "quant/stored_layout.h"
 #include "src/core/tensor.h"
 
 namespace qt {
@@ -31,20 +31,18 @@ struct PackedView {
   std::int64_t elems() const { return N * K; }
   std::int64_t bytes() const;  // of all defined parts
 
+  // Weights in a strip (quant/stored_layout.h): the first weight of a strip is the first of a piece of memory in
+  // every part. 1 where the layout is that of files.
+  std::int64_t strip_elems() const;
+  StoredLayout codes_layout() const;
+  StoredLayout absmax_layout() const;
+
   // Throws ShapeError or DTypeError naming op, field and part when the parts do not fit N, K and the format.
   void check(std::string_view op, std::string_view field) const;
 };
 
-// The packed copy of a param as one view. The param must have been placed with `packed` set.
-inline PackedView packed_view(const Param& param, FormatId format) {
-  PackedView w;
-  w.format = format;
-  w.N = param.N;
-  w.K = param.K;
-  w.layout = param.layout;
-  w.codes = param.codes;
-  w.absmax = param.absmax;
-  return w;
-}
+// Whether a matrix [N, K] of a format can lie in tiles: whole tiles of codes of 4 bits, one scale for each row
+// of a tile.
+bool can_be_tiled(FormatId format, std::int64_t N, std::int64_t K);
 
 }  // namespace qt

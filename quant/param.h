@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "quant/weight.h"
 #include "src/core/tensor.h"
 
 namespace qt {
@@ -17,10 +18,6 @@ constexpr const char* param_group_name(ParamGroup g) {
   constexpr const char* kNames[kParamGroups] = {"matrix", "embedding", "head", "norm"};
   return kNames[static_cast<int>(g)];
 }
-
-// The order that the codes and scales of a packed matrix lie in: the format's own, row-major over the matrix,
-// which files and the cpu have; or tiles of 64 x 64 (quant/tiles.h), which kernels for a card read.
-enum class PackedLayout : std::uint8_t { flat, tiles };
 
 // How a parameter starts, as the init op understands it.
 struct ParamInit {
@@ -37,13 +34,7 @@ struct Param {
   ParamInit init;
   std::uint64_t rng_stream = 0;  // position in the model's list: fixes the draws of its init
 
-  // The copy that forward and backward read: either `compute` [N, K] in the compute dtype, or packed.
-  bool packed = false;
-  TensorView compute;
-  TensorView codes;   // packed: u8 [code bytes]; the format is the model's one packed format
-  TensorView absmax;  // packed: f32 [blocks]
-  PackedLayout layout = PackedLayout::flat;  // packed: of both; their sizes are the same in either
-
+  Weight weight;    // what forward and backward read; its format is its own
   TensorView grad;  // [N, K] f32 | bf16, inside the one contiguous gradient region
 
   std::int64_t elems() const { return N * K; }

@@ -90,10 +90,10 @@ void fill(Engine& engine, ParamSource& source) {
   const ParamList& params = engine.model().params();
   for (std::size_t i = 0; i < params.size(); ++i) {
     const Param& p = params[i];
-    if (p.packed) {
+    if (p.weight.is_packed()) {
       values.resize(static_cast<std::size_t>(p.elems()));
       source.read(i, 0, values);
-      write_packed(engine, views[view], views[view + 1], engine.options().memory.weights, values);
+      write_packed(engine, views[view], views[view + 1], p.weight.format(), values);
       view += 2;
       continue;
     }
@@ -101,7 +101,7 @@ void fill(Engine& engine, ParamSource& source) {
       const std::int64_t count = std::min(kPieceElems, p.elems() - first);
       values.resize(static_cast<std::size_t>(count));
       source.read(i, first, values);
-      upload(engine.backend(), values, p.compute.flat(first, count));
+      upload(engine.backend(), values, p.weight.dense.flat(first, count));
     }
     ++view;
   }

@@ -12,8 +12,8 @@ const Param* at(const ParamList& params, const ParamIndex& index) {
   return index ? &params[*index] : nullptr;
 }
 
-Linear make_linear(const ParamList& params, const LinearRoles& roles, FormatId format) {
-  return {params[roles.weight], format, at(params, roles.bias)};
+Linear make_linear(const ParamList& params, const LinearRoles& roles) {
+  return Linear(params[roles.weight], at(params, roles.bias));
 }
 
 }  // namespace
@@ -28,17 +28,16 @@ void drop(Backend& backend, const BatchContext& batch, std::uint64_t place, cons
                       .first_element = batch.first_row * row_elems});
 }
 
-Block::Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, FormatId format,
-             std::int64_t index)
+Block::Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, std::int64_t index)
     : config_(config),
       norm1_(config, at(params, roles.norm1.weight), at(params, roles.norm1.bias)),
       norm2_(config, at(params, roles.norm2.weight), at(params, roles.norm2.bias)),
-      q_(make_linear(params, roles.q, format)),
-      k_(make_linear(params, roles.k, format)),
-      v_(make_linear(params, roles.v, format)),
-      proj_(make_linear(params, roles.proj, format)),
-      fc_(make_linear(params, roles.fc, format)),
-      mlp_proj_(make_linear(params, roles.mlp_proj, format)),
+      q_(make_linear(params, roles.q)),
+      k_(make_linear(params, roles.k)),
+      v_(make_linear(params, roles.v)),
+      proj_(make_linear(params, roles.proj)),
+      fc_(make_linear(params, roles.fc)),
+      mlp_proj_(make_linear(params, roles.mlp_proj)),
       index_(static_cast<std::uint64_t>(index)),
       scale_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim())))) {}
 

@@ -57,8 +57,7 @@ struct BlockActivations {
 class Block {
  public:
   // params must outlive the block and keep its address; index counts blocks from 0.
-  Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, FormatId format,
-        std::int64_t index);
+  Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, std::int64_t index);
 
   // out [N, C] = block(x [N, C]); fills `act`.
   void forward(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch, BlockActivations& act,

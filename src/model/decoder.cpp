@@ -89,9 +89,9 @@ void Decoder::feed_piece(std::span<const std::int32_t> tokens) {
   be.upload(std::as_bytes(tokens), ids_->rows(0, n));
   const TensorView x = x_->rows(0, n);
   EmbeddingFwd embedding{
-      .ids = ids_->rows(0, n), .table = model_.params_[model_.roles_.embedding].compute, .y = x};
+      .ids = ids_->rows(0, n), .table = model_.params_[model_.roles_.embedding].weight.dense, .y = x};
   if (model_.roles_.positions) {
-    embedding.positions = model_.params_[*model_.roles_.positions].compute;
+    embedding.positions = model_.params_[*model_.roles_.positions].weight.dense;
     embedding.T = n;
     embedding.first_position = position_;
   }

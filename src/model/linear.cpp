@@ -5,33 +5,33 @@
 namespace qt {
 
 void Linear::forward(StepContext& ctx, const TensorView& x_MK, const TensorView& y_MN) const {
-  if (param_->packed) {
+  if (param_->weight.is_packed()) {
     run_with_scratch(ctx, PackedMatmul{.x = x_MK,
-                                       .w = packed_view(*param_, format_),
+                                       .w = param_->weight.packed,
                                        .y = y_MN,
-                                       .bias = vector_view(bias_, &Param::compute),
+                                       .bias = vector_weight(bias_),
                                        .scratch = {},
                                        .layout = GemmLayout::nt});
   } else {
     run_with_scratch(ctx, Matmul{.a = x_MK,
-                                 .b = param_->compute,
+                                 .b = param_->weight.dense,
                                  .c = y_MN,
-                                 .bias = vector_view(bias_, &Param::compute),
+                                 .bias = vector_weight(bias_),
                                  .scratch = {},
                                  .layout = GemmLayout::nt});
   }
 }
 
 void Linear::backward_input(StepContext& ctx, const TensorView& dy_MN, const TensorView& dx_MK) const {
-  if (param_->packed) {
-    run_with_scratch(ctx, PackedMatmul{.x = dy_MN,
-                                       .w = packed_view(*param_, format_),
-                                       .y = dx_MK,
-                                       .scratch = {},
-                                       .layout = GemmLayout::nn});
+  if (param_->weight.is_packed()) {
+    run_with_scratch(
+        ctx,
+        PackedMatmul{
+            .x = dy_MN, .w = param_->weight.packed, .y = dx_MK, .scratch = {}, .layout = GemmLayout::nn});
   } else {
     run_with_scratch(
-        ctx, Matmul{.a = dy_MN, .b = param_->compute, .c = dx_MK, .scratch = {}, .layout = GemmLayout::nn});
+        ctx,
+        Matmul{.a = dy_MN, .b = param_->weight.dense, .c = dx_MK, .scratch = {}, .layout = GemmLayout::nn});
   }
 }
 
@@ -51,30 +51,32 @@ std::int64_t Linear::forward_scratch_bytes(const Target& target, DType dtype, st
   std::int64_t bytes = 0;
   for (std::int64_t rows = 1; rows <= M; ++rows) {
     // Shapes are all that counts here; the address is never read.
-    const TensorView x(param_->packed ? param_->codes.data : param_->compute.data, dtype, {rows, param_->K});
+    const TensorView x(
+        param_->weight.is_packed() ? param_->weight.packed.codes.data : param_->weight.dense.data, dtype,
+        {rows, param_->K});
     const TensorView y(x.data, dtype, {rows, param_->N});
-    bytes = std::max(
-        bytes, param_->packed
-                   ? scratch_bytes(PackedMatmul{.x = x, .w = packed_view(*param_, format_), .y = y}, target)
-                   : scratch_bytes(Matmul{.a = x, .b = param_->compute, .c = y}, target));
+    bytes =
+        std::max(bytes, param_->weight.is_packed()
+                            ? scratch_bytes(PackedMatmul{.x = x, .w = param_->weight.packed, .y = y}, target)
+                            : scratch_bytes(Matmul{.a = x, .b = param_->weight.dense, .c = y}, target));
   }
   return bytes;
 }
 
 void Linear::forward_in(Backend& backend, const TensorView& x_MK, const TensorView& y_MN,
                         const TensorView& scratch) const {
-  if (param_->packed) {
+  if (param_->weight.is_packed()) {
     backend.run(PackedMatmul{.x = x_MK,
-                             .w = packed_view(*param_, format_),
+                             .w = param_->weight.packed,
                              .y = y_MN,
-                             .bias = vector_view(bias_, &Param::compute),
+                             .bias = vector_weight(bias_),
                              .scratch = scratch,
                              .layout = GemmLayout::nt});
   } else {
     backend.run(Matmul{.a = x_MK,
-                       .b = param_->compute,
+                       .b = param_->weight.dense,
                        .c = y_MN,
-                       .bias = vector_view(bias_, &Param::compute),
+                       .bias = vector_weight(bias_),
                        .scratch = scratch,
                        .layout = GemmLayout::nt});
   }

@@ -1,4 +1,4 @@
-// Linear: y = x W^T + b. The only class that knows a weight may be packed.
+// Linear: y = x W^T + b, with the op that the weight's format asks for.
 //
 // Legend: M tokens, K input features, N output features.
 #pragma once
@@ -28,16 +28,18 @@ void run_with_scratch(StepContext& ctx, Op op) {
   ctx.backend.run(op);
 }
 
-// A vector param's view, or an undefined one where there is no such param.
-inline TensorView vector_view(const Param* param, TensorView Param::*view) {
-  return param == nullptr ? TensorView() : (param->*view).flat();
+// A vector param's weight or gradient, or an undefined view where there is no such param.
+inline TensorView vector_weight(const Param* param) {
+  return param == nullptr ? TensorView() : param->weight.dense.flat();
+}
+inline TensorView vector_grad(const Param* param) {
+  return param == nullptr ? TensorView() : param->grad.flat();
 }
 
 class Linear {
  public:
   // The params must outlive the Linear and keep their addresses. bias may be null.
-  Linear(const Param& param, FormatId format, const Param* bias = nullptr)
-      : param_(&param), bias_(bias), format_(format) {}
+  explicit Linear(const Param& param, const Param* bias = nullptr) : param_(&param), bias_(bias) {}
 
   const Param& param() const { return *param_; }
 
@@ -57,7 +59,6 @@ class Linear {
  private:
   const Param* param_;
   const Param* bias_;
-  FormatId format_;
 };
 
 }  // namespace qt

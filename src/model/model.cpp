@@ -44,22 +44,23 @@ Model::Model(Backend& backend, Arena& state, Arena& step, ModelConfig config, Mo
   place(state);
   blocks_.reserve(roles_.blocks.size());
   for (std::size_t i = 0; i < roles_.blocks.size(); ++i)
-    blocks_.emplace_back(config_, params_, roles_.blocks[i], options_.weights, static_cast<std::int64_t>(i));
+    blocks_.emplace_back(config_, params_, roles_.blocks[i], static_cast<std::int64_t>(i));
 }
 
 void Model::place(Arena& state) {
   for (Param& p : params_) {
-    p.packed = p.group == ParamGroup::matrix && options_.weights != FormatId::none;
-    if (p.packed) {
-      p.layout = packed_layout(p.N, p.K, backend_.target());
-      p.codes = state.keep(p.name, MemoryTag::weights, DType::u8, {code_bytes(options_.weights, p.elems())});
-      p.absmax =
-          state.keep(p.name, MemoryTag::weights, DType::f32, {scale_count(options_.weights, p.elems())});
-    } else {
-      // Vectors cost nothing and are added in f32: they stay as the master has them.
-      const DType dtype = p.group == ParamGroup::norm ? DType::f32 : options_.compute;
-      p.compute = state.keep(p.name, MemoryTag::weights, dtype, {p.N, p.K});
+    const FormatId format = options_.format_of(p);
+    if (format == FormatId::none) {
+      p.weight.dense = state.keep(p.name, MemoryTag::weights, options_.dense_dtype_of(p), {p.N, p.K});
+      continue;
     }
+    p.weight.packed = {
+        .format = format,
+        .N = p.N,
+        .K = p.K,
+        .layout = packed_layout(format, p.N, p.K, backend_.target()),
+        .codes = state.keep(p.name, MemoryTag::weights, DType::u8, {code_bytes(format, p.elems())}),
+        .absmax = state.keep(p.name, MemoryTag::weights, DType::f32, {scale_count(format, p.elems())})};
   }
   if (options_.gradients) place_gradients(state);
   if (config_.positions != Positions::rope) return;
@@ -110,9 +111,9 @@ Norm Model::final_norm() const {
 
 void Model::embed(const TensorView& ids_N, const BatchContext& batch, const TensorView& x_NC,
                   const TensorView& rstd_N) {
-  EmbeddingFwd op{.ids = ids_N, .table = params_[roles_.embedding].compute, .y = x_NC};
+  EmbeddingFwd op{.ids = ids_N, .table = params_[roles_.embedding].weight.dense, .y = x_NC};
   if (roles_.positions) {
-    op.positions = params_[*roles_.positions].compute;
+    op.positions = params_[*roles_.positions].weight.dense;
     op.T = x_NC.dim(0) / batch.rows;
   }
   backend_.run(op);

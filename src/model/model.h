@@ -23,12 +23,19 @@ namespace qt {
 struct ModelOptions {
   DType compute = DType::f32;           // activations and unpacked weights: f32 | bf16 | f16
   DType gradient = DType::f32;          // accumulators: f32 | bf16; those of norms and biases are always f32
-  FormatId weights = FormatId::none;    // packed format of the block matrices
+  FormatId weights = FormatId::none;    // packed format of the block matrices, see format_of()
   bool checkpoint_activations = false;  // keep only block inputs; recompute a block in its backward
   std::int64_t micro_batch_rows = 1;    // B; evaluation uses the same shape
   std::int64_t loss_chunk_tokens = 0;   // M; 0: as many as kLogitsChunkBytes of f32 logits hold
   bool gradients = true;                // false: forward only, no accumulators are placed
   std::uint64_t seed = 0;               // of dropout
+
+  // Of a param's weight. Embedding, head and vectors are never packed.
+  FormatId format_of(const Param& p) const {
+    return p.group == ParamGroup::matrix ? weights : FormatId::none;
+  }
+  // Of a weight that is not packed. Vectors cost nothing and are added in f32: they stay as the master has them.
+  DType dense_dtype_of(const Param& p) const { return p.group == ParamGroup::norm ? DType::f32 : compute; }
 };
 
 // Logits of a chunk in f32: at a 65,536 vocabulary 512 tokens, wide enough for full GEMM speed.
@@ -79,7 +86,7 @@ class Model {
   void place_gradients(Arena& state);
   BatchContext batch_context(const HostBatch& batch, bool training) const;
   Norm final_norm() const;
-  Linear head() const { return {params_[roles_.head], FormatId::none}; }
+  Linear head() const { return Linear(params_[roles_.head]); }
   // Token and position embedding, dropout, and the norm where there is one.
   void embed(const TensorView& ids_N, const BatchContext& batch, const TensorView& x_NC,
              const TensorView& rstd_N);

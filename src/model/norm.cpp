@@ -16,8 +16,8 @@ void Norm::forward(Backend& backend, const TensorView& x_NC, const TensorView& y
     return;
   }
   backend.run(LayerNormFwd{.x = x_NC,
-                           .weight = weight_->compute.flat(),
-                           .bias = vector_view(bias_, &Param::compute),
+                           .weight = weight_->weight.dense.flat(),
+                           .bias = vector_weight(bias_),
                            .y = y_NC,
                            .mean = mean_N,
                            .rstd = rstd_N,
@@ -34,11 +34,11 @@ void Norm::backward(StepContext& ctx, const TensorView& x_NC, const TensorView& 
   run_with_scratch(ctx, LayerNormBwd{.x = x_NC,
                                      .mean = stats.mean,
                                      .rstd = stats.rstd,
-                                     .weight = weight_->compute.flat(),
+                                     .weight = weight_->weight.dense.flat(),
                                      .dy = dy_NC,
                                      .dx = dx_NC,
                                      .dweight = weight_->grad.flat(),
-                                     .dbias = vector_view(bias_, &Param::grad),
+                                     .dbias = vector_grad(bias_),
                                      .scratch = {},
                                      .accumulate = accumulate});
 }

@@ -102,7 +102,7 @@ void Engine::build() {
   totals_ = state_->keep("totals", MemoryTag::inputs, DType::f64, {2});
   if (!options_.inference) {
     optimizer_ = std::make_unique<Optimizer>(*backend_, *state_, *host_, model_->params(),
-                                             model_->gradients(), options_.memory.weights, options_.optim);
+                                             model_->gradients(), options_.optim);
   }
   model_->prepare();
   stored_form_ = std::make_unique<StoredForm>(*backend_, weights());

@@ -1,8 +1,8 @@
 // StoredForm: the bytes of tensors as files have them, to and from a backend.
 //
 // A file has the layout of the format whatever a backend has: a checkpoint belongs to no backend, and equal
-// weights have equal hashes. Matrices in tiles (quant/tiles.h) are therefore laid out anew on their way, in
-// strips of 64 rows, which are one piece of memory in both layouts: no second copy of a matrix is made.
+// weights have equal hashes. What a backend has in another order is therefore laid out anew on its way, strip by
+// strip (quant/stored_layout.h): no second copy of a matrix is made.
 #pragma once
 
 #include <cstddef>
@@ -22,22 +22,22 @@ std::vector<NamedView> stored_weights(const ParamList& params);
 
 class StoredForm {
  public:
-  // Takes what the widest tiled matrix among `views` needs, 72 bytes for each of its columns, and allocates
-  // nothing after that.
+  // Takes what the longest strips among `views` need (in tiles 72 bytes for each column of the widest matrix) and
+  // allocates nothing after that.
   StoredForm(Backend& backend, std::span<const NamedView> views);
 
   using TakePiece = std::function<void(std::span<const std::byte> piece)>;
-  // Calls use(piece) for consecutive pieces of whole elements; a piece is valid during the call. What is not
-  // tiled passes through `staging`, which has room for an element at least and sizes the pieces.
+  // Calls use(piece) for consecutive pieces of whole elements; a piece is valid during the call. What has no
+  // strips passes through `staging`, which has room for an element at least and sizes the pieces.
   void read(const NamedView& v, std::span<std::byte> staging, const TakePiece& use);
   // stored: as many bytes as v has (ShapeError), at any address.
   void write(const NamedView& v, std::span<const std::byte> stored);
 
  private:
-  // A strip in both layouts.
+  // A strip in both orders.
   template <class T>
   struct Strip {
-    std::vector<T> tiles, flat;
+    std::vector<T> in_memory, in_file;
   };
   template <class T>
   void read_strips(const NamedView& v, Strip<T>& strip, const TakePiece& use);

@@ -195,7 +195,7 @@ void dequantize(Case& t) {
 TEST(QuantizeOp, FillsTheLayoutOfTheTargetAndDequantizeReadsIt) {
   constexpr std::int64_t kN = 128, kK = 192, kElems = kN * kK, kFirst = 10 * kK + 64, kRange = 70 * kK;
   for (const std::string& backend : computing_backends()) {
-    const PackedLayout layout = packed_layout(kN, kK, target_of(backend, 1));
+    const PackedLayout layout = packed_layout(FormatId::nf4, kN, kK, target_of(backend, 1));
     for (const DType dtype : {DType::f32, DType::bf16}) {
       Case t(backend, dtype);
       t.next("tiles");

@@ -148,7 +148,8 @@ TEST(Decoder, RefusesMoreThanItsCapacityAndKeepsWhatItHas) {
   bool refused = false;
   Floats after;
   run_planned(c, {.gradients = false}, std::nullopt, [&](Parts& parts) {
-    for (const Param& p : parts.model.params()) write_floats(parts.backend, p.compute, golden_weights(p));
+    for (const Param& p : parts.model.params())
+      write_floats(parts.backend, p.weight.dense, golden_weights(p));
     const PhaseScope phase(parts.step, "sample");
     Decoder decoder(parts.model, 24);
     after.assign(static_cast<std::size_t>(c.vocab_size), 0.0f);

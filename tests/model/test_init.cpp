@@ -302,15 +302,15 @@ TEST(Init, BlocksOfZerosInNf4AreZeroAndStayFinite) {
   engine->init_weights(1);
   Backend& be = engine->backend();
   for (const Param& p : engine->model().params()) {
-    if (!p.packed) continue;
+    if (!p.weight.is_packed()) continue;
     const auto region = be.allocate(Space::device, 4 * p.elems());
     const TensorView dst(region->base(), DType::f32, {p.elems()});
     be.run(Fill{.x = dst, .value = NAN});
-    be.run(Dequantize{.w = packed_view(p, FormatId::nf4), .dst = dst});
+    be.run(Dequantize{.w = p.weight.packed, .dst = dst});
     const Floats w = read_floats(be, dst);
     const bool zero = std::ranges::all_of(w, [](float x) { return x == 0; });
     EXPECT_EQ(zero, starts_at_zero(p.name)) << p.name;
-    const Floats scales = read_floats(be, p.absmax);
+    const Floats scales = read_floats(be, p.weight.packed.absmax);
     EXPECT_EQ(std::ranges::all_of(scales, [](float x) { return x == 0; }), starts_at_zero(p.name)) << p.name;
   }
   for (int step = 0; step < 3; ++step) {

@@ -267,10 +267,10 @@ TEST(ModelGolden, PackedWeightsComputeWhatTheirDequantizedValuesDo) {
       engine.set_masters(golden_weights);
       Backend& be = engine->backend();
       for (const Param& p : engine->model().params()) {
-        if (!p.packed) continue;
+        if (!p.weight.is_packed()) continue;
         const auto region = be.allocate(Space::device, 4 * p.elems());
         const TensorView dst(region->base(), DType::f32, {p.elems()});
-        be.run(Dequantize{.w = packed_view(p, FormatId::nf4), .dst = dst});
+        be.run(Dequantize{.w = p.weight.packed, .dst = dst});
         dequantized[p.name] = read_floats(be, dst);
         EXPECT_GT(max_norm_ratio(dequantized[p.name], golden_weights(p), 0.01).worst, 1)
             << p.name << " was not packed";

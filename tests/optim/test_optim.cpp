@@ -208,25 +208,35 @@ TEST(OptimizerStep, LeavesSmallGradientsUnclippedAndZeroMeansNever) {
   EXPECT_NE(first_moment(0.5, 0.1f), first_moment(0, 0.1f));
 }
 
-TEST(OptimizerStep, RenewsTheComputeCopiesFromTheMaster) {
-  for (const auto& [weights, dtype] : kWeightsAndMasters) {
-    Rig rig({.weights = weights, .master = dtype});
+TEST(OptimizerStep, RenewsEveryWeightFromItsMasterInItsOwnFormat) {
+  std::vector<RigOptions> setups;
+  for (const auto& [weights, dtype] : kWeightsAndMasters)
+    setups.push_back({.weights = weights, .master = dtype});
+  for (const char* dense : {"large", "tiled"}) setups.push_back({.dense_matrix = dense});
+  for (const RigOptions& setup : setups) {
+    const FormatId weights = setup.weights;
+    Rig rig(setup);
     rig.train(2);
     for (const Param& p : rig.params()) {
+      const bool packs = p.group == ParamGroup::matrix && p.name != setup.dense_matrix;
+      EXPECT_EQ(p.weight.format(), packs ? weights : FormatId::none) << p.name;
+    }
+    for (const Param& p : rig.params()) {
       const auto master = rig.master(p.name);
-      if (p.packed) {
+      if (p.weight.is_packed()) {
         std::vector<std::uint8_t> codes(static_cast<std::size_t>(code_bytes(weights, p.elems())));
         std::vector<float> absmax(static_cast<std::size_t>(scale_count(weights, p.elems())));
         Nf4::quantize(std::span<const float>(master), codes.data(), absmax.data());
-        EXPECT_EQ(p.layout == PackedLayout::tiles, p.name == "tiled" && test::test_backend_name() != "cpu");
-        if (p.layout == PackedLayout::tiles) {
+        EXPECT_EQ(p.weight.packed.layout == PackedLayout::tiles,
+                  p.name == "tiled" && test::test_backend_name() != "cpu");
+        if (p.weight.packed.layout == PackedLayout::tiles) {
           flat_to_tiles(p.N, p.K, std::vector(codes), codes);
           flat_to_tiles(p.N, p.K, std::vector(absmax), absmax);
         }
-        EXPECT_EQ(rig.values<std::uint8_t>(p.codes), codes) << p.name;
-        EXPECT_EQ(rig.values<float>(p.absmax), absmax) << p.name;
+        EXPECT_EQ(rig.values<std::uint8_t>(p.weight.packed.codes), codes) << p.name;
+        EXPECT_EQ(rig.values<float>(p.weight.packed.absmax), absmax) << p.name;
       } else {
-        const auto compute = rig.values<bf16>(p.compute);
+        const auto compute = rig.values<bf16>(p.weight.dense);
         for (std::size_t i = 0; i < master.size(); ++i)
           ASSERT_EQ(compute[i].bits, to_bf16(master[i]).bits) << p.name;
       }
@@ -315,7 +325,7 @@ TEST(BadOptions, OfTheOptimizerAreRefused) {
     OptimizerOptions o;
     o.beta1 = beta1;
     o.beta2 = beta2;
-    Optimizer(*null, state, host, none, {gradients}, FormatId::none, o);
+    Optimizer(*null, state, host, none, {gradients}, o);
   };
   EXPECT_NO_THROW(with_betas(0, 0.999));
   EXPECT_THROW(with_betas(1, 0.95), ConfigError);

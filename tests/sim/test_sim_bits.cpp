@@ -231,7 +231,7 @@ Bytes packed_into_tiles(Backend& backend, Memory& memory, std::int64_t N, std::i
                         const std::vector<T>& x, const std::vector<std::int64_t>& ends) {
   const TensorView src = memory.put(x), bad = memory.put<double>({0});
   PackedView w = packed_memory(memory, N, K);
-  w.layout = packed_layout(N, K, backend.target());
+  w.layout = packed_layout(FormatId::nf4, N, K, backend.target());
   std::int64_t begin = 0;
   for (const std::int64_t end : ends) {
     backend.run(Quantize{.src = src.flat(begin, end - begin), .w = w, .first = begin, .bad_index = bad});
@@ -243,10 +243,11 @@ Bytes packed_into_tiles(Backend& backend, Memory& memory, std::int64_t N, std::i
 }
 
 TEST(SimBits, OfTilesAreThoseOfTheFlatLayoutMoved) {
-  ASSERT_EQ(packed_layout(128, 192, card_backend().target()), PackedLayout::tiles);
-  ASSERT_EQ(packed_layout(128, 192, cpu_with(2).target()), PackedLayout::flat);
-  ASSERT_EQ(packed_layout(128, 96, card_backend().target()), PackedLayout::flat);
-  ASSERT_EQ(packed_layout(96, 128, card_backend().target()), PackedLayout::flat);
+  ASSERT_EQ(packed_layout(FormatId::nf4, 128, 192, card_backend().target()), PackedLayout::tiles);
+  ASSERT_EQ(packed_layout(FormatId::nf4, 128, 192, cpu_with(2).target()), PackedLayout::flat);
+  ASSERT_EQ(packed_layout(FormatId::nf4, 128, 96, card_backend().target()), PackedLayout::flat);
+  ASSERT_EQ(packed_layout(FormatId::nf4, 96, 128, card_backend().target()), PackedLayout::flat);
+  ASSERT_EQ(packed_layout(FormatId::none, 128, 192, card_backend().target()), PackedLayout::flat);
   struct Sizes {
     std::int64_t N, K;
   };
@@ -281,7 +282,7 @@ TEST(SimBits, OfWeightsUnpackedFromTilesAreThoseOfTheFlatLayout) {
       expect_the_same_bits(fmt::format("{} from {}", count, first), [&](Backend& backend, Memory& memory) {
         Packed<Nf4> packed(x);
         PackedView w = packed_memory(memory, N, K);
-        w.layout = packed_layout(N, K, backend.target());
+        w.layout = packed_layout(FormatId::nf4, N, K, backend.target());
         std::vector<std::uint8_t> codes(packed.code_span().begin(), packed.code_span().end());
         std::vector<float> scales(packed.absmax_span().begin(), packed.absmax_span().end());
         if (w.layout == PackedLayout::tiles) {

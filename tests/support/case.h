@@ -114,7 +114,9 @@ class Case {
   }
   const Target& target() const { return backend_.target(); }
   // As the planner places a packed weight on this backend.
-  PackedLayout layout_for(std::int64_t N, std::int64_t K) const { return packed_layout(N, K, target()); }
+  PackedLayout layout_for(std::int64_t N, std::int64_t K) const {
+    return packed_layout(FormatId::nf4, N, K, target());
+  }
   bool mutating() const { return !mutant_.empty(); }
   bool is(std::string_view mutant) const { return mutant_ == mutant; }
   double worst() const { return worst_; }

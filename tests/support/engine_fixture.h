@@ -176,8 +176,7 @@ inline void run_planned(const ModelConfig& config, const ModelOptions& options,
       const PhaseScope in_host(host, "state");
       model.emplace(backend, state, step, config, options);
       if (optim) {
-        optimizer.emplace(backend, state, host, model->params(), model->gradients(), options.weights, *optim,
-                          max_slab_bytes);
+        optimizer.emplace(backend, state, host, model->params(), model->gradients(), *optim, max_slab_bytes);
       }
     }
     model->prepare();

@@ -24,7 +24,8 @@ namespace qt::test {
 struct RigOptions {
   std::string name = "adamw8";
   bool paged = true;
-  FormatId weights = FormatId::nf4;
+  FormatId weights = FormatId::nf4;  // of the matrices
+  std::string dense_matrix;          // the matrix of this name has the format none all the same
   DType gradient = DType::f32;
   OptimizerControl control = OptimizerControl::none;
   double max_norm = 1.0;
@@ -71,15 +72,17 @@ struct Placed {
     params = small_params();
     std::int64_t elems = 0;
     for (Param& p : params) {
-      p.packed = p.group == ParamGroup::matrix && s.weights != FormatId::none;
-      if (p.packed) {
-        p.layout = packed_layout(p.N, p.K, be.target());
-        p.codes =
-            state.keep(p.name + ".codes", MemoryTag::weights, DType::u8, {code_bytes(s.weights, p.elems())});
-        p.absmax = state.keep(p.name + ".absmax", MemoryTag::weights, DType::f32,
-                              {scale_count(s.weights, p.elems())});
+      if (p.group == ParamGroup::matrix && s.weights != FormatId::none && p.name != s.dense_matrix) {
+        p.weight.packed = {.format = s.weights,
+                           .N = p.N,
+                           .K = p.K,
+                           .layout = packed_layout(s.weights, p.N, p.K, be.target()),
+                           .codes = state.keep(p.name + ".codes", MemoryTag::weights, DType::u8,
+                                               {code_bytes(s.weights, p.elems())}),
+                           .absmax = state.keep(p.name + ".absmax", MemoryTag::weights, DType::f32,
+                                                {scale_count(s.weights, p.elems())})};
       } else {
-        p.compute = state.keep(p.name, MemoryTag::weights, DType::bf16, {p.N, p.K});
+        p.weight.dense = state.keep(p.name, MemoryTag::weights, DType::bf16, {p.N, p.K});
       }
       elems += (p.elems() + 255) / 256 * 256;
     }
@@ -99,8 +102,8 @@ struct Placed {
     o.paged = s.paged;
     o.control = s.control;
     o.master = s.master;
-    optimizer = std::make_unique<Optimizer>(be, state, host, params, std::vector{gradients}, s.weights, o,
-                                            s.max_slab_bytes);
+    optimizer =
+        std::make_unique<Optimizer>(be, state, host, params, std::vector{gradients}, o, s.max_slab_bytes);
   }
 
   ParamList params;
@@ -242,11 +245,11 @@ class Rig {
     };
     for (const NamedView& v : optimizer().state()) add(v.name, v.view);
     for (const Param& p : params()) {
-      if (p.packed) {
-        add("codes." + p.name, p.codes);
-        add("absmax." + p.name, p.absmax);
+      if (p.weight.is_packed()) {
+        add("codes." + p.name, p.weight.packed.codes);
+        add("absmax." + p.name, p.weight.packed.absmax);
       } else {
-        add("compute." + p.name, p.compute);
+        add("compute." + p.name, p.weight.dense);
       }
     }
     return all;

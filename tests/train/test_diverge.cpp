@@ -22,7 +22,7 @@ class Diverge : public ::testing::Test {
     const float nan = std::numeric_limits<float>::quiet_NaN();
     const Param& wte = engine.model().params().front();
     const std::vector<float> row(static_cast<std::size_t>(wte.elems()), nan);
-    engine.backend().upload(std::as_bytes(std::span(row)), wte.compute.flat());
+    engine.backend().upload(std::as_bytes(std::span(row)), wte.weight.dense.flat());
   }
 
   TrainerOptions options(const std::string& name) { return tiny_trainer_options(dir / name, 12, 2); }
@@ -65,7 +65,7 @@ TEST_F(Diverge, OneBadWindowChangesNothingButTheClock) {
   Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
   std::string before, after;
   std::vector<std::byte> good;
-  const TensorView wte = engine->model().params().front().compute;
+  const TensorView wte = engine->model().params().front().weight.dense;
   trainer.after_step = [&](const RunState& now, const StepStats& stats) {
     if (now.step == 5) {  // the next step is one that would save
       before = state_hash(*engine);
@@ -132,7 +132,7 @@ TEST_F(Diverge, TheEndIsSavedAfterABadWindowButNotTrusted) {
   RunState state;
   Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
   std::vector<std::byte> good;
-  const TensorView wte = engine->model().params().front().compute;
+  const TensorView wte = engine->model().params().front().weight.dense;
   trainer.after_step = [&](const RunState& now, const StepStats& stats) {
     if (now.step == 11) {
       good.resize(static_cast<std::size_t>(wte.bytes()));

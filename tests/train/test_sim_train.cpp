@@ -91,7 +91,8 @@ EngineOptions gpt2() {
 // How many packed matrices lie so.
 std::int64_t packed_matrices(Engine& engine, PackedLayout layout) {
   const ParamList& params = engine.model().params();
-  return std::ranges::count_if(params, [&](const Param& p) { return p.packed && p.layout == layout; });
+  return std::ranges::count_if(
+      params, [&](const Param& p) { return p.weight.is_packed() && p.weight.packed.layout == layout; });
 }
 
 class SimTrain : public ::testing::Test {
@@ -400,10 +401,10 @@ TEST_F(SimCheckpoint, GoesToTheCpuAndBackWithTheSameHash) {
   // In memory the two are different: what the hash sees, and the file has, is neither's own affair.
   const ParamList &on_card = card->model().params(), &on_cpu = cpu->model().params();
   for (std::size_t i = 0; i < on_card.size(); ++i) {
-    if (!on_card[i].packed) continue;
-    EXPECT_EQ(
-        read_bytes_of(card->backend(), on_card[i].codes) == read_bytes_of(cpu->backend(), on_cpu[i].codes),
-        on_card[i].layout == PackedLayout::flat)
+    if (!on_card[i].weight.is_packed()) continue;
+    EXPECT_EQ(read_bytes_of(card->backend(), on_card[i].weight.packed.codes) ==
+                  read_bytes_of(cpu->backend(), on_cpu[i].weight.packed.codes),
+              on_card[i].weight.packed.layout == PackedLayout::flat)
         << on_card[i].name;
   }
   cpu->encode_weights();
