@@ -1,38 +1,28 @@
 #include "src/model/linear.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace qt {
 
+template <class Use>
+void Linear::product(GemmLayout layout, const TensorView& x, const TensorView& y, const TensorView& bias,
+                     Use&& use) const {
+  param_->weight.visit([&](const auto& w) {
+    if constexpr (std::is_same_v<decltype(w), const PackedView&>) {
+      use(PackedMatmul{.x = x, .w = w, .y = y, .bias = bias, .scratch = {}, .layout = layout});
+    } else {
+      use(Matmul{.a = x, .b = w, .c = y, .bias = bias, .scratch = {}, .layout = layout});
+    }
+  });
+}
+
 void Linear::forward(StepContext& ctx, const TensorView& x_MK, const TensorView& y_MN) const {
-  if (param_->weight.is_packed()) {
-    run_with_scratch(ctx, PackedMatmul{.x = x_MK,
-                                       .w = param_->weight.packed,
-                                       .y = y_MN,
-                                       .bias = vector_weight(bias_),
-                                       .scratch = {},
-                                       .layout = GemmLayout::nt});
-  } else {
-    run_with_scratch(ctx, Matmul{.a = x_MK,
-                                 .b = param_->weight.dense,
-                                 .c = y_MN,
-                                 .bias = vector_weight(bias_),
-                                 .scratch = {},
-                                 .layout = GemmLayout::nt});
-  }
+  product(GemmLayout::nt, x_MK, y_MN, vector_weight(bias_), [&](auto op) { run_with_scratch(ctx, op); });
 }
 
 void Linear::backward_input(StepContext& ctx, const TensorView& dy_MN, const TensorView& dx_MK) const {
-  if (param_->weight.is_packed()) {
-    run_with_scratch(
-        ctx,
-        PackedMatmul{
-            .x = dy_MN, .w = param_->weight.packed, .y = dx_MK, .scratch = {}, .layout = GemmLayout::nn});
-  } else {
-    run_with_scratch(
-        ctx,
-        Matmul{.a = dy_MN, .b = param_->weight.dense, .c = dx_MK, .scratch = {}, .layout = GemmLayout::nn});
-  }
+  product(GemmLayout::nn, dy_MN, dx_MK, {}, [&](auto op) { run_with_scratch(ctx, op); });
 }
 
 void Linear::backward_weight(StepContext& ctx, const TensorView& dy_MN, const TensorView& x_MK) const {
@@ -47,39 +37,25 @@ void Linear::backward_weight(StepContext& ctx, const TensorView& dy_MN, const Te
 }
 
 std::int64_t Linear::forward_scratch_bytes(const Target& target, DType dtype, std::int64_t M) const {
+  // Shapes are all that counts here; the address is never read.
+  void* const address =
+      param_->weight.is_packed() ? param_->weight.packed.codes.data : param_->weight.dense.data;
   // Not monotonic in M: a few rows may be split along K where many are not.
   std::int64_t bytes = 0;
   for (std::int64_t rows = 1; rows <= M; ++rows) {
-    // Shapes are all that counts here; the address is never read.
-    const TensorView x(
-        param_->weight.is_packed() ? param_->weight.packed.codes.data : param_->weight.dense.data, dtype,
-        {rows, param_->K});
-    const TensorView y(x.data, dtype, {rows, param_->N});
-    bytes =
-        std::max(bytes, param_->weight.is_packed()
-                            ? scratch_bytes(PackedMatmul{.x = x, .w = param_->weight.packed, .y = y}, target)
-                            : scratch_bytes(Matmul{.a = x, .b = param_->weight.dense, .c = y}, target));
+    const TensorView x(address, dtype, {rows, param_->K}), y(address, dtype, {rows, param_->N});
+    product(GemmLayout::nt, x, y, vector_weight(bias_),
+            [&](const auto& op) { bytes = std::max(bytes, scratch_bytes(op, target)); });
   }
   return bytes;
 }
 
 void Linear::forward_in(Backend& backend, const TensorView& x_MK, const TensorView& y_MN,
                         const TensorView& scratch) const {
-  if (param_->weight.is_packed()) {
-    backend.run(PackedMatmul{.x = x_MK,
-                             .w = param_->weight.packed,
-                             .y = y_MN,
-                             .bias = vector_weight(bias_),
-                             .scratch = scratch,
-                             .layout = GemmLayout::nt});
-  } else {
-    backend.run(Matmul{.a = x_MK,
-                       .b = param_->weight.dense,
-                       .c = y_MN,
-                       .bias = vector_weight(bias_),
-                       .scratch = scratch,
-                       .layout = GemmLayout::nt});
-  }
+  product(GemmLayout::nt, x_MK, y_MN, vector_weight(bias_), [&](auto op) {
+    op.scratch = scratch;
+    backend.run(op);
+  });
 }
 
 }  // namespace qt

@@ -1,4 +1,5 @@
-// Linear: y = x W^T + b, with the op that the weight's format asks for.
+// Linear: y = x W^T + b. Every product with a weight goes through Linear::product(), which alone chooses the op
+// by the weight's format.
 //
 // Legend: M tokens, K input features, N output features.
 #pragma once
@@ -57,6 +58,13 @@ class Linear {
                   const TensorView& scratch) const;
 
  private:
+  // Calls use(op) for each op of y = x W^T + bias (GemmLayout::nt) or y = x W (nn), in their order, without
+  // scratch. Today that is one op. What adds to the weight's product, such as an adapter, adds its ops here,
+  // and every caller has them.
+  template <class Use>
+  void product(GemmLayout layout, const TensorView& x, const TensorView& y, const TensorView& bias,
+               Use&& use) const;
+
   const Param* param_;
   const Param* bias_;
 };
