@@ -10,6 +10,7 @@
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
 #include "src/plan/command.h"
+#include "src/train/save_policy.h"
 
 namespace qt {
 
@@ -24,10 +25,7 @@ constexpr std::int64_t kRunFilesBytes = 64 * kMiB;  // logs, tokenizer, configur
 constexpr std::int64_t kTokensPerParam = 20;        // the default horizon, nanochat's
 constexpr std::int64_t kTokenBytes = 2;             // of a shard
 constexpr std::string_view kRoundedMaster = "bf16-sr";
-// What a day of saves writes at most: 1 % of 86,400 s at this rate, and never more than one save a minute.
 constexpr std::int64_t kAssumedDiskBytesPerSecond = 500'000'000;
-constexpr std::int64_t kSaveSecondsPerDay = 864;
-constexpr std::int64_t kMostSavesPerDay = 1440;
 
 double width_scale(const ModelConfig& model) {
   return 1.0 / std::sqrt(static_cast<double>(model.n_embd) / 768.0);
@@ -152,8 +150,8 @@ void describe_disk(PlannedRun& run, const Options& o) {
   // Not part of the total: a corpus may be larger or smaller than the run, and may lie there as shards
   // already.
   run.token_cache_bytes = kTokenBytes * run_tokens(o, run.engine.model);
-  run.written_bytes_per_day =
-      std::min(kSaveSecondsPerDay * kAssumedDiskBytesPerSecond, kMostSavesPerDay * bytes);
+  run.written_bytes_per_day = std::min(SavePolicy::most_seconds_per_day() * kAssumedDiskBytesPerSecond,
+                                       SavePolicy::most_saves_per_day() * bytes);
 }
 
 void judge(PlannedRun& run, const Limits& limits) {

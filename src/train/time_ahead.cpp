@@ -3,13 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "src/train/save_policy.h"
+
 namespace qt {
-
-namespace {
-
-constexpr double kSaveShare = 0.01;  // of the time, where --save-every leaves it to the program
-
-}  // namespace
 
 TimeAhead time_ahead(const WorkAhead& w) {
   // Multiples of `every` from the step that is done to the last one but the end.
@@ -28,7 +24,7 @@ TimeAhead time_ahead(const WorkAhead& w) {
   t.training_s = times(w.step_s, t.steps);
   t.evaluation_s = times(w.evaluation_s, t.evaluations);
   t.saves_s = times(w.save_s, t.saves);
-  if (w.save_every == 0) t.saves_s.high += kSaveShare * t.training_s.high;
+  if (SavePolicy{w.save_every}.goes_by_time()) t.saves_s.high += SavePolicy::most_seconds(t.training_s.high);
   t.total_s = plus(plus(t.training_s, t.evaluation_s), t.saves_s);
   t.flops = w.step_flops * t.steps + t.evaluations * w.evaluation_flops;
   if (w.peak_flops > 0 && t.total_s.low < t.flops / w.peak_flops) {
