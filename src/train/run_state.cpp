@@ -1,5 +1,7 @@
 #include "src/train/run_state.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
@@ -16,6 +18,7 @@ namespace qt {
 
 namespace {
 
+constexpr const char* kEvaluatedMark = "evaluated";
 constexpr std::size_t kStagingBytes = 4 * 1024 * 1024;
 constexpr std::size_t kHashPieceBytes =
     64 * 1024;  // allocated while the run is on, where nothing larger may be
@@ -114,6 +117,7 @@ std::string run_state_json(const RunState& s) {
   json["seconds"] = s.seconds;
   json["energy"] = {
       {"joules", s.energy.joules}, {"missing_s", s.energy.missing_s}, {"source", s.energy.source}};
+  if (s.evaluated_step) json["evaluated_step"] = *s.evaluated_step;
   json["seed"] = s.seed;
   json["vocab_hash"] = s.vocab_hash;
   json["data_hash"] = s.data_hash;
@@ -153,6 +157,9 @@ RunState parse_run_state(const std::string& text, const std::string& origin) {
     QT_CHECK(value.is_string(), DataError, "{}: field 'options.{}' must be text", origin, in_quotes(name));
     s.options[name] = value.get<std::string>();
   }
+  s.evaluated_step.reset();  // checkpoints from before it was stored have none
+  if (json_has(json, "evaluated_step"))
+    s.evaluated_step = json_int(json, "evaluated_step", origin, 0, s.step);
   s.energy = parse_energy(json, s.seconds, origin);
   // Not in checkpoints from before there was a device that chooses.
   if (json_has(json, "algorithms")) s.algorithms = json_string(json, "algorithms", origin);
@@ -209,6 +216,15 @@ void CheckpointStore::save(Engine& engine, const RunState& state) {
   pruned_before_ = true;
 }
 
+void CheckpointStore::mark_evaluated(std::int64_t step) {
+  const std::filesystem::path folder = std::filesystem::path(run_dir_) / checkpoint_name(step);
+  if (!std::filesystem::exists(folder)) return;
+  const std::filesystem::path mark = folder / kEvaluatedMark;
+  const int file = fs_.open(mark, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  const int result = file < 0 ? file : fs_.close(file);
+  if (result < 0) log_warning("cannot create {}: {}", in_quotes(mark.string()), std::strerror(-result));
+}
+
 std::string CheckpointStore::newest(std::string& explanation) const {
   const CheckpointChoice choice = choose_checkpoint(run_dir_);
   explanation = choice.explain();
@@ -237,7 +253,10 @@ std::string CheckpointStore::newest_trusted() const {
 
 RunState CheckpointStore::read_state(const std::string& checkpoint) {
   const std::filesystem::path path = std::filesystem::path(checkpoint) / kRunStateFile;
-  return parse_run_state(read_file(path, JsonLimits{}.max_bytes), path.string());
+  RunState state = parse_run_state(read_file(path, JsonLimits{}.max_bytes), path.string());
+  if (std::filesystem::exists(std::filesystem::path(checkpoint) / kEvaluatedMark))
+    state.evaluated_step = state.step;
+  return state;
 }
 
 RunState CheckpointStore::load(const std::string& checkpoint, Engine& engine) const {

@@ -2,7 +2,8 @@
 //
 // A checkpoint folder: weights.safetensors (compute copies in stored form), state.safetensors (master and
 // moments in stored form), run.json (this struct), manifest.json. Tensors stream through one small buffer;
-// there is no second copy in memory.
+// there is no second copy in memory. An empty file `evaluated` beside them, outside the manifest: the step was
+// evaluated after it was saved.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +30,9 @@ struct RunState {
   LossScale loss_scale;  // --dtype fp16 only
   double seconds = 0;    // of training, over all sessions
   Energy energy;         // likewise; its missing_s are of these seconds
+  // The last step that was evaluated on the way; 0: none. Nothing: not known, of a checkpoint from before it
+  // was stored.
+  std::optional<std::int64_t> evaluated_step = 0;
   std::uint64_t seed = 0;
   std::string vocab_hash;
   std::string data_hash;                       // of the training shards
@@ -59,6 +63,11 @@ class CheckpointStore {
   // weight or moment is not finite; nothing changed.
   void save(Engine& engine, const RunState& state);
 
+  // Notes that `step`, which save() has stored, is evaluated now: a save comes before the
+  // evaluation of its step, so its run.json cannot say it. Not fsynced, and a failure is only a warning: a
+  // note that is lost has the step evaluated once more. Nothing happens where the checkpoint is gone.
+  void mark_evaluated(std::int64_t step);
+
   // Newest checkpoint that verifies; empty when the folder never held one. `explanation`: what was rejected,
   // empty when the newest was fine. DataError when there are checkpoints and none verifies: a fresh start
   // would bury them.
@@ -70,6 +79,7 @@ class CheckpointStore {
   // cannot, a warning says that bits may differ. Shapes and dtypes must match the engine: DataError naming
   // the tensor otherwise.
   RunState load(const std::string& checkpoint, Engine& engine) const;
+  // evaluated_step with what mark_evaluated() has noted since.
   static RunState read_state(const std::string& checkpoint);
 
  private:

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "src/core/error.h"
+#include "src/core/log.h"
 #include "src/io/json.h"
 #include "src/watch/run_log.h"
 
@@ -13,6 +14,14 @@ namespace {
 
 constexpr std::uintmax_t kTailBytes = std::uintmax_t{1} << 20;  // some thousand steps
 constexpr std::size_t kLeastSteps = 5;
+
+// Where the newest records of a log begin, some of them perhaps torn; nothing where there is no log.
+std::optional<std::uintmax_t> newest_records(const std::filesystem::path& log) {
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(log, error);
+  if (error) return std::nullopt;
+  return size > kTailBytes ? size - kTailBytes : 0;
+}
 
 }  // namespace
 
@@ -30,13 +39,11 @@ std::string log_device_name(DeviceKind kind, const std::string& card_name) {
 
 std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens,
                                          const std::string& device) {
-  std::error_code error;
-  const std::uintmax_t size = std::filesystem::file_size(log, error);
-  if (error) return std::nullopt;
-  const std::uintmax_t from = size > kTailBytes ? size - kTailBytes : 0;
-  LogLines lines(log, from);
+  const std::optional<std::uintmax_t> from = newest_records(log);
+  if (!from) return std::nullopt;
+  LogLines lines(log, *from);
   std::vector<double> seconds;
-  std::int64_t warming = from == 0 ? kWarmupSteps : 0;
+  std::int64_t warming = *from == 0 ? kWarmupSteps : 0;
   bool elsewhere = false;
   for (Json record; lines.next(record);) {
     const std::string where = lines.where();
@@ -57,6 +64,24 @@ std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::
     seconds.push_back(took);
   }
   return step_times_of(std::move(seconds));
+}
+
+std::int64_t evaluated_step_in_log(const std::filesystem::path& log, std::int64_t step) {
+  std::int64_t evaluated = 0;
+  const std::optional<std::uintmax_t> from = newest_records(log);
+  if (!from) return evaluated;
+  try {
+    LogLines lines(log, *from);
+    for (Json record; lines.next(record);) {
+      const std::string where = lines.where();
+      if (json_string(record, "kind", where) != "eval") continue;
+      const std::int64_t at = json_int(record, "step", where, 0);
+      if (at <= step) evaluated = at;
+    }
+  } catch (const DataError& e) {
+    log_warning("which steps were evaluated is not known: {}", e.what());
+  }
+  return evaluated;
 }
 
 }  // namespace qt

@@ -1,4 +1,4 @@
-// What a run's log.jsonl says about its speed.
+// What a run's log.jsonl says about its speed, and about what is done.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,11 @@ std::optional<StepTimes> step_times_of(std::vector<double> seconds);
 // than step_tokens. A line torn by a kill at the end is left out; DataError for any other that is no record.
 std::optional<StepTimes> read_step_times(const std::filesystem::path& log, std::int64_t step_tokens,
                                          const std::string& device);
+
+// The last step up to `step` that the newest records of the log name as evaluated: what checkpoints from
+// before RunState::evaluated_step do not tell. 0: none, or no log that can be read. Nothing is read beyond a
+// line that is no record.
+std::int64_t evaluated_step_in_log(const std::filesystem::path& log, std::int64_t step);
 
 // The field "device" of a session's first record: the card's name, or "cpu".
 std::string log_device_name(DeviceKind kind, const std::string& card_name);
