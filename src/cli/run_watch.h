@@ -9,6 +9,7 @@
 #include "src/meter/power_watch.h"
 #include "src/options/options.h"
 #include "src/plan/planner.h"
+#include "src/train/pace.h"
 #include "src/train/run_state.h"
 #include "src/train/trainer.h"
 

@@ -1,7 +1,5 @@
 // `qtrain train`: trains, or continues, the run in --out. Prints the start screen before step 0. Throws ConfigError, FitError
 // (the plan does not fit), DataError, DivergedError, DiskError, StopRequested.
-#include <unistd.h>
-
 #include <filesystem>
 #include <optional>
 #include <ostream>
@@ -10,6 +8,7 @@
 #include "src/cli/resume.h"
 #include "src/cli/run_data.h"
 #include "src/cli/run_watch.h"
+#include "src/cli/session_events.h"
 #include "src/cli/verb.h"
 #include "src/convert/init_from.h"
 #include "src/core/units.h"
@@ -21,6 +20,7 @@
 #include "src/plan/screen.h"
 #include "src/train/stop.h"
 #include "src/train/trainer.h"
+#include "src/watch/step_log.h"
 
 namespace qt {
 
@@ -42,19 +42,14 @@ TrainerOptions trainer_options(const Options& o, const PlannedRun& run) {
                         .warmup_steps = o.warmup_steps,
                         .warmdown_fraction = o.warmdown,
                         .final_fraction = o.final_lr};
-  t.seed = o.seed;
   t.eval_every = o.eval_every;
-  t.save_every = o.save_every;
+  t.save.every = o.save_every;
   t.sample_every = o.sample_every;
-  t.log_every = o.quiet ? 0 : o.log_every;
   t.keep = o.keep;
   t.stop_after_s = o.stop_after_s;
   t.sample = SampleOptions{
       .new_tokens = o.sample_tokens, .temperature = o.temperature, .top_k = o.top_k, .seed = o.seed};
   t.prompt = o.prompt;
-  t.tensorboard = o.tensorboard;
-  t.show_progress = !o.quiet && isatty(STDOUT_FILENO) != 0;
-  t.device_bytes = run.device_bytes;
   return t;
 }
 
@@ -207,7 +202,11 @@ Engine open_engine(const VerbCall& call, Request& r, const PlannedRun& plan) {
 
 // Weights and state to begin or to go on with.
 RunState load_or_init(Engine& engine, const Options& o, FolderClaim& claim, const RunState& now) {
-  if (!claim.checkpoint.empty()) return carry_over(claim.store.load(claim.checkpoint, engine), now);
+  if (!claim.checkpoint.empty()) {
+    RunState state = carry_over(claim.store.load(claim.checkpoint, engine), now);
+    if (!state.evaluated_step) state.evaluated_step = evaluated_step_in_log(RunFolder(o.out).log(), state.step);
+    return state;
+  }
   engine.init_weights(o.seed);
   if (names_weights(o.init_from)) {
     load_weights(engine, o.init_from);
@@ -258,11 +257,11 @@ void run_train(const VerbCall& call) {
   RunState state = load_or_init(engine, o, *claim, prepared.now);
 
   TrainerOptions how = trainer_options(o, run);
-  how.halt_in_step = halt_in_step;
-  how.work = step_work(run, card, validation.get());
-  how.save_s = save_seconds(run);
   how.power = &power;
-  how.start = start_record(o, run, facts, card, state);
+  SessionEvents session(o, run, step_work(run, card, validation.get()), state.step + 1, validation != nullptr,
+                        halt_in_step);
+  session.log().write(start_record(o, run, facts, card, state));
+  how.events = session.listeners();
   Trainer trainer(engine, train, validation.get(), tokenizer, how, state);
   print_result(call.out, o, trainer.run());
 }

@@ -2,14 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <csignal>
-#include <cstdio>
-#include <fstream>
-#include <iterator>
-#include <numbers>
 
 #include "src/core/units.h"
-#include "src/train/console.h"
+#include "src/train/pace.h"
 #include "src/train/stop.h"
 
 namespace qt {
@@ -20,47 +15,12 @@ constexpr std::int64_t kBadWindowsBeforeRestore = 3;
 constexpr std::int64_t kMaxRestores = 3;
 // So far past the trouble that it was an episode: restores of months ago do not end a run.
 constexpr std::int64_t kStepsThatForgive = 100;
-// A save may cost 1 % of the time; and nobody needs one every few seconds.
-constexpr double kSaveShare = 0.01;
-constexpr double kMinSaveIntervalSeconds = 60;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace
-
-std::string eval_text(const EvalResult& result) {
-  const std::string bpb = result.bpb ? fmt::format("{:.4f} bits per byte, ", *result.bpb) : std::string();
-  return fmt::format("{}loss {:.4f} over {} tokens", bpb, result.loss, format_thousands(result.tokens));
-}
-
-bool save_is_due(double since_s, double save_s) {
-  return since_s >= std::max(kMinSaveIntervalSeconds, save_s / kSaveShare);
-}
-
-EvalResult evaluate(Engine& engine, const EvalBatches& validation, const std::function<void()>& poll) {
-  const std::int64_t rows = engine.options().memory.micro_batch_rows;
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(engine.options().micro_batch_tokens())),
-      targets(ids.size());
-  EvalResult result;
-  double nats = 0;
-  for (std::int64_t first = 0; first < validation.rows(); first += rows) {
-    poll();
-    validation.fill(first, rows, ids, targets);
-    for (std::int32_t& target : targets) {
-      result.bytes += validation.bytes_of(target);
-      // Special tokens stand for no text: neither their loss nor their bytes count, as in nanochat.
-      if (!validation.scored(target)) target = EvalBatches::kIgnore;
-    }
-    const Engine::EvalSums sums = engine.evaluate(HostBatch{ids, targets});
-    nats += sums.nats;
-    result.tokens += static_cast<std::int64_t>(sums.targets);
-  }
-  result.loss = nats / static_cast<double>(std::max<std::int64_t>(result.tokens, 1));
-  if (result.bytes > 0) result.bpb = nats / std::numbers::ln2 / static_cast<double>(result.bytes);
-  return result;
-}
 
 Trainer::Trainer(Engine& engine, const TokenBatches& train, const EvalBatches* validation,
                  const Tokenizer& tokenizer, TrainerOptions options, RunState& state)
@@ -71,101 +31,58 @@ Trainer::Trainer(Engine& engine, const TokenBatches& train, const EvalBatches* v
       options_(std::move(options)),
       state_(state),
       store_(options_.run_dir, options_.keep),
-      log_(options_.run_dir, options_.tensorboard, state.step + 1),
-      seconds_before_(state.seconds),
-      energy_before_(state.energy) {
+      energy_(options_.power, state.energy),
+      session_{.seconds_before = state.seconds} {
   const auto tokens = static_cast<std::size_t>(engine_.options().micro_batch_tokens());
-  ids_.resize(tokens);
-  targets_.resize(tokens);
-  if (state_.step > 0) saved_step_ = state_.step;
-}
-
-double Trainer::session_seconds() const { return seconds_since(started_); }
-
-void Trainer::poll(std::int64_t done) {
-  poll_stop();
-  // Not before the first step is done: a limit shorter than a step would never get anywhere.
-  if (options_.stop_after_s > 0 && session_steps_ > 0 && session_seconds() >= options_.stop_after_s) {
-    throw StopRequested(fmt::format("stopped after {} (--stop-after)", format_duration(session_seconds())),
-                        "the same command again continues from here");
-  }
-  if (done > 0 && state_.step + 1 == options_.halt_in_step) std::raise(SIGSTOP);
-  if (!options_.show_progress || done <= 0) return;
-  const std::string line =
-      progress_line(state_.step + 1, done, engine_.options().accumulation, seconds_since(window_started_));
-  std::fputs(line.c_str(), stdout);
-  std::fflush(stdout);
-}
-
-HostBatch Trainer::fetch(std::int64_t micro) {
-  const std::int64_t rows = engine_.options().memory.micro_batch_rows;
-  const std::int64_t first = (state_.window * engine_.options().accumulation + micro) * rows;
-  train_.fill(first, rows, ids_, targets_);
-  return HostBatch{.ids = ids_, .targets = targets_, .first_row = first};
+  batch_ = {.ids = std::vector<std::int32_t>(tokens), .targets = std::vector<std::int32_t>(tokens)};
+  if (state_.step > 0) last_save_.step = state_.step;
 }
 
 TrainResult Trainer::run() {
-  if (options_.schedule.steps <= state_.step) {
-    log_info("the run is complete: {} of {} steps", state_.step, options_.schedule.steps);
-  } else if (options_.log_every > 0) {
-    std::puts(step_header().c_str());
-  }
-  if (options_.start) log_.write(*options_.start);
+  tell(&TrainingEvents::began, state_);
   try {
     // What a stop or a kill kept from being looked at, right after the save that came before it.
-    if (saved_step_ == state_.step && !evaluated(state_.step)) watch();
-    do {
-      while (state_.step < options_.schedule.steps) {
-        const std::int64_t before = state_.step;
-        step();
-        if (state_.step <= before) continue;  // an overflow, or an earlier state was restored
-        // Saved before an evaluation starts: whatever it does, the training behind it is safe.
-        if (evaluates_at(state_.step) && state_.bad_in_a_row == 0) {
-          if (!save()) continue;
-        } else if (!maybe_save()) {
-          continue;
-        }
-        watch();
-      }
-    } while (!save());
-    if (validation_ != nullptr) evaluate_and_log();
-    if (engine_.options().sample_tokens > 0) sample_and_log();
+    if (last_save_.step == state_.step && state_.evaluated_step != state_.step) watch();
+    train();
+    if (validation_ != nullptr) evaluate_now();
+    if (engine_.options().sample_tokens > 0) sample_now();
   } catch (const StopRequested&) {
-    if (options_.show_progress) std::fputs("\n", stdout);
-    if (!save()) {
-      saved_step_ = -1;  // the restored step once more, with what is now known to be left out
+    tell(&TrainingEvents::stopping);
+    if (save() == SaveOutcome::turned_back) {
+      last_save_.step = -1;  // the restored step once more, with what is now known to be left out
       save();
     }
     account_energy(true);
-    JsonRecord record;
-    record.add("kind", "stop").add("step", state_.step).add("seconds", state_.seconds);
-    add_energy(record);
-    log_.write(record);
+    tell(&TrainingEvents::stopped, state_);
     throw;
   }
   account_energy(true);
-  TrainResult result;
-  result.step = state_.step;
-  result.tokens = state_.tokens;
-  result.train_loss = last_loss_;
-  result.eval = last_eval_;
-  result.sample = last_sample_;
-  result.seconds = state_.seconds;
-  result.energy = state_.energy;
-  result.state_hash = state_hash(engine_);
-  JsonRecord record;
-  record.add("kind", "done").add("step", state_.step).add("seconds", state_.seconds);
-  add_energy(record);
-  log_.write(record.add("state_hash", result.state_hash));
-  return result;
+  result_.step = state_.step;
+  result_.tokens = state_.tokens;
+  result_.seconds = state_.seconds;
+  result_.energy = state_.energy;
+  result_.state_hash = state_hash(engine_);
+  tell(&TrainingEvents::finished, state_, result_.state_hash);
+  return result_;
 }
 
-void Trainer::step() {
+void Trainer::train() {
+  for (;;) {
+    if (state_.step >= options_.schedule.steps) {
+      if (save() == SaveOutcome::saved) return;
+    } else if (step() && save_if_due() == SaveOutcome::saved) {
+      watch();
+    }
+  }
+}
+
+bool Trainer::step() {
   poll(0);
+  const std::int64_t before = state_.step;
   const std::vector<std::int64_t>& bad = state_.bad_windows;
   while (std::find(bad.begin(), bad.end(), state_.window) != bad.end()) ++state_.window;
 
-  window_started_ = Clock::now();
+  step_started_ = Clock::now();
   StepStats stats;
   try {
     stats = engine_.train_step([this](std::int64_t micro) { return fetch(micro); },
@@ -176,11 +93,19 @@ void Trainer::step() {
     // A weight overflowed in the update itself: what is in memory is lost.
     state_.bad_windows.push_back(state_.window);
     restore(e.what());
-    return;
+    return false;
   }
-  if (overflowed(stats)) return;
-  after_window(stats, seconds_since(window_started_));
+  if (overflowed(stats)) return false;
+  after_window(stats, seconds_since(step_started_));
   if (after_step) after_step(state_, stats);
+  return state_.step > before;
+}
+
+HostBatch Trainer::fetch(std::int64_t micro) {
+  const std::int64_t rows = engine_.options().memory.micro_batch_rows;
+  const std::int64_t first = (state_.window * engine_.options().accumulation + micro) * rows;
+  train_.fill(first, rows, batch_.ids, batch_.targets);
+  return HostBatch{.ids = batch_.ids, .targets = batch_.targets, .first_row = first};
 }
 
 // A loss scale that was too large is no fault of the run: the window is left out, and neither the schedule
@@ -195,14 +120,11 @@ bool Trainer::overflowed(const StepStats& stats) {
   if (!state_.loss_scale.back_off()) return false;
   const std::int64_t window = state_.window++;
   state_.tokens += engine_.options().step_tokens();
-  log_.write(JsonRecord()
-                 .add("kind", "overflow")
-                 .add("step", state_.step)
-                 .add("window", window)
-                 .add("loss", stats.loss)
-                 .add("loss_scale", before));
-  log_info("a gradient overflowed fp16 at loss scale {:g}: this window is left out, the scale is now {:g}",
-           before, state_.loss_scale.scale);
+  tell(&TrainingEvents::overflowed, Overflow{.step = state_.step,
+                                             .window = window,
+                                             .loss = stats.loss,
+                                             .scale_before = before,
+                                             .scale_now = state_.loss_scale.scale});
   return true;
 }
 
@@ -212,20 +134,24 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
   ++state_.window;
   state_.tokens += engine_.options().step_tokens();
   if (stats.applied()) ++state_.applied;
-  state_.seconds = seconds_before_ + session_seconds();
+  state_.seconds = session_.seconds_before + seconds_since(session_.started);
   account_energy(false);
-  last_loss_ = stats.loss;
-  ++session_steps_;
-  const bool is_measured = pace_.take(seconds);
-  if (is_measured) {
-    if (const std::optional<double> times = step_watch_.take(seconds)) name_slow_steps(*times);
+  result_.train_loss = stats.loss;
+  const bool is_warmup = ++session_.steps <= kWarmupSteps;
+  if (!is_warmup) {
+    if (const std::optional<double> times = step_watch_.take(seconds))
+      tell(&TrainingEvents::slow, state_.step, *times);
   }
-  const double lr = options_.schedule.multiplier(state_.step - 1) *
-                    engine_.options().optim.peak_lr[static_cast<std::size_t>(ParamGroup::matrix)];
-  log_step(stats, window, seconds, lr, !is_measured);
-  if (options_.log_every > 0 &&
-      (state_.step % options_.log_every == 0 || !stats.finite || state_.step == options_.schedule.steps))
-    print_step(stats, seconds, lr);
+  tell(&TrainingEvents::stepped,
+       StepDone{.state = state_,
+                .stats = stats,
+                .window = window,
+                .tokens = engine_.options().step_tokens(),
+                .seconds = seconds,
+                .lr = options_.schedule.multiplier(state_.step - 1) *
+                      engine_.options().optim.peak_lr[static_cast<std::size_t>(ParamGroup::matrix)],
+                .is_warmup = is_warmup,
+                .card = energy_.card()});
 
   state_.bad_in_a_row = stats.finite ? 0 : state_.bad_in_a_row + 1;
   if (state_.bad_in_a_row < kBadWindowsBeforeRestore) return;
@@ -236,22 +162,12 @@ void Trainer::after_window(const StepStats& stats, double seconds) {
       fmt::format("loss or gradient norm was not finite in {} windows in a row", kBadWindowsBeforeRestore));
 }
 
-void Trainer::name_slow_steps(double times) {
-  log_.write(JsonRecord().add("kind", "slow").add("step", state_.step).add("times_slower", times));
-  clear_progress();
-  log_warning("the last {} steps took {:.1f} times as long as usual: {}", StepWatch::kInARow, times,
-              engine_.backend().target().kind == DeviceKind::cuda
-                  ? "the card may be throttling (heat, power limit), or another program may use its memory, "
-                    "which Windows and WSL then move to the host without a word; nvidia-smi tells"
-                  : "another program may be using the machine, or it is throttling");
-}
-
 void Trainer::restore(const std::string& why) {
-  trouble_step_ = std::max(trouble_step_, state_.step);
+  session_.trouble_step = std::max(session_.trouble_step, state_.step);
   const std::vector<std::int64_t> bad = state_.bad_windows;
   const std::int64_t restores = state_.restores + 1;
   if (restores > kMaxRestores) {
-    log_.write(JsonRecord().add("kind", "diverged").add("step", state_.step).add("why", why));
+    tell(&TrainingEvents::diverged, state_.step, why);
     throw DivergedError(fmt::format("{}, and {} restores did not help", why, kMaxRestores),
                         "lower the learning rates (--matrix-lr, --embedding-lr, --head-lr), then continue "
                         "from the last checkpoint");
@@ -264,6 +180,7 @@ void Trainer::restore(const std::string& why) {
     engine_.init_weights(state_.seed);
     state_.step = state_.applied = state_.window = state_.tokens = 0;
     state_.loss_scale = {};
+    state_.evaluated_step = 0;
   } else {
     // Options, seed and hashes are this run's: they may have been changed on purpose since the checkpoint.
     const RunState good = store_.load(checkpoint, engine_);
@@ -272,25 +189,22 @@ void Trainer::restore(const std::string& why) {
     state_.window = good.window;
     state_.tokens = good.tokens;
     state_.loss_scale = good.loss_scale;
+    state_.evaluated_step = good.evaluated_step;
   }
-  saved_step_ = checkpoint.empty() ? -1 : state_.step;
+  last_save_.step = checkpoint.empty() ? -1 : state_.step;
   state_.restores = restores;
   state_.bad_windows = bad;
-  log_warning("{}; back at step {} ({}), leaving out data window {}", why, state_.step,
-              checkpoint.empty() ? "fresh weights" : checkpoint, bad.back());
-  log_.write(JsonRecord()
-                 .add("kind", "restore")
-                 .add("step", state_.step)
-                 .add("why", why)
-                 .add("left_out_window", bad.back()));
+  tell(&TrainingEvents::restored,
+       Restored{.step = state_.step, .checkpoint = checkpoint, .why = why, .left_out_window = bad.back()});
 }
 
-bool Trainer::save() {
-  if (saved_step_ == state_.step) return true;
+Trainer::SaveOutcome Trainer::save() {
+  if (last_save_.step == state_.step) return SaveOutcome::saved;
   const auto start = Clock::now();
-  if (state_.bad_in_a_row == 0 && trouble_step_ >= 0 && state_.step >= trouble_step_ + kStepsThatForgive) {
+  if (state_.bad_in_a_row == 0 && session_.trouble_step >= 0 &&
+      state_.step >= session_.trouble_step + kStepsThatForgive) {
     state_.restores = 0;
-    trouble_step_ = -1;
+    session_.trouble_step = -1;
   }
   account_energy(true);
   try {
@@ -299,32 +213,21 @@ bool Trainer::save() {
     // An update made a weight or a moment overflow, and no loss has shown it yet: the window before did it.
     state_.bad_windows.push_back(state_.window - 1);
     restore(e.what());
-    return false;
+    return SaveOutcome::turned_back;
   }
-  saved_step_ = state_.step;
-  save_seconds_ = seconds_since(start);
-  last_save_ = Clock::now();
-  log_.write(JsonRecord().add("kind", "save").add("step", state_.step).add("seconds", save_seconds_));
-  return true;
+  last_save_ = {.step = state_.step, .seconds = seconds_since(start), .at = Clock::now()};
+  tell(&TrainingEvents::saved, state_.step, last_save_.seconds);
+  return SaveOutcome::saved;
 }
 
-bool Trainer::maybe_save() {
+Trainer::SaveOutcome Trainer::save_if_due() {
   // After a window that was not finite the state is under suspicion until one is: only a stop or the end of
   // the run saves it then, marked, so that a restore goes further back.
-  if (state_.bad_in_a_row > 0) return true;
-  const bool due = options_.save_every > 0 ? state_.step % options_.save_every == 0
-                                           : save_is_due(seconds_since(last_save_), save_seconds_);
-  return !due || save();
-}
-
-// Whether the log says so, among its last lines.
-bool Trainer::evaluated(std::int64_t step) const {
-  constexpr std::streamoff kTailBytes = 65536;
-  std::ifstream in(log_.path(), std::ios::binary | std::ios::ate);
-  const std::streamoff size = in.tellg();
-  in.seekg(std::max<std::streamoff>(0, size - kTailBytes));
-  const std::string tail{std::istreambuf_iterator<char>(in), {}};
-  return tail.find(fmt::format("\"kind\":\"eval\",\"step\":{},", step)) != std::string::npos;
+  if (state_.bad_in_a_row > 0) return SaveOutcome::saved;
+  // Saved before an evaluation starts: whatever it does, the training behind it is safe.
+  const bool due = evaluates_at(state_.step) ||
+                   options_.save.is_due(state_.step, seconds_since(last_save_.at), last_save_.seconds);
+  return due ? save() : SaveOutcome::saved;
 }
 
 bool Trainer::evaluates_at(std::int64_t step) const {
@@ -337,32 +240,22 @@ bool Trainer::samples_at(std::int64_t step) const {
          step % options_.sample_every == 0 && step < options_.schedule.steps;
 }
 
-// Evaluates and samples where the current step is one for it.
 void Trainer::watch() {
-  if (evaluates_at(state_.step)) evaluate_and_log();
-  if (samples_at(state_.step)) sample_and_log();
+  if (evaluates_at(state_.step)) evaluate_now();
+  if (samples_at(state_.step)) sample_now();
 }
 
-void Trainer::clear_progress() {
-  if (options_.show_progress) std::fputs("\r\x1b[K", stdout);
-}
-
-void Trainer::evaluate_and_log() {
+void Trainer::evaluate_now() {
   const auto start = Clock::now();
-  last_eval_ = evaluate(engine_, *validation_, [this] { poll(0); });
-  evaluation_seconds_ = seconds_since(start);
-  JsonRecord record;
-  record.add("kind", "eval").add("step", state_.step).add("val_loss", last_eval_->loss);
-  if (last_eval_->bpb) record.add("val_bpb", *last_eval_->bpb);
-  log_.write(record.add("val_tokens", last_eval_->tokens)
-                 .add("val_bytes", last_eval_->bytes)
-                 .add("seconds", evaluation_seconds_));
-  clear_progress();
-  std::puts(fmt::format("  validation at step {}: {}", state_.step, eval_text(*last_eval_)).c_str());
-  std::fflush(stdout);
+  const EvalResult result = evaluate(engine_, *validation_, [this] { poll(0); });
+  result_.eval = result;
+  tell(&TrainingEvents::evaluated, state_.step, result, seconds_since(start));
+  // After what listeners keep of it: a stop in between has the step evaluated once more, not never.
+  state_.evaluated_step = state_.step;
+  if (last_save_.step == state_.step) store_.mark_evaluated(state_.step);
 }
 
-std::string Trainer::sample_text() {
+void Trainer::sample_now() {
   std::vector<std::int32_t> prompt;
   if (tokenizer_.bos() >= 0) prompt.push_back(tokenizer_.bos());
   tokenizer_.encode(options_.prompt, prompt);
@@ -375,15 +268,27 @@ std::string Trainer::sample_text() {
   how.stream = static_cast<std::uint64_t>(state_.step);
   how.ids = tokenizer_.vocab_size();
   const std::vector<std::int32_t> text = engine_.sample(prompt, how, [this](std::int64_t) { poll(0); });
-  return options_.prompt + tokenizer_.decode(text);
+  result_.sample = options_.prompt + tokenizer_.decode(text);
+  tell(&TrainingEvents::sampled, state_.step, result_.sample);
 }
 
-void Trainer::sample_and_log() {
-  last_sample_ = sample_text();
-  log_.write(JsonRecord().add("kind", "sample").add("step", state_.step).add("text", last_sample_));
-  clear_progress();
-  std::puts(fmt::format("  sample at step {}: {}", state_.step, last_sample_).c_str());
-  std::fflush(stdout);
+void Trainer::poll(std::int64_t done) {
+  poll_stop();
+  // Not before the first step is done: a limit shorter than a step would never get anywhere.
+  const double session_s = seconds_since(session_.started);
+  if (options_.stop_after_s > 0 && session_.steps > 0 && session_s >= options_.stop_after_s) {
+    throw StopRequested(fmt::format("stopped after {} (--stop-after)", format_duration(session_s)),
+                        "the same command again continues from here");
+  }
+  if (done <= 0) return;
+  tell(&TrainingEvents::progressed, StepProgress{.step = state_.step + 1,
+                                                 .done = done,
+                                                 .total = engine_.options().accumulation,
+                                                 .seconds = seconds_since(step_started_)});
+}
+
+void Trainer::account_energy(bool look_now) {
+  state_.energy = energy_.so_far(seconds_since(session_.started), look_now);
 }
 
 }  // namespace qt

@@ -10,6 +10,7 @@
 #include "src/io/checkpoint.h"
 #include "src/io/file_system.h"
 #include "src/io/hash.h"
+#include "src/io/json.h"
 #include "src/io/safetensors.h"
 #include "tests/support/cli.h"
 #include "tests/support/reseal.h"
@@ -93,6 +94,38 @@ TEST_F(CliRun, AreNotContinuedAsAnotherRun) {
   // What changes no result needs no permission.
   const Ended threads = run(with(train(folder, "6"), {"--threads", "2", "--keep", "3"}));
   expect_success(threads);
+}
+
+// A run that went on to step 6 evaluated none of its steps twice, its old end among them.
+TEST_F(CliRun, AreNotEvaluatedAgainWhereCheckpointOrLogKnowsBetter) {
+  const Words more = train(folder, "6") + Words{"--eval-every", "2"};
+  const auto evaluations_of_step_4 = [&] {
+    expect_success(run(more));
+    const std::string log = read_text(fs::path(folder) / "log.jsonl"), eval = "\"kind\":\"eval\",\"step\":4,";
+    int count = 0;
+    for (std::size_t at = log.find(eval); at != std::string::npos; at = log.find(eval, at + 1)) ++count;
+    return count;
+  };
+  const auto forget = [&] {  // as programs did that kept no account of evaluations
+    reseal(folder, 4, "run.json", [](std::string& text) {
+      Json state = Json::parse(text);
+      ASSERT_EQ(state.erase("evaluated_step"), 1u);
+      text = state.dump(1) + "\n";
+    });
+    ASSERT_FALSE(fs::exists(at(4, "evaluated")));
+  };
+  ASSERT_TRUE(fs::exists(at(4, "evaluated")));
+  EXPECT_EQ(evaluations_of_step_4(), 1) << "the checkpoint knows";
+  restore();
+  fs::remove(fs::path(folder) / "log.jsonl");
+  EXPECT_EQ(evaluations_of_step_4(), 0) << "it needs no log";
+  restore();
+  forget();
+  EXPECT_EQ(evaluations_of_step_4(), 1) << "the log knows";
+  restore();
+  forget();
+  fs::remove(fs::path(folder) / "log.jsonl");
+  EXPECT_EQ(evaluations_of_step_4(), 1) << "nothing knows, and it is evaluated now";
 }
 
 TEST_F(CliRun, ThatCannotBeSavedFromDivergingEndWithTheirOwnExitCode) {

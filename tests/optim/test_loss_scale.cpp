@@ -63,7 +63,7 @@ class Fp16 : public ::testing::Test {
   }
   // Trains until stop_at_ steps are done; the state as it was saved then.
   void train(Engine& engine, const TrainerOptions& o, RunState& state) {
-    Trainer trainer(engine, batches, nullptr, data.tokenizer(), o, state);
+    LoggedTrainer trainer(engine, batches, nullptr, data.tokenizer(), o, state);
     trainer.after_step = [&](const RunState& now, const StepStats&) {
       if (now.step == stop_at_ && stop_at_ < o.schedule.steps) request_stop();
     };

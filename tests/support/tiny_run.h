@@ -12,6 +12,7 @@
 
 #include "src/data/dataset.h"
 #include "src/train/engine.h"
+#include "src/train/run_log_writer.h"
 #include "src/train/trainer.h"
 #include "tests/support/test_backend.h"
 
@@ -101,16 +102,37 @@ inline std::unique_ptr<Engine> tiny_engine(const TinyShape& shape) {
   return std::make_unique<Engine>(make_test_backend(target), options, Engine::rehearse(options, target));
 }
 
-// A quiet run of `steps` windows that samples two tokens at its end.
+// A run of `steps` windows that samples two tokens at its end.
 inline TrainerOptions tiny_trainer_options(std::string run_dir, std::int64_t steps, std::int64_t save_every) {
   TrainerOptions o;
   o.run_dir = std::move(run_dir);
   o.schedule = Schedule{.steps = steps};
-  o.save_every = save_every;
-  o.log_every = 0;
+  o.save.every = save_every;
   o.sample = SampleOptions{.new_tokens = 2};
   return o;
 }
+
+// The log of a run whose folder need not exist yet.
+struct TinyLog {
+  TinyLog(const std::string& run_dir, bool tensorboard, std::int64_t first_step)
+      : writer((std::filesystem::create_directories(run_dir), run_dir), tensorboard, first_step) {}
+  RunLogWriter writer;
+};
+
+// A trainer whose run is logged, as the train verb wires it; options.events hear of it after the log.
+class LoggedTrainer : private TinyLog, public Trainer {
+ public:
+  LoggedTrainer(Engine& engine, const TokenBatches& train, const EvalBatches* validation,
+                const Tokenizer& tokenizer, TrainerOptions options, RunState& state, bool tensorboard = false)
+      : TinyLog(options.run_dir, tensorboard, state.step + 1),
+        Trainer(engine, train, validation, tokenizer, with(std::move(options), writer), state) {}
+
+ private:
+  static TrainerOptions with(TrainerOptions options, RunLogWriter& log) {
+    options.events.insert(options.events.begin(), &log);
+    return options;
+  }
+};
 
 // Token shards of tiny_text() with the `bytes` tokenizer.
 class TinyData {

@@ -17,6 +17,7 @@
 #include "src/core/error.h"
 #include "src/core/log.h"
 #include "src/core/units.h"
+#include "src/io/checkpoint.h"
 #include "tests/support/tiny_run.h"
 
 namespace qt::test {
@@ -258,7 +259,7 @@ class SmallRun {
     EXPECT_EQ(explanation, "");
     const RunState state = store_.load(newest, *engine_);
     if (state.step != kFirstStep) fs::remove_all(newest);
-    fs::remove(run_dir() + "/log.jsonl");  // it says what has been evaluated
+    fs::remove(fs::path(run_dir()) / checkpoint_name(kFirstStep) / "evaluated");  // the next process does too
     return {.step = state.step, .hash = state_hash(*engine_)};
   }
 

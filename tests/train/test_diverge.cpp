@@ -37,7 +37,7 @@ TEST_F(Diverge, ThreeBadWindowsRestoreTheLastCheckpointAndTheRunEnds) {
   const auto engine = tiny_engine({});
   engine->init_weights(7);
   RunState state;
-  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
   bool poisoned = false;
   std::vector<std::int64_t> finite_steps;
   trainer.after_step = [&](const RunState& now, const StepStats& stats) {
@@ -62,7 +62,7 @@ TEST_F(Diverge, OneBadWindowChangesNothingButTheClock) {
   const auto engine = tiny_engine({});
   engine->init_weights(7);
   RunState state;
-  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
   std::string before, after;
   std::vector<std::byte> good;
   const TensorView wte = engine->model().params().front().weight.dense;
@@ -90,7 +90,7 @@ TEST_F(Diverge, ThreeRestoresAreTheEnd) {
   const auto engine = tiny_engine({});
   engine->init_weights(7);
   RunState state;
-  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
   trainer.after_step = [&](const RunState& now, const StepStats& stats) {
     if (stats.finite && now.step >= 5 && now.step % 2 == 1) poison(*engine);
   };
@@ -112,7 +112,7 @@ TEST_F(Diverge, AWeightThatIsNoNumberIsNotSaved) {
   const auto engine = tiny_engine({});
   engine->init_weights(7);
   RunState state;
-  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
   bool poisoned = false;
   trainer.after_step = [&](const RunState& now, const StepStats&) {
     if (now.step != 4 || poisoned) return;  // a save follows: no loss has shown the damage yet
@@ -130,7 +130,7 @@ TEST_F(Diverge, TheEndIsSavedAfterABadWindowButNotTrusted) {
   const auto engine = tiny_engine({});
   engine->init_weights(7);
   RunState state;
-  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
   std::vector<std::byte> good;
   const TensorView wte = engine->model().params().front().weight.dense;
   trainer.after_step = [&](const RunState& now, const StepStats& stats) {
@@ -181,8 +181,8 @@ TEST_F(Diverge, RestoresOfLongAgoAreForgiven) {
     RunState state;
     TrainerOptions o = options(name);
     o.schedule.steps = steps;
-    o.save_every = 20;
-    Trainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
+    o.save.every = 20;
+    LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
     bool poisoned = false;
     trainer.after_step = [&](const RunState& now, const StepStats&) {
       if (now.step != 25 || poisoned) return;
@@ -202,8 +202,8 @@ TEST_F(Diverge, WithoutACheckpointTheRunStartsOver) {
   RunState state;
   state.seed = 7;
   TrainerOptions o = options("run");
-  o.save_every = 1000;
-  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
+  o.save.every = 1000;
+  LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
   bool poisoned = false;
   trainer.after_step = [&](const RunState& now, const StepStats&) {
     if (now.step == 3 && !poisoned) {

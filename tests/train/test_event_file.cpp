@@ -232,16 +232,15 @@ TEST_F(EventFiles, OfAWholeRunSayWhatItsLogSays) {
   RunState state;
   TrainerOptions o = tiny_trainer_options(dir / "run", 6, 1000);
   o.eval_every = 2;
-  o.tensorboard = true;
   {
-    Trainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
+    LoggedTrainer trainer(*engine, batches, &validation, data.tokenizer(), o, state, true);
     trainer.after_step = [](const RunState& now, const StepStats&) {
       if (now.step == 3) request_stop();
     };
     EXPECT_THROW(trainer.run(), StopRequested);
     clear_stop_request();
   }
-  Trainer(*engine, batches, &validation, data.tokenizer(), o, state).run();
+  LoggedTrainer(*engine, batches, &validation, data.tokenizer(), o, state, true).run();
 
   Curve loss, bpb;
   std::istringstream lines(read_text(dir / "run/log.jsonl"));

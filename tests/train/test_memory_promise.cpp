@@ -171,9 +171,8 @@ TEST(MemoryPromise, NothingLargeIsAllocatedAfterStepZero) {
     options.schedule.steps = 6;
     options.eval_every = 2;
     options.sample_every = 2;
-    options.log_every = 0;
     options.sample.new_tokens = 5;
-    Trainer trainer(*engine, batches, &validation, data.tokenizer(), options, state);
+    LoggedTrainer trainer(*engine, batches, &validation, data.tokenizer(), options, state);
     // Step 0 may still fill caches; evaluation, sampling and a save come after it and are watched.
     trainer.after_step = [](const RunState&, const StepStats&) { g_watching = true; };
     trainer.run();

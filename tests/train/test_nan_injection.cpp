@@ -141,7 +141,7 @@ TEST_F(NanInjection, NoneReachesAWeightOrAMomentAndAllAreLogged) {
       poisoned += poison ? 1 : 0;
       poisoner.begin_window(poison);
     };
-    Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options(name, 3 * wanted), state);
+    LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options(name, 3 * wanted), state);
     trainer.after_step = [&](const RunState& now, const StepStats& stats) {
       const std::string after = state_hash(*engine);
       const bool bad = poisoned_steps.count(now.step) > 0;
@@ -182,9 +182,9 @@ TEST_F(NanInjection, ThreeInARowRestoreAndThreeRestoresEndTheRun) {
   poisoner.measure_window(some_batch(*engine));
   RunState state;
   TrainerOptions o = options("run", 1000);
-  o.save_every = 4;
+  o.save.every = 4;
   std::string saved;
-  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
+  LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
   trainer.after_step = [&](const RunState& now, const StepStats&) {
     if (now.step == 8 && saved.empty()) saved = state_hash(*engine);
     poisoner.begin_window(now.step >= 8);

@@ -151,7 +151,7 @@ class SimTrain : public ::testing::Test {
     TrainerOptions o = tiny_trainer_options(run, kSteps, save_every);
     o.keep = 2 * kSteps;
     o.eval_every = 2;
-    Trainer trainer(engine, batches, &validation, data.tokenizer(), o, state);
+    LoggedTrainer trainer(engine, batches, &validation, data.tokenizer(), o, state);
     trainer.after_step = [&](const RunState& now, const StepStats&) {
       if (now.step == dies_after) raise(SIGKILL);
     };

@@ -1,22 +1,37 @@
 // The loop around the steps: when it saves, evaluates, samples and stops, and the lines it prints.
+#include <limits>
+
 #include <gtest/gtest.h>
 
 #include "src/io/json.h"
-#include "src/plan/screen.h"
+#include "src/train/save_policy.h"
 #include "src/train/step_watch.h"
 #include "src/train/stop.h"
 #include "src/train/trainer.h"
+#include "src/watch/console.h"
+#include "src/watch/step_log.h"
 #include "tests/support/process.h"
+#include "tests/support/reseal.h"
 #include "tests/support/tiny_run.h"
 
 namespace qt::test {
 namespace {
 
-TEST(SaveInterval, HoldsSavingToOnePercentAndToOnceAMinute) {
-  EXPECT_FALSE(save_is_due(59.0, 0.001));
-  EXPECT_TRUE(save_is_due(60.0, 0.001));
-  EXPECT_FALSE(save_is_due(2999.0, 30.0));  // 30 s each: every 3,000 s
-  EXPECT_TRUE(save_is_due(3000.0, 30.0));
+TEST(SavePolicy, HoldsSavingToOnePercentAndToOnceAMinute) {
+  const SavePolicy by_time;
+  EXPECT_FALSE(by_time.is_due(1, 59.0, 0.001));
+  EXPECT_TRUE(by_time.is_due(1, 60.0, 0.001));
+  EXPECT_FALSE(by_time.is_due(1, 2999.0, 30.0));  // 30 s each: every 3,000 s
+  EXPECT_TRUE(by_time.is_due(1, 3000.0, 30.0));
+  EXPECT_EQ(SavePolicy::most_seconds(200.0), 2.0);
+  EXPECT_EQ(SavePolicy::most_seconds_per_day(), 864);
+  EXPECT_EQ(SavePolicy::most_saves_per_day(), 1440);
+}
+
+TEST(SavePolicy, LooksAtNoClockWhereStepsAreGiven) {
+  const SavePolicy by_steps{.every = 5};
+  EXPECT_FALSE(by_steps.is_due(9, 1e9, 0.001));
+  EXPECT_TRUE(by_steps.is_due(10, 0.0, 30.0));
 }
 
 class SlowSteps : public ::testing::Test {
@@ -93,7 +108,7 @@ TEST_F(Watch, SavesBeforeItEvaluates) {
   TrainerOptions o = options("run");
   o.eval_every = 2;
   o.sample_every = 3;
-  Trainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
+  LoggedTrainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
   trainer.run();
   EXPECT_EQ(events("run", {"save", "eval", "sample"}),
             (Events{"save 2", "eval 2", "sample 3", "save 4", "eval 4", "save 6", "eval 6", "sample 6"}));
@@ -106,7 +121,7 @@ TEST_F(Watch, MakesUpForAnEvaluationThatAStopPrevented) {
   TrainerOptions o = options("run");
   o.eval_every = 3;
   {
-    Trainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
+    LoggedTrainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
     trainer.after_step = [](const RunState& now, const StepStats&) {
       if (now.step == 3) request_stop();
     };
@@ -114,7 +129,7 @@ TEST_F(Watch, MakesUpForAnEvaluationThatAStopPrevented) {
     clear_stop_request();
   }
   EXPECT_EQ(events("run", {"save", "eval", "stop"}), (Events{"save 3", "stop 3"}));
-  Trainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
+  LoggedTrainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
   trainer.run();
   EXPECT_EQ(events("run", {"save", "eval", "stop"}),
             (Events{"save 3", "stop 3", "eval 3", "save 6", "eval 6"}));
@@ -126,10 +141,111 @@ TEST_F(Watch, DoesNotRepeatAnEvaluationThatWasMade) {
   RunState state;
   TrainerOptions o = options("run");
   o.eval_every = 3;
-  Trainer(*engine, batches, &validation, data.tokenizer(), o, state).run();
+  LoggedTrainer(*engine, batches, &validation, data.tokenizer(), o, state).run();
   o.schedule.steps = 8;  // goes on where it ended
-  Trainer(*engine, batches, &validation, data.tokenizer(), o, state).run();
+  LoggedTrainer(*engine, batches, &validation, data.tokenizer(), o, state).run();
   EXPECT_EQ(events("run", {"eval"}), (Events{"eval 3", "eval 6", "eval 8"}));
+}
+
+class EvaluatedSteps : public Watch {
+ protected:
+  // A session of a process of its own: it goes on from what the folder holds. The step it begins with.
+  std::int64_t session(std::int64_t steps) {
+    const auto engine = tiny_engine({});
+    CheckpointStore store(dir / "run", 2);
+    std::string explanation;
+    const std::string newest = store.newest(explanation);
+    RunState state;
+    if (newest.empty()) {
+      engine->init_weights(7);
+    } else {
+      state = store.load(newest, *engine);
+      // As the train verb does.
+      if (!state.evaluated_step)
+        state.evaluated_step = evaluated_step_in_log(dir / "run/log.jsonl", state.step);
+    }
+    const std::int64_t first = state.step;
+    TrainerOptions o = options("run");
+    o.schedule.steps = steps;
+    o.eval_every = 3;
+    LoggedTrainer(*engine, batches, &validation, data.tokenizer(), o, state).run();
+    return first;
+  }
+  Events evaluations() { return events("run", {"eval"}); }
+  std::string newest(const std::string& file) const { return dir / ("run/step-000000006/" + file); }
+
+  // The newest checkpoint as programs wrote it that kept no account of evaluations; its manifest, which knows
+  // the hash of run.json, likewise.
+  void forget_evaluations() {
+    RunState state = CheckpointStore::read_state(newest(""));
+    state.evaluated_step.reset();
+    ASSERT_TRUE(std::filesystem::remove(newest("evaluated")));
+    reseal(dir / "run", 6, "run.json", [&](std::string& text) { text = run_state_json(state); });
+    ASSERT_EQ(read_text(newest("run.json")).find("evaluated"), std::string::npos);
+    ASSERT_FALSE(CheckpointStore::read_state(newest("")).evaluated_step);
+  }
+};
+
+TEST_F(EvaluatedSteps, AreStateAndNeedNoLog) {
+  session(6);
+  EXPECT_EQ(CheckpointStore::read_state(newest("")).evaluated_step, 6);
+  EXPECT_EQ(parse_run_state(read_text(newest("run.json")), "run.json").evaluated_step, 3)
+      << "the save came before the evaluation";
+  ASSERT_TRUE(std::filesystem::remove(dir / "run/log.jsonl"));
+  EXPECT_EQ(session(8), 6);
+  EXPECT_EQ(evaluations(), (Events{"eval 8"}));
+}
+
+TEST_F(EvaluatedSteps, ComeFromTheLogWhereTheCheckpointKeepsNoAccount) {
+  session(6);
+  forget_evaluations();
+  EXPECT_EQ(session(8), 6);
+  EXPECT_EQ(evaluations(), (Events{"eval 3", "eval 6", "eval 8"}));
+}
+
+TEST_F(EvaluatedSteps, AreEvaluatedWhereNeitherCheckpointNorLogKnows) {
+  session(6);
+  forget_evaluations();
+  ASSERT_TRUE(std::filesystem::remove(dir / "run/log.jsonl"));
+  EXPECT_EQ(session(8), 6);
+  EXPECT_EQ(evaluations(), (Events{"eval 6", "eval 8"}));
+}
+
+TEST_F(EvaluatedSteps, InALogAreThoseUpToTheStepAskedFor) {
+  const std::string log = dir / "log.jsonl";
+  EXPECT_EQ(evaluated_step_in_log(log, 9), 0) << "no log";
+  // The fields in another order than the log has them, a step that was lost, and a line torn by a kill.
+  write_text(log, R"({"step":3,"val_loss":1.5,"kind":"eval"})"
+                  "\n"
+                  R"({"kind":"step","step":5})"
+                  "\n"
+                  R"({"kind":"eval","step":6,"val_loss":1.5})"
+                  "\n"
+                  R"({"kind":"eval","st)");
+  EXPECT_EQ(evaluated_step_in_log(log, 9), 6);
+  EXPECT_EQ(evaluated_step_in_log(log, 5), 3);
+  EXPECT_EQ(evaluated_step_in_log(log, 2), 0);
+}
+
+TEST_F(EvaluatedSteps, GoBackWithARestore) {
+  const auto engine = tiny_engine({});
+  engine->init_weights(7);
+  RunState state;
+  TrainerOptions o = options("run");
+  o.eval_every = 2;
+  LoggedTrainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
+  bool poisoned = false;
+  trainer.after_step = [&](const RunState& now, const StepStats&) {
+    if (now.step != 4 || poisoned) return;  // its save finds the damage and turns back to step 2
+    poisoned = true;
+    const std::vector<float> bad(64, std::numeric_limits<float>::quiet_NaN());
+    const TensorView weights = engine->model().params().front().compute.flat(0, 64);
+    engine->backend().upload(std::as_bytes(std::span(bad)), weights);
+  };
+  trainer.run();
+  EXPECT_EQ(events("run", {"save", "eval", "restore"}),
+            (Events{"save 2", "eval 2", "restore 2", "save 4", "eval 4", "save 6", "eval 6"}));
+  EXPECT_EQ(state.evaluated_step, 6);
 }
 
 TEST_F(Watch, ATimeLimitShorterThanAStepStillGetsOneStepFurther) {
@@ -139,7 +255,7 @@ TEST_F(Watch, ATimeLimitShorterThanAStepStillGetsOneStepFurther) {
   TrainerOptions o = options("run");
   o.stop_after_s = 1e-9;
   for (std::int64_t session = 1; session <= 3; ++session) {
-    Trainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
+    LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
     EXPECT_THROW(trainer.run(), StopRequested);
     EXPECT_EQ(state.step, session);
   }
@@ -149,7 +265,7 @@ TEST_F(Watch, CountsTokensAndPrintsThemInTheLog) {
   const auto engine = tiny_engine({});
   engine->init_weights(7);
   RunState state;
-  Trainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
+  LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
   const TrainResult result = trainer.run();
   EXPECT_EQ(result.tokens, 6 * 2 * 2 * 32);
   EXPECT_EQ(state.tokens, result.tokens);
