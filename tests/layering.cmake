@@ -1,7 +1,7 @@
 # cmake -DROOT=<tree> -P tests/layering.cmake
 #
-# The rules of docs/architecture.md that a compiler does not see: who may include whom, where CUDA may appear, how
-# long a file and how full a folder may grow, and that the documents name what exists. Needs no compiler and no build folder. Reports every
+# The rules of docs/architecture.md that a compiler does not see: who may include whom, where CUDA may appear, where
+# nothing is printed, how long a file and how full a folder may grow, and that the documents name what exists. Needs no compiler and no build folder. Reports every
 # violation as path:line, then fails. tests/layering_test.cmake breaks each rule once and looks for the report.
 cmake_minimum_required(VERSION 3.25)
 if(NOT DEFINED ROOT)
@@ -49,6 +49,10 @@ set(cuda_headers "^(cuda|cublas|cub/|thrust/|nccl|curand|cusparse|cudnn|cooperat
 set(cuda_folders kernels/cuda kernels/sim)
 set(cuda_switches "__CUDACC__|__CUDA_ARCH__|QTRAIN_SIM[A-Z_]*")
 set(cuda_switch_files kernels/cuda/ptx.cuh kernels/cuda/launch.cuh)
+
+# Where nothing is printed: what happens in a run goes to TrainingEvents, and its listeners decide what is shown.
+set(silent_folders src/train)
+set(prints "[^A-Za-z0-9_](stdout|std::cout|puts *\\(|printf *\\()")
 
 # Folders whose paths a document may name; anything else with a slash is taken for a path the user makes.
 set(documented_folders src quant kernels optim configs tests bench cmake docs scripts tools .ci)
@@ -192,6 +196,9 @@ foreach(file IN LISTS sources)
 
   if(folder STREQUAL "kernels/cuda" AND NOT file IN_LIST cuda_switch_files)
     forbid("${file}" "${text}" "(${cuda_switches})" "'MATCH' belongs into kernels/cuda/ptx.cuh or kernels/cuda/launch.cuh")
+  endif()
+  if(folder IN_LIST silent_folders)
+    forbid("${file}" "${text}" "${prints}" "'MATCH' prints; ${folder} tells its TrainingEvents")
   endif()
   if(file MATCHES "\\.(h|cuh)$")
     forbid("${file}" "${text}" "(using[ \t]+namespace[ \t]+[A-Za-z_:]+)" "a header says 'MATCH'")
