@@ -13,7 +13,7 @@ namespace qt {
 
 struct EvalResult {
   double loss = 0;            // nats per token of text
-  std::optional<double> bpb;  // bits per byte of text; none where nobody knows which bytes a token stands for
+  std::optional<double> bpb;  // bits per byte of text; none where the bytes of tokens are not known
   std::int64_t tokens = 0;
   std::int64_t bytes = 0;
 };

@@ -250,7 +250,7 @@ void Trainer::evaluate_now() {
   const EvalResult result = evaluate(engine_, *validation_, [this] { poll(0); });
   result_.eval = result;
   tell(&TrainingEvents::evaluated, state_.step, result, seconds_since(start));
-  // After what listeners keep of it: a stop in between has the step evaluated once more, not never.
+  // Last, because a kill before it costs a second evaluation, and a kill after an earlier note the result.
   state_.evaluated_step = state_.step;
   if (last_save_.step == state_.step) store_.mark_evaluated(state_.step);
 }

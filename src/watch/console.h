@@ -1,4 +1,4 @@
-// What a user reads while a run trains: Console prints it, the text of its lines is made by functions.
+// What a user reads while a run trains: the text of step lines and progress, and Console, which prints it.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ struct ConsoleOptions {
   WorkAhead ahead;
 };
 
-// Prints what happens to standard output, and what is out of the order as log messages.
+// Prints steps, evaluations and samples to standard output. Restores, overflows and slow steps are log messages.
 class Console : public TrainingEvents {
  public:
   explicit Console(const ConsoleOptions& options) : options_(options) {}
