@@ -355,8 +355,8 @@ TEST(Controls, WithoutAMasterAStepStartsFromTheCodes) {
   const auto start = without.state_values<float>("master.large");
   std::vector<float> decoded(start.size());
   const Param& large = without.params()[2];
-  const auto codes = without.values<std::uint8_t>(large.codes);
-  const auto absmax = without.values<float>(large.absmax);
+  const auto codes = without.values<std::uint8_t>(large.weight.packed.codes);
+  const auto absmax = without.values<float>(large.weight.packed.absmax);
   Nf4::dequantize(codes.data(), absmax.data(), 0, std::span(decoded));
   ASSERT_NE(decoded, start);
 
