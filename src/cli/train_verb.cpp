@@ -204,7 +204,8 @@ Engine open_engine(const VerbCall& call, Request& r, const PlannedRun& plan) {
 RunState load_or_init(Engine& engine, const Options& o, FolderClaim& claim, const RunState& now) {
   if (!claim.checkpoint.empty()) {
     RunState state = carry_over(claim.store.load(claim.checkpoint, engine), now);
-    if (!state.evaluated_step) state.evaluated_step = evaluated_step_in_log(RunFolder(o.out).log(), state.step);
+    if (!state.evaluated_step)
+      state.evaluated_step = evaluated_step_in_log(RunFolder(o.out).log(), state.step);
     return state;
   }
   engine.init_weights(o.seed);
