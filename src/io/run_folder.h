@@ -13,6 +13,7 @@ inline constexpr const char* kTokenizerFile = "tokenizer.txt";
 inline constexpr const char* kWeightsFile = "weights.safetensors";  // compute copies as stored
 inline constexpr const char* kStateFile = "state.safetensors";      // masters and moments as stored
 inline constexpr const char* kRunStateFile = "run.json";            // RunState
+inline constexpr const char* kEvaluatedFile = "evaluated";          // empty: evaluated since it was saved
 
 // Files of a run. Nothing is looked at on disk.
 class RunFolder {

@@ -18,7 +18,6 @@ namespace qt {
 
 namespace {
 
-constexpr const char* kEvaluatedMark = "evaluated";
 constexpr std::size_t kStagingBytes = 4 * 1024 * 1024;
 constexpr std::size_t kHashPieceBytes =
     64 * 1024;  // allocated while the run is on, where nothing larger may be
@@ -219,7 +218,7 @@ void CheckpointStore::save(Engine& engine, const RunState& state) {
 void CheckpointStore::mark_evaluated(std::int64_t step) {
   const std::filesystem::path folder = std::filesystem::path(run_dir_) / checkpoint_name(step);
   if (!std::filesystem::exists(folder)) return;
-  const std::filesystem::path mark = folder / kEvaluatedMark;
+  const std::filesystem::path mark = folder / kEvaluatedFile;
   const int file = fs_.open(mark, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
   const int result = file < 0 ? file : fs_.close(file);
   if (result < 0) log_warning("cannot create {}: {}", in_quotes(mark.string()), std::strerror(-result));
@@ -254,7 +253,7 @@ std::string CheckpointStore::newest_trusted() const {
 RunState CheckpointStore::read_state(const std::string& checkpoint) {
   const std::filesystem::path path = std::filesystem::path(checkpoint) / kRunStateFile;
   RunState state = parse_run_state(read_file(path, JsonLimits{}.max_bytes), path.string());
-  if (std::filesystem::exists(std::filesystem::path(checkpoint) / kEvaluatedMark))
+  if (std::filesystem::exists(std::filesystem::path(checkpoint) / kEvaluatedFile))
     state.evaluated_step = state.step;
   return state;
 }
