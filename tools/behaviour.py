@@ -30,6 +30,8 @@ IGNORED_LOG_FIELDS = {
 # Records whose presence depends on how busy the machine is.
 IGNORED_LOG_KINDS = {"slow"}
 IGNORED_RUN_FIELDS = {"seconds", "energy"}  # of a checkpoint's run.json
+# What checkpoints have gained since: no difference where the old side has none of it.
+ADDED_RUN_FIELDS, ADDED_FILES = {"evaluated_step"}, {"evaluated"}
 # Of manifest.json: the time, and what follows from run.json's times.
 IGNORED_MANIFEST_FIELDS = {"created", "manifest_xxh3_128"}
 # Of printed text: times, rates, and the disk space that happens to be free. Each but the last is replaced, not left out.
@@ -38,7 +40,8 @@ MASKS = [
     (re.compile(r", \S+ (?:ms|s|min|h|d)? ?of training;"), ", <time> of training;"),
     (re.compile(r"^  time       .*$", re.M), "  time       <time>"),
     (re.compile(r"^(  paging     .*): \S+ \S+ at .*$", re.M), r"\1 <time>"),
-    (re.compile(r"^(  disk\n(?:    .*\n)*?    total .*)   fits .*$", re.M), r"\1   fits <free>"),
+    (re.compile(r"^(  disk\n(?:    .*\n)*?    total .*)   (fits|DOES NOT FIT) .*$", re.M), r"\1   \2 <free>"),
+    (re.compile(r"by \S+ \S+ on the disk"), "by <free> on the disk"),
     (re.compile(r"stopped after .* \(--stop-after\)"), "stopped after <time> (--stop-after)"),
     (re.compile(r"^  \S+ MB/s, .* in all$", re.M), "  <rates>"),
     (re.compile(r"^.*the last \d+ steps took .*\n", re.M), ""),  # comes or not, as the machine is busy
@@ -213,9 +216,12 @@ def log_records(path):
     return records
 
 
-def checkpoint_file(path):
+def checkpoint_file(path, beside):
+    """What is compared of a file; `beside`: the same file of the other side."""
     if path.name == "run.json":
-        return json.dumps(json_masked(json.loads(path.read_text()), IGNORED_RUN_FIELDS)).encode()
+        state = json_masked(json.loads(path.read_text()), IGNORED_RUN_FIELDS)
+        gained = ADDED_RUN_FIELDS - json.loads(beside.read_text()).keys()
+        return json.dumps({k: v for k, v in state.items() if k not in gained}).encode()
     if path.name == "manifest.json":
         manifest = json_masked(json.loads(path.read_text()), IGNORED_MANIFEST_FIELDS)
         for file in manifest["files"]:
@@ -250,10 +256,12 @@ class Report:
 
     def folders(self, comparison, where, old, new):
         """Two folders of checkpoints: names and bytes, without times."""
-        self.check(comparison, f"{where}: names of files", files_of(old), files_of(new))
+        known = files_of(old)
+        kept = [name for name in files_of(new) if name in known or name.name not in ADDED_FILES]
+        self.check(comparison, f"{where}: names of files", known, kept)
         for name in files_of(old):
             if (new / name).is_file():
-                same = checkpoint_file(old / name) == checkpoint_file(new / name)
+                same = checkpoint_file(old / name, new / name) == checkpoint_file(new / name, old / name)
                 self.check(comparison, f"{where}/{name}: bytes", "the same", "the same" if same else "other bytes")
 
 
