@@ -239,7 +239,7 @@ TEST_F(EvaluatedSteps, GoBackWithARestore) {
     if (now.step != 4 || poisoned) return;  // its save finds the damage and turns back to step 2
     poisoned = true;
     const std::vector<float> bad(64, std::numeric_limits<float>::quiet_NaN());
-    const TensorView weights = engine->model().params().front().compute.flat(0, 64);
+    const TensorView weights = engine->model().params().front().weight.dense.flat(0, 64);
     engine->backend().upload(std::as_bytes(std::span(bad)), weights);
   };
   trainer.run();
