@@ -32,7 +32,7 @@ concept WeightFormat = requires(std::span<const float> src, std::span<const bf16
   { F::kCodeBits } -> std::convertible_to<int>;
   {
     F::kGroupElems
-    } -> std::convertible_to<int>;  // the fewest elements in a row whose codes fill whole bytes
+    } -> std::convertible_to<int>;  // the fewest elements in a row with codes that fill whole bytes
   { F::kZeroCode } -> std::convertible_to<std::uint8_t>;
   std::span<const float>(F::kCodebook);
   { F::quantize(src, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
@@ -76,7 +76,7 @@ struct FormatInfo {
   std::string_view name;            // the word of --quant and of files
   int block_elems = 0;              // elements that share one scale; 0 for none
   int code_bits = 0;                // 0 for none
-  int group_elems = 1;              // the fewest elements in a row whose codes fill whole bytes
+  int group_elems = 1;              // the fewest elements in a row with codes that fill whole bytes
   std::uint8_t zero_code = 0;       // the code of 0.0
   std::span<const float> codebook;  // ascending
   double bits_per_weight = 0;       // codes and scales of whole blocks; 0 for none: the compute dtype decides

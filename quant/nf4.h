@@ -31,7 +31,7 @@ struct Nf4 {
   static constexpr std::string_view kName = "nf4";
   static constexpr int kBlockElems = 64;
   static constexpr int kCodeBits = 4;
-  static constexpr int kGroupElems = 2;  // whose codes fill whole bytes: the two of a byte
+  static constexpr int kGroupElems = 2;  // the two codes of a byte
   static constexpr int kLevels = 16;
   static constexpr std::uint8_t kZeroCode = 7;  // decodes to exactly 0; also pads an odd last nibble
 
