@@ -56,7 +56,7 @@ std::optional<Claim> claim_of(const VerbValues& words) {
   return claim;
 }
 
-// The device of the estimate: the named card, else the one that is there, else this processor.
+// The device of the estimate: the named card, else the card in this machine, else this processor.
 struct Subject {
   const Card* card = nullptr;
   bool is_here = false;   // what was measured in --out counts

@@ -32,8 +32,8 @@ void run_export(const VerbCall& call) {
   const ExportReport report = export_model(trained.config, *source, tokenizer, how);
   const std::string from = trained.hf_folder.empty() ? trained.checkpoint : trained.hf_folder;
   call.out << fmt::format("exported {} to {}\n", from, how.folder.string());
-  const std::string whose = trained.hf_folder.empty() ? o.weights + " weights" : "its weights";
-  call.out << fmt::format("  {} with {} in {}: {} in {} {}\n", hf_class(trained.config), whose,
+  const std::string exported_weights = trained.hf_folder.empty() ? o.weights + " weights" : "its weights";
+  call.out << fmt::format("  {} with {} in {}: {} in {} {}\n", hf_class(trained.config), exported_weights,
                           dtype_name(how.type), format_bytes(report.bytes), report.files,
                           report.files == 1 ? "file" : "files");
   call.out << fmt::format("  read back: {} tensors and {} logits equal\n", report.tensors,
