@@ -1,7 +1,7 @@
 // Backend: memory of two kinds, streams, events, and running ops in order.
 //
 // run() is not virtual: it checks once, counts once, then calls the implementation, which may rely on the
-// contract. Nobody outside a backend dereferences a view; bytes cross by copy(), upload(), download() and
+// contract. Code outside a backend never dereferences a view; bytes cross by copy(), upload(), download() and
 // read_scalars().
 #pragma once
 
@@ -205,7 +205,7 @@ using DeviceProbe = std::function<DeviceFacts()>;
 // several threads.
 void add_backend(std::string name, BackendMaker maker, DeviceProbe probe = {});
 
-// Throws ConfigError for a name that nobody added, and what the maker throws.
+// Throws ConfigError for a name that was not added, and what the maker throws.
 std::unique_ptr<Backend> make_backend(std::string_view name, const Target& target);
 // Empty facts for a backend added without a probe. Throws as make_backend.
 DeviceFacts probe_device(std::string_view name);

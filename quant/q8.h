@@ -150,7 +150,7 @@ constexpr std::uint8_t q8_search_unsigned(float y) {
 
 // The search without a table of cells, for devices. Both maps put 2^i (or twice as many) values into decade i
 // at equal distances, so the place of a magnitude in its map is linear within a decade. The slope falls from
-// decade to decade, so the whole is the least of seven lines. In units of the signed map, whose positive
+// decade to decade, so the whole is the least of seven lines. In units of the signed map, where the positive
 // values are numbered from 1: value r lies at r + 1/2, thresholds within a decade at whole numbers, those
 // between decades 0.2 above one, and 1.0 at 128.
 QT_HOST_DEVICE inline float q8_place(float magnitude) {
@@ -176,7 +176,7 @@ QT_HOST_DEVICE inline int q8_code_below_unsigned(float y) {
 }
 
 // Four ways to encode. encode(x, y): the code of element x with y = x / absmax; kZeroCode: all codes of a
-// block whose absmax is 0, and what a state begins with.
+// block with absmax 0, and what a state begins with.
 
 struct Q8Signed {
   static constexpr const Q8Map& kMap = kQ8Signed;

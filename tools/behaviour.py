@@ -27,7 +27,7 @@ IGNORED_LOG_FIELDS = {
     "unix_s", "seconds", "tokens_per_s", "mfu", "executed_flops_s", "watts", "celsius", "sm_mhz", "device_used_bytes",
     "kwh", "kwh_at_least",
 }
-# Records whose presence depends on how busy the machine is.
+# Records that come or not with the load of the machine.
 IGNORED_LOG_KINDS = {"slow"}
 IGNORED_RUN_FIELDS = {"seconds", "energy"}  # of a checkpoint's run.json
 # What checkpoints have gained since: no difference where the old side has none of it.

@@ -70,7 +70,7 @@ def random_batch(tokens, rng, rows, seq_len, device):
 def all_windows(tokens, rows, seq_len, device):
     """Batches of windows that do not overlap: every token but the first is scored once.
 
-    The last batch is filled up with rows whose targets are all -1.
+    The last batch is filled up with rows of targets that are all -1.
     """
     starts = list(range(0, len(tokens) - 1, seq_len))
     starts += [len(tokens)] * (-len(starts) % rows)

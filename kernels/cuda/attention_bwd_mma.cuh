@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(QueryGradTiles<kD>::kThreads)
   clear<kD>(out);
   for (int tile = 0; tile < key_tiles; ++tile) {
     cp_async_wait<0>();
-    __syncthreads();  // the tile has come, and nobody reads the other stage any more
+    __syncthreads();  // the tile is in shared memory, and no thread reads the other stage any more
     if (tile + 1 < key_tiles) load_keys(tile + 1);
     const int k0 = tile * kKeys;
     if (warp_q0 >= args.Tq || k0 > warp_q0 + 15) continue;
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(KeyTiles<kD>::kThreads)
     const SharedArray<float> rows = row_stages.part(step % 2 * Tiles::kRowElems, Tiles::kRowElems);
     if (thread < Tiles::kRowElems) rows.write(thread, thread < kQueries ? row_value * kLog2E : row_value);
     cp_async_wait<0>();
-    __syncthreads();  // the tile has come, and nobody reads the other stage any more
+    __syncthreads();  // the tile is in shared memory, and no thread reads the other stage any more
     if (step + 1 < steps) load_queries(step + 1);
     const int q0 = (first_tile + step % tiles) * kQueries;
     if (warp_k0 >= tokens || warp_k0 > q0 + kQueries - 1) continue;

@@ -118,10 +118,10 @@ __global__ void __launch_bounds__(ForwardTiles<kD>::kThreads)
   RowState state{{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
   for (int tile = 0; tile < key_tiles; ++tile) {
     cp_async_wait<0>();
-    __syncthreads();  // the tile has come, and nobody reads the other stage any more
+    __syncthreads();  // the tile is in shared memory, and no thread reads the other stage any more
     if (tile + 1 < key_tiles) load_keys(tile + 1);
     const int k0 = tile * kKeys;
-    // Warps without queries, and those whose queries all come before the tile, have nothing to do.
+    // Warps without queries, and warps with all queries before the tile, have nothing to do.
     if (warp_q0 >= args.Tq || k0 > warp_q0 + 15 + args.offset()) continue;
     const SharedArray<T> stage = shared.part(tile % 2 * Tiles::kStageElems, Tiles::kStageElems);
 

@@ -1,4 +1,4 @@
-// The card: is there one, is it new enough, what does it have. Host code.
+// The card: whether the machine has one, whether it is new enough, and its properties. Host code.
 #pragma once
 
 #include <cstdint>

@@ -46,7 +46,7 @@ constexpr int kWarpColumns = kWarpThreads * kVectorElems;
 // long.
 template <class G, class D>
 __global__ void embedding_bwd_kernel(SortedTokens sorted, const G* dy, D* dtable, std::int64_t C) {
-  constexpr int kRowsAtOnce = 4;  // whose loads are under way together
+  constexpr int kRowsAtOnce = 4;  // loads of this many rows are under way together
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id();
   if (at >= sorted.N) return;
   const std::int32_t id = sorted.ids[at];

@@ -25,7 +25,7 @@ __global__ __launch_bounds__(kSquareThreads) void expand_kernel(Rectangle area, 
   for (std::int64_t i = blockIdx.x; i < across * down; i += gridDim.x) {
     const std::int64_t row = i / across * kSquare, col = i % across * kSquare;
     const auto piece = loader.load((area.first_row + row) / kSquare, (area.first_col + col) / kSquare);
-    __syncthreads();  // the table is there; the square before has been stored
+    __syncthreads();  // the table is complete; the square before has been stored
 #pragma unroll
     for (int part = 0; part < kParts; ++part) loader.put(piece, part, square);
     __syncthreads();

@@ -127,7 +127,8 @@ __device__ void multiply_part(GemmSums<kTile>& sums, int part, const SharedArray
   using Tile = GemmTile<kTile>;
   const int first_row = warp_id() / Tile::kWarpsAcross * Tile::kWarpRows;
   const int first_col = warp_id() % Tile::kWarpsAcross * Tile::kWarpCols;
-  const int matrix = lane_id() / 8, row = lane_id() % 8;  // whose address this lane gives to ldmatrix
+  const int matrix = lane_id() / 8,
+            row = lane_id() % 8;  // this lane gives ldmatrix the address of this row of this matrix
 
   std::uint32_t right[Tile::kWarpCols / 16][4];  // two neighbouring fragments of b in each
 #pragma unroll
@@ -231,7 +232,7 @@ __device__ void multiply_tile(const GemmProblem<T>& p, const Loader& loader, Sha
   GemmSums<kTile> sums;
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<1>();
-    __syncthreads();  // this step of a and b is there, and the one before may be written over
+    __syncthreads();  // this step of a and b is in shared memory, and the step before may be written over
     fetch(step + 2);
     const typename Loader::Piece next = load(step + 2);
 #pragma unroll

@@ -82,7 +82,7 @@ __global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProble
 
   float sums[4][4] = {};
   for (std::int64_t r = 0; r < p.R; r += kF32Step) {
-    __syncthreads();  // the table is there; the step before may be written over
+    __syncthreads();  // the table is complete; the step before may be written over
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = y + 16 * i;  // neighbouring threads read neighbouring columns of a

@@ -22,7 +22,7 @@ Staging::~Staging() {
   }
 }
 
-// The piece whose turn it is, once nothing is under way in it.
+// The next piece in turn, once nothing is under way in it.
 Staging::Piece& Staging::next() {
   Piece& piece = pieces_[turn_++ % pieces_.size()];
   check(cudaEventSynchronize(piece.free.get()), "cudaEventSynchronize");

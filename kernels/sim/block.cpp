@@ -200,7 +200,7 @@ void Machine::run_block(const std::function<void()>& body) {
   }
   for (const Fiber& f : fibers_) {
     if (f.copies.unfinished()) {
-      fail(fmt::format("thread {} left with a cp.async nobody waited for", f.state.linear));
+      fail(fmt::format("thread {} left with a cp.async that no thread waited for", f.state.linear));
     }
   }
 }

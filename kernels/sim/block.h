@@ -1,6 +1,6 @@
 // The simulator's heart: one block of threads, each a fiber, on the calling thread. Blocks run one after the
 // other. A thread runs until it meets a barrier or a warp collective; when every thread that has to be there
-// has come, all go on. Whoever does not come, or comes to another place, is reported with both places.
+// has come, all go on. A thread that does not come, or comes to another place, is reported with both places.
 //
 // What the checks assume of a kernel stands at the head of kernels/cuda/launch.cuh.
 #pragma once

@@ -149,7 +149,7 @@ bool comes_first(const void* to) {
   return on_card == (r.how == Streams::copies_in_first);
 }
 
-// On a card memory comes as it was left: nobody may count on zeros. Aligned to 256 bytes as the runtime
+// On a card memory comes as it was left: a program must not count on zeros. Aligned to 256 bytes as the runtime
 // promises for the card's, and to no more; pinned memory, for which it promises nothing, likewise.
 constexpr std::size_t kPageBytes = 4096, kBeyondPage = 256;
 

@@ -70,7 +70,8 @@ const std::byte* SharedShadow::read(const Span& span, const AccessBy& by, const 
     if (unit.pending) {
       throw SimError(fmt::format("read at {} of a cp.async that has not been waited for", place(where)));
     }
-    if (!unit.valid) throw SimError(fmt::format("read at {} of shared memory nobody wrote", place(where)));
+    if (!unit.valid)
+      throw SimError(fmt::format("read at {} of shared memory that no thread wrote", place(where)));
     if (!ordered(unit.writer, unit.write_stamp, by)) {
       throw SimError(fmt::format("race at {}: {} reads what {} wrote, with no barrier between", place(where),
                                  name_of(by.thread), name_of(unit.writer)));

@@ -1,5 +1,5 @@
 // Shared memory of a block with a shadow: what each pair of bytes was last written and read by, and whether
-// anything valid is there. Finds reads of what nobody wrote, reads before a cp.async has landed, accesses out
+// anything valid is in it. Finds reads of unwritten memory, reads before a cp.async has landed, accesses out
 // of bounds or misaligned, and accesses of two threads that no barrier orders.
 #pragma once
 
@@ -57,7 +57,7 @@ class SharedShadow {
   const std::byte* read(const Span& span, const AccessBy& by, const Where& where);
   std::byte* write(const Span& span, const AccessBy& by, const Where& where);
 
-  // A cp.async into the span began: nobody may touch it until land().
+  // A cp.async into the span began: no thread may touch it until land().
   void poison(const Span& span, const AccessBy& by, const Where& where);
   void land(const Span& span, const std::byte* from, const AccessBy& by);
 

@@ -23,7 +23,7 @@ int sort_pairs(const SortPairs& sort, cudaStream_t stream) {
     for (std::int64_t i = 0; i < sort.n; ++i) pairs.emplace_back(sort.keys[0][i], sort.values[0][i]);
     std::stable_sort(pairs.begin(), pairs.end(),
                      [](const auto& a, const auto& b) { return a.first < b.first; });
-    // Whoever reads the other buffer finds nothing of use there.
+    // A kernel that reads the other buffer finds nothing of use in it.
     std::fill_n(sort.keys[1 - result], sort.n, -1);
     std::fill_n(sort.values[1 - result], sort.n, -1);
     for (std::size_t i = 0; i < pairs.size(); ++i) {

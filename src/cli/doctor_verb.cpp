@@ -20,7 +20,7 @@ void run_doctor(const VerbCall& call) {
   call.out.flush();
   const ExitCode code = exit_code_of(findings);
   if (code != ExitCode::ok)
-    throw Error(code, "a run would fail here (see the findings)", "mend what is marked FAIL first");
+    throw Error(code, "a run would fail here (see the findings)", "fix the items marked FAIL");
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ class Error : public std::runtime_error {
         : Error(exit_code, what, std::move(hint)) {}              \
   }
 
-QT_ERROR_KIND(ConfigError, ExitCode::usage);   // the user can mend it
+QT_ERROR_KIND(ConfigError, ExitCode::usage);   // the user can correct it
 QT_ERROR_KIND(FitError, ExitCode::no_fit);     // carries the plan's verdict
 QT_ERROR_KIND(DataError, ExitCode::bad_data);  // names file, field and offset
 QT_ERROR_KIND(DivergedError, ExitCode::diverged);

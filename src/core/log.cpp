@@ -33,7 +33,7 @@ int write_all(int file, std::string_view bytes) {
 
 DiskError disk_error(const std::string& path, const char* operation, int reason) {
   return DiskError(fmt::format("{}: {} failed: {}", path, operation, std::strerror(reason)),
-                   "make room or mend the permissions there, then give the same command again");
+                   "make room or correct the permissions, then give the same command again");
 }
 
 // Length of the well-formed UTF-8 character that text starts with; 0 if there is none (RFC 3629: no

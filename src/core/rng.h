@@ -64,7 +64,7 @@ QT_HOST_DEVICE inline std::uint32_t rng_u32(const RngStream& s, std::uint64_t el
 }
 
 // Uniform in (0, 1): 23 bits, centred, never 0 or 1. One bit more and the half would need a 25th: the largest
-// draw would round to 1, whose normal quantile is infinite.
+// draw would round to 1, and the normal quantile of 1 is infinite.
 QT_HOST_DEVICE inline float rng_unit(std::uint32_t bits) {
   return (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f;
 }

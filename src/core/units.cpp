@@ -160,7 +160,7 @@ std::string format_thousands(std::int64_t count) {
 std::int64_t parse_bytes(std::string_view text, std::string_view option) {
   const std::optional<std::int64_t> bytes = parse_whole(text, kByteUnits);
   if (bytes) return *bytes;
-  // 1.3GiB is no whole number of bytes; nobody who writes it minds the rounding.
+  // 1.3GiB is no whole number of bytes; rounding it is harmless.
   std::string_view rest = skip_blanks(text);
   const std::optional<double> number = take_number(rest);
   const Unit* unit = number ? find_unit(kByteUnits, skip_blanks(rest)) : nullptr;

@@ -130,7 +130,7 @@ void clear_folder(const fs::path& folder, FileSystem& disk) {
                                   folder.string(), shard.filename().string()),
                       "choose another folder for the tokenized data, or train on these shards as they are");
   }
-  disk.unlink(dataset_path(folder));  // first: without it nobody takes the rest for complete
+  disk.unlink(dataset_path(folder));  // first: without it the rest does not count as complete
   for (const std::string& name : list_dir(folder)) {
     const bool ours = name.starts_with("train_") || name.starts_with("val_");
     if (ours && (name.ends_with(".bin") || name.ends_with(".bin.tmp"))) disk.unlink(folder / name);
@@ -278,7 +278,7 @@ PreparedData prepare_data(const DataSpec& spec, const DataHooks& hooks, FileSyst
     report = Ingest(spec, files, train_files, std::move(*state), resumed, hooks, disk).run();
     report.resumed = resumed;
   }
-  // dataset.json is there: what is left over is not needed, and failing to remove it is no failure.
+  // dataset.json exists: what is left over is not needed, and failing to remove it is no failure.
   disk.unlink(ingest_path(spec.out_dir));
   disk.unlink(spec.out_dir / "stdin.spool");
   PreparedData data = open_dataset(spec.out_dir);

@@ -343,7 +343,7 @@ std::optional<pid_t> lock_holder(const fs_std::path& run_dir) {
   if (!number || *number == 0 || *number > std::numeric_limits<pid_t>::max()) return std::nullopt;
   const auto pid = static_cast<pid_t>(*number);
   if (::kill(pid, 0) != 0 && errno != EPERM) return std::nullopt;
-  // Numbers of processes come again: the one that holds the lock has the file open.
+  // Process numbers are reused: the process that holds the lock has the file open.
   std::error_code error;
   fs_std::directory_iterator files(fmt::format("/proc/{}/fd", pid), error);
   if (error) {

@@ -88,7 +88,7 @@ class CheckpointWriter {
   // A new file; the one before is finished (fsynced, hashed). The reference lives until the next add_file()
   // or finish(). ConfigError for a name that is not a plain file name.
   OutputFile& add_file(const std::string& name);
-  // Publishes under the final name. A checkpoint of the same step that is there already is replaced: swapped
+  // Publishes under the final name. An existing checkpoint of the same step is replaced: swapped
   // in one step where the filesystem can, else moved away first.
   Checkpoint finish();
 

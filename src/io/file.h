@@ -52,7 +52,7 @@ class InputFile {
   std::uint64_t bytes_ = 0;
 };
 
-// A whole regular file, mapped read-only. Valid as long as nobody truncates it: qtrain itself never rewrites
+// A whole regular file, mapped read-only. Valid as long as the file is not truncated: qtrain itself never rewrites
 // a file in place, it writes a new one and renames. Pages are read when touched.
 class MappedFile {
  public:
@@ -119,7 +119,7 @@ std::string read_file(const std::filesystem::path& path, std::uint64_t max_bytes
 std::vector<std::string> list_dir(const std::filesystem::path& path);
 
 // Creates a folder and the folders above it that are missing, each durably: its name is fsynced in the folder
-// that holds it. No error where the folder is there.
+// that holds it. No error if the folder exists.
 void make_folders(FileSystem& fs, const std::filesystem::path& path);
 
 // Makes the names in a folder durable: what was created, renamed or deleted in it.

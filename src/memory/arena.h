@@ -1,6 +1,6 @@
 // Arena: records what a run asks for, then replays it at planned offsets. Anything unplanned is refused.
 //
-// A recorder hands out views of addresses that do not exist (nobody outside a backend dereferences a view)
+// A recorder hands out views of addresses that do not exist (code outside a backend never dereferences a view)
 // and notes name, bytes and lifetime. finish() packs every phase. A replaying arena owns no memory either: it
 // maps the same sequence of requests onto one region at the planned offsets, and throws PlanError naming both
 // requests as soon as the sequence differs. The arena for weights, gradients and moments is the same class

@@ -91,7 +91,7 @@ void EnergyMeter::take(double at_s, std::optional<double> counter_joules, std::o
     }
     return;
   }
-  // Where it had stood still nobody knows for how long it has counted; a decrease is a new beginning.
+  // A meter that stood still may have counted for any time since; a decrease is a new beginning.
   if (stands_still_ || counted < 0 || counted > kMostWatts * open_s)
     return settle_by_watts(at_s, counter_joules);
   by_counter_ += counted;

@@ -56,7 +56,7 @@ constexpr unsigned kMostPcieGeneration = 16, kMostPcieWidth = 64;
 constexpr unsigned kMostProcesses = 4096;
 constexpr unsigned kNameBytes = 256;
 
-// A function of the library under the first of its names that is there; without one every call fails.
+// A function of the library under the first of its names that the library has; without one every call fails.
 template <class... Args>
 class Call {
  public:

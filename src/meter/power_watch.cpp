@@ -108,7 +108,7 @@ PowerWatch::PowerWatch(DeviceKind kind, const DeviceFacts& facts, double assumed
   if (!sees) return;
   try {
     thread_ = std::thread([looker = looker_] { looker->watch(); });
-  } catch (const std::system_error&) {  // no more threads: whoever asks then looks
+  } catch (const std::system_error&) {  // no more threads: the caller's next question reads the meter itself
   }
 }
 

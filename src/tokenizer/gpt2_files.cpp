@@ -92,7 +92,7 @@ std::vector<std::string> tokens_by_id(const Json& json, const std::string& origi
 
 // What a split pattern lets through as one token is one piece of it or the part of one: under GPT-2's pattern
 // a part of a piece is a piece itself, but for the contractions ('ll, 've, 're) and for parts of characters.
-// So a token that comes apart was learnt under another pattern, whose texts would get other ids here.
+// So a token that comes apart was learnt under another pattern, and its texts would get other ids here.
 void require_gpt2_pattern(const Tokenizer& tokenizer, const std::string& origin) {
   const Splitter splitter(kPattern);
   for (std::int32_t id = 0; id < tokenizer.bpe()->size(); ++id) {

@@ -7,7 +7,7 @@
 //
 // Both become a bpe tokenizer with the split pattern "gpt2". Its ids are the file's: the 256 bytes, the
 // merges in their order, then the special tokens (<|endoftext|>, 50256 in GPT-2, which opens every document).
-// Files whose ids run otherwise are refused, as are vocabularies that another split pattern made.
+// Files with ids in another order are refused, as are vocabularies that another split pattern made.
 // Tokenizer::load() finds them: a tiktoken file, either file of a pair, or a folder (tokenizer.txt, then the
 // pairs, then the one
 // *.tiktoken in it).

@@ -2,8 +2,8 @@
 //
 // Written: bpe and bytes as a byte-level BPE with its merges, char as a BPE without any. Special tokens are
 // added tokens: there, unlike here, a text that spells one becomes one.
-// Read: byte-level BPE whose ids run as ours do (256 bytes, the merges in their order, then a known set of
-// special tokens) and whose pre-tokenizer is one of our split patterns; and what was written.
+// Read: byte-level BPE with ids in our order (256 bytes, the merges in their order, then a known set of
+// special tokens) and one of our split patterns as pre-tokenizer; and what was written.
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
 // Text to token ids and back. Three kinds: byte-level BPE, plain bytes, and the characters of one corpus; and
-// one for shards whose vocabulary nobody knows. Reading corpora is src/data/ingest.h; the file format is
+// one for shards with an unknown vocabulary. Reading corpora is src/data/ingest.h; the file format is
 // described in tokenizer_file.cpp, those of others in gpt2_files.h.
 #pragma once
 

@@ -7,7 +7,7 @@
 //   ...
 //
 // The ids run from 0 without a hole; special tokens follow them. `char` lists its characters; `bytes` lists
-// nothing, nor does `ids`, whose header has "vocab_size". serialise() is canonical (one file per vocabulary),
+// nothing, nor does `ids`, where the header has "vocab_size". serialise() is canonical (one file per vocabulary),
 // so its hash names the vocabulary.
 #include <algorithm>
 #include <charconv>

@@ -262,7 +262,7 @@ RunState CheckpointStore::load(const std::string& checkpoint, Engine& engine) co
   RunState state = read_state(checkpoint);
   read_tensors(std::filesystem::path(checkpoint) / kWeightsFile, engine.stored_form(), engine.weights());
   read_tensors(std::filesystem::path(checkpoint) / kStateFile, engine.stored_form(), engine.state());
-  // Inference meets other shapes anyway, and continues nobody's bits.
+  // Inference runs other shapes anyway, and no run continues from its bits.
   if (engine.options().inference) return state;
   const std::vector<std::string> reasons = engine.backend().use_algorithms(state.algorithms);
   if (!reasons.empty()) {

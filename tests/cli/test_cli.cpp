@@ -301,7 +301,7 @@ TEST_F(Cli, RefusesSizesThatDoNotFitTogether) {
 
 TEST_F(Cli, RefusesACardThatIsNotThereOrThatTheBuildCannotUse) {
 #ifdef QTRAIN_HAVE_CUDA
-  ASSERT_EQ(setenv("CUDA_VISIBLE_DEVICES", "-1", 1), 0);  // a card that is there is hidden
+  ASSERT_EQ(setenv("CUDA_VISIBLE_DEVICES", "-1", 1), 0);  // hides a card that the machine has
   const int code = 6;
   const char* reason = "there is no ";  // "NVIDIA driver", or with one "CUDA card"
 #else

@@ -76,7 +76,7 @@ TEST_F(CliGpt, TakesNanoGptsTokenFilesAsTheyAre) {
   const Ended ended = run(bins + Words{"--vocab-size", "64", "--data-order", "random"});
   expect_success(ended);
   expect_words(ended.out, {"validation at step 4: loss", "ids, 64 tokens"});
-  EXPECT_EQ(ended.out.find("bits per byte"), std::string::npos) << "nobody knows the bytes of these tokens";
+  EXPECT_EQ(ended.out.find("bits per byte"), std::string::npos) << "the bytes of these tokens are unknown";
   EXPECT_EQ(read_text(dir / "run/log.jsonl").find("val_bpb"), std::string::npos);
   const Ended eval = run({"eval", "--out", dir / "run"});
   expect_success(eval);

@@ -1,4 +1,4 @@
-// kill -9 at random moments: the same command continues, and ends in the same bits as a run nobody touched.
+// kill -9 at random moments: the same command continues, and ends in the same bits as an undisturbed run.
 //
 // The number of kills comes from KILLS in the environment (default 8; `scripts/prove kills` runs 100).
 #include <chrono>

@@ -148,7 +148,7 @@ TEST_F(Rehearse, KilledItTakesItsRunWithItAndTheNextOneCleansUp) {
   EXPECT_EQ(processes_on(scratch()), 0) << "the run outlives its rehearsal";
   EXPECT_TRUE(fs::exists(scratch()));
   expect_success(run(rehearse(out())));
-  EXPECT_EQ(beside(), std::vector<std::string>{"runs"});  // made by the one that was killed
+  EXPECT_EQ(beside(), std::vector<std::string>{"runs"});  // made by the killed rehearsal
   EXPECT_TRUE(fs::is_empty(dir / "runs"));
 }
 

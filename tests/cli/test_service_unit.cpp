@@ -12,7 +12,7 @@
 namespace qt::test {
 namespace {
 
-// The last value of each key: none is there twice.
+// The last value of each key: no key comes twice.
 std::map<std::string, std::string> unit() {
   std::ifstream in(QTRAIN_SOURCE_DIR "/configs/qtrain.service");
   std::map<std::string, std::string> values;

@@ -1,5 +1,5 @@
 // Exports and imports that are refused: usage, damaged folders, disks that fail at any operation; and that
-// the reading back finds what it is there for.
+// the reading back finds what it looks for.
 #include <cmath>
 
 #include "src/core/log.h"

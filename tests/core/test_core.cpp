@@ -121,7 +121,7 @@ TEST(Half, OverflowStartsHalfAStepBeyondTheLargestValue) {
   EXPECT_EQ(to_f16(-1e30f).bits, 0xFC00);
   EXPECT_EQ(to_bf16(std::bit_cast<float>(0x7F7F7FFFu)).bits, 0x7F7F);
   EXPECT_EQ(to_bf16(std::numeric_limits<float>::max()).bits, 0x7F80);
-  // The NaN whose mantissa lies wholly in the bits that are cut off must not become infinity.
+  // A NaN with a mantissa wholly in the bits that are cut off must not become infinity.
   EXPECT_EQ(to_bf16(std::bit_cast<float>(0x7F800001u)).bits, 0x7FC0);
   EXPECT_EQ(to_f16(std::bit_cast<float>(0xFF800001u)).bits, 0xFE00);
 }

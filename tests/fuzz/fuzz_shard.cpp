@@ -66,7 +66,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t byte
   const auto side = qt::shard_side_path(path);
   std::filesystem::remove(side);
   write(path, content);
-  if (data[0] % 3 == 2) {  // a side file whose checksum holds, so that the checks behind it are reached
+  if (data[0] % 3 == 2) {  // a side file with a right checksum, so that the checks behind it are reached
     write(
         side,
         fmt::format(

@@ -31,7 +31,7 @@ std::string with_header(std::string_view header, std::size_t data_bytes = 0) {
   return with_length(header.size(), header) + std::string(data_bytes, 'd');
 }
 
-// One tensor whose entry is `fields`.
+// One tensor with the entry `fields`.
 std::string tensor(std::string_view fields, std::size_t data_bytes) {
   return with_header(fmt::format(R"({{"w":{{{}}}}})", fields), data_bytes);
 }

@@ -175,7 +175,7 @@ TEST(File, NewFoldersAreSyncedInTheFolderThatHoldsThem) {
   EXPECT_EQ(fs.log(), (std::vector<std::string>{"mkdir a", "open " + folder, "fsync", "close", "mkdir b",
                                                 "open a", "fsync", "close"}));
   make_folders(fs, dir / "a" / "b");
-  EXPECT_EQ(fs.operations(), 8) << "what is there is left alone";
+  EXPECT_EQ(fs.operations(), 8) << "existing folders are left alone";
   test::put(dir / "file", "x");
   for (const char* name : {"file", "file/below"}) {
     const auto text = message_of<DiskError>([&] { make_folders(fs, dir / name); });

@@ -1,4 +1,4 @@
-// What every backend does around an op, whoever computes it: memory, copies, the order of streams, numbers
+// What every backend does around an op: memory, copies, the order of streams, numbers
 // read back, the names it is made by, and the observer that profiles are made with. The cuda backend runs on
 // the simulator.
 #include "tests/support/test_backend.h"

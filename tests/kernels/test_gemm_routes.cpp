@@ -94,7 +94,7 @@ TEST(GemmRoutes, EveryCommittedRowIsAMeasurementThatAnswersForItself) {
   }
 }
 
-// sm_87 is a real compute capability that nobody measures here.
+// sm_87 is a real compute capability that no table here has.
 TEST(GemmRoutes, WithoutMeasurementsFewTokensAreFusedAndManyUseScratch) {
   EXPECT_EQ(packed_route(product(2047), cuda_target(87)), GemmRoute::fused);
   EXPECT_EQ(packed_route(product(2048), cuda_target(87)), GemmRoute::scratch);

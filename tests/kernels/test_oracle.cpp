@@ -199,7 +199,7 @@ TEST(ClosedForm, OfTheLossGradientIsTheDerivativeOfTheLoss) {
 }
 
 TEST(ErrorModel, CoversPlainF32ArithmeticAndIsNotMuchWider) {
-  // A sum of products in the plainest order, whose error the bound must cover for every draw; over many draws
+  // A sum of products in the plainest order: the bound must cover its error for every draw; over many draws
   // the worst comes near it, as far as random signs let it.
   double worst = 0;
   for (unsigned seed = 0; seed < 2000; ++seed) {

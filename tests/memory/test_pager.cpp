@@ -67,7 +67,7 @@ void double_all(Backend& backend, Arena& step, std::span<const Slab> slabs, cons
   backend.synchronize();
 }
 
-// Records the phase on `recorder` (whose work is thrown away) and runs it on `backend` with memory of its
+// Records the phase on `recorder` (its work is thrown away) and runs it on `backend` with memory of its
 // own.
 std::vector<float> doubled(AsyncBackend& backend, std::size_t count, Space space) {
   const auto memory_of = [&](std::int64_t bytes) { return backend.allocate(Space::device, bytes); };

@@ -16,7 +16,7 @@
 namespace qt::test {
 namespace {
 
-// Expects a ConfigError whose message or hint holds `word`.
+// Expects a ConfigError with `word` in its message or hint.
 template <class Call>
 void expect_config_error(Call call, const std::string& word) {
   try {

@@ -209,7 +209,7 @@ TEST_F(Processor, IsUnknownWhereNobodyMayReadIt) {
   Rapl endless;
   endless.joules();
   count("intel-rapl:0", "6000000");
-  EXPECT_FALSE(endless.joules()) << "nobody knows where it wraps";
+  EXPECT_FALSE(endless.joules()) << "the value where it wraps is unknown";
 }
 
 // --- watching ----------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ PlannedRun plan(Options o, std::int64_t vram_bytes = 12 * kGiB) {
   o.vram_bytes = vram_bytes;
   Limits limits;
   limits.device_bytes = vram_bytes;
-  limits.reserve_bytes = kGiB;  // of a card that nobody has looked at
+  limits.reserve_bytes = kGiB;  // of a card that was not measured
   return plan_run(o, card(), limits, 0);
 }
 

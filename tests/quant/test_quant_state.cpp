@@ -300,7 +300,7 @@ TEST(AdamMath, PowersAgreeWithTheLibraryForAMillionSteps) {
   for (const double beta : {0.0, 0.8, 0.9, 0.95, 0.999}) {
     for (const std::int64_t t : {1, 2, 3, 10, 1000, 71680, 1000000}) {
       const double want = std::pow(beta, static_cast<double>(t));
-      // Each of the 2 log2(t) products may add half an ulp, and squaring doubles what is there.
+      // Each of the 2 log2(t) products may add half an ulp, and squaring doubles the error so far.
       EXPECT_NEAR(int_power(beta, t), want, want * 0x1p-52 * static_cast<double>(t)) << beta << "^" << t;
     }
   }

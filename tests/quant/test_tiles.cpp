@@ -1,5 +1,5 @@
 // The layout of 4-bit matrices on a card: a permutation of the flat one, at the places its header names,
-// whose reads for both products meet no bank conflict.
+// with reads free of bank conflicts for both products.
 #include <algorithm>
 #include <array>
 #include <numeric>

@@ -1,4 +1,4 @@
-// The simulator finds each defect that it is there to find, says which and where, and finds none in the same
+// The simulator finds each defect that it looks for, says which and where, and finds none in the same
 // kernel without it.
 #include <algorithm>
 #include <array>
@@ -88,8 +88,9 @@ TEST_F(AsyncCopy, IsNotThereForOtherThreadsWithoutABarrier) {
 
 TEST_F(AsyncCopy, MustBeWaitedForBeforeTheKernelEnds) {
   EXPECT_THAT(report({.wait = Wait::none, .reads = false}),
-              HasSubstr("thread 0 left with a cp.async nobody waited for"));
-  EXPECT_THAT(report({.commit = false, .reads = false}), HasSubstr("left with a cp.async nobody waited for"));
+              HasSubstr("thread 0 left with a cp.async that no thread waited for"));
+  EXPECT_THAT(report({.commit = false, .reads = false}),
+              HasSubstr("left with a cp.async that no thread waited for"));
 }
 
 TEST_F(AsyncCopy, ReadsFromAlignedAddresses) {
@@ -130,7 +131,7 @@ TEST(Race, IsReportedInEveryDirectionUnlessAFenceOfTheRightWidthStandsBetween) {
   const char* const overwrites = " wrote, with no barrier between";
   struct Pair {
     Access lower, upper;
-    const char *forwards, *backwards;  // the second of the two in time is the one that is reported
+    const char *forwards, *backwards;  // the second of the two in time is reported
   };
   const Pair pairs[] = {{Access::write, Access::read, reads, spoils},
                         {Access::read, Access::write, spoils, reads},
@@ -241,7 +242,7 @@ TEST(Race, OnGlobalMemoryShowsAsADifferenceBetweenTheTwoOrders) {
   EXPECT_EQ(backwards, 0);
 }
 
-// ---- bounds, alignment, what nobody wrote ------------------------------------------------------------
+// ---- bounds, alignment, unwritten memory ------------------------------------------------------------
 
 enum class Touch : std::uint8_t { read, write, vector, part, fine };
 
@@ -320,7 +321,7 @@ TEST(SharedMemoryContent, OfABlockIsNothingUntilTheBlockWritesIt) {
   EXPECT_EQ(report_of({"leftover_kernel", 1, 32, 128}, leftover_kernel), "");
   EXPECT_THAT(report_of({"leftover_kernel", 2, 32, 128}, leftover_kernel),
               AllOf(HasSubstr("kernel leftover_kernel, block (1, 0, 0): thread 0: read at test_sim.cpp:"),
-                    HasSubstr("of shared memory nobody wrote")));
+                    HasSubstr("of shared memory that no thread wrote")));
 }
 
 // ---- meeting places ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// A backend whose streams really are asynchronous: work is queued, and synchronize() runs it in the most
+// A backend with truly asynchronous streams: work is queued, and synchronize() runs it in the most
 // hostile order that streams and events allow. What is right under every order is ordered by events, not by
 // luck.
 //

@@ -46,7 +46,7 @@ struct Ratio {
   }
 };
 
-// A field whose worst ratio over all shapes is smaller is bounded so loosely that the test says little.
+// A field with a smaller worst ratio over all shapes is bounded so loosely that the test says little.
 inline constexpr double kLooseRatio = 1e-4;
 
 class RatioTable : public ::testing::Environment {

@@ -1,4 +1,4 @@
-// For programs whose tests run on a card. Without one nothing here can run: said once, with the reason, and
+// For programs with tests that run on a card. Without one nothing here can run: said once, with the reason, and
 // with the exit code that CTest takes for skipped; a machine that must have a card (QTRAIN_REQUIRE_CUDA=1)
 // fails instead, so that it cannot be green by accident.
 #include <sys/wait.h>

@@ -61,7 +61,7 @@ inline Backend& shared_backend(const std::string& name, int threads) {
   return *backend;
 }
 
-// Ops whose bits docs/numerics.md promises on every backend.
+// Ops with bits that docs/numerics.md promises on every backend.
 template <class Op>
 inline constexpr bool kExactOp = false;
 #define QT_EXACT_OP(Op) \
@@ -423,7 +423,7 @@ class Case {
   std::vector<Buffer> buffers_;
   std::int64_t used_ = 0;
   std::vector<std::byte> image_;        // what the memory holds before a run
-  std::vector<std::uint8_t> writable_;  // 0: nobody's, kResult, kScratch
+  std::vector<std::uint8_t> writable_;  // 0: no op writes it, kResult, kScratch
   std::vector<std::byte> after_;
   std::mt19937_64 random_{kSeed};
   std::string label_, op_name_;

@@ -34,7 +34,7 @@ inline std::vector<std::vector<float>> weights_to_quantize() {
   return all;
 }
 
-// Gradients for AdamW8 whose blocks hold every threshold of both code books and its neighbours, with `scale`
+// Gradients for AdamW8 with blocks that hold every threshold of both code books and its neighbours, with `scale`
 // the largest magnitude.
 inline std::vector<float> gradients_at_thresholds(float scale) {
   std::vector<float> g;

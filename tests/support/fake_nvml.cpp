@@ -2,7 +2,7 @@
 // another order than by their addresses; the one at 0000:01:00.0 draws 200 W. FAKE_NVML says which functions
 // misbehave: "nvmlDeviceGetPowerUsage=fail nvmlDeviceGetClockInfo=ones".
 //
-//   fail   fails, after writing what nobody should read
+//   fail   fails, after writing what the caller must not read
 //   zero, ones   succeed with all bits 0 or 1 (no answer; 2^32 - 1, or 2^64 - 1)
 //   huge   succeeds with 10^9
 //   still, restart   of the energy counter: does not move; starts anew after a tenth of a second

@@ -20,7 +20,7 @@ namespace qt::test {
 // Sizes around the block boundaries of 64.
 inline const std::vector<std::int64_t> kAwkwardSizes = {1, 2, 63, 64, 65, 127, 128, 129, 4095, 4096, 4097};
 
-// N(0, 1), the same draws for the same seed on every machine whose libm rounds alike.
+// N(0, 1), the same draws for the same seed on every machine with the same rounding in libm.
 inline std::vector<float> normal(std::size_t count, std::uint64_t seed) {
   std::vector<float> x(count);
   const RngStream stream{.seed = seed};
@@ -33,7 +33,7 @@ inline std::vector<float> normal(std::size_t count, std::uint64_t seed) {
   return x;
 }
 
-// A packed tensor whose outputs start as garbage and are fenced by guard bytes.
+// A packed tensor with outputs that start as garbage and are fenced by guard bytes.
 template <class F>
 struct Packed {
   static constexpr std::int64_t kFence = 64;

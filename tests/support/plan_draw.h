@@ -98,7 +98,7 @@ inline void run_within(const PlannedRun& run, const DrawnPlan& d, const std::fil
   std::filesystem::remove_all(folder);
 }
 
-// At least 90 % of what is there, or the next micro-batch would be too large, or there is none.
+// At least 90 % of what the machine has, or the next micro-batch would be too large, or there is none.
 inline void expect_no_room_for_more(const PlannedRun& run, const DrawnPlan& d) {
   if (run.device_bytes * 10 >= d.limits.device_bytes * 9 || d.options.micro_batch > 0) return;
   const std::int64_t rows = d.options.batch_tokens / run.engine.model.seq_len;

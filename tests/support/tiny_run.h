@@ -112,7 +112,7 @@ inline TrainerOptions tiny_trainer_options(std::string run_dir, std::int64_t ste
   return o;
 }
 
-// The log of a run whose folder need not exist yet.
+// The log of a run; its folder may be missing.
 struct TinyLog {
   TinyLog(const std::string& run_dir, bool tensorboard, std::int64_t first_step)
       : writer((std::filesystem::create_directories(run_dir), run_dir), tensorboard, first_step) {}

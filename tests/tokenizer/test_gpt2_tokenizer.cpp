@@ -137,7 +137,7 @@ const Tokenizer& small() {
   return tokenizer;
 }
 
-// GPT-2's own, if it is there.
+// GPT-2's own, if the machine has it.
 const Tokenizer* gpt2() {
   static const std::optional<Tokenizer> tokenizer = []() -> std::optional<Tokenizer> {
     const char* named = std::getenv("QTRAIN_GPT2_TOKENIZER");

@@ -263,7 +263,7 @@ const Tokenizer& small_bpe() {
   return tokenizer;
 }
 
-// tiktoken's rule by the book: join the leftmost of the neighbours whose union has the smallest rank.
+// tiktoken's rule by the book: join the leftmost neighbours among those with the smallest rank of their union.
 class NaiveEncoder {
  public:
   explicit NaiveEncoder(const BpeVocab& vocab) {

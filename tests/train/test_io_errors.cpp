@@ -50,7 +50,7 @@ class BadDisk final : public FileSystem {
     return rc != 0 ? rc : posix_fs().write(fd, data, bytes);
   }
   int fsync(int fd) override {
-    (void)fd;  // nobody pulls the plug here
+    (void)fd;  // no power loss in this test
     return judge("fsync");
   }
   int close(int fd) override {
@@ -173,7 +173,7 @@ class IoErrors : public ::testing::Test {
 
   void meet_everywhere(const char* what, BadDisk::Kind kind, const std::vector<int>& errors) {
     sites = failed_saves = lost = 0;
-    for (const std::int64_t third_step : {6, 4}) {  // a new step, and one that is there already
+    for (const std::int64_t third_step : {6, 4}) {  // a new step, and one with a checkpoint already
       const std::size_t all = errors.size(), each = repeats("EVERY_ERROR", 0) != 0 ? all : 1;
       for (std::size_t turn = 0; turn < each; ++turn) {
         for (std::size_t at = 0;; ++at) {

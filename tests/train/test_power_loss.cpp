@@ -245,7 +245,7 @@ TEST(PowerLossControl, WithoutFsyncOfTheFiles) {
   findings.print("without fsync of files");
   EXPECT_GT(findings.lost, 0);
   EXPECT_GT(findings.half, 0);
-  EXPECT_EQ(findings.corrupt, 0) << "the hashes are there for this";
+  EXPECT_EQ(findings.corrupt, 0) << "the hashes must find this";
   // And without the hashes damaged ones would be accepted.
   EXPECT_GT(crash_everywhere(*recording, 300, VerifyDepth::sizes).corrupt, 0);
 }

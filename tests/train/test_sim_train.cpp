@@ -1,6 +1,6 @@
 // Whole runs through the cuda backend, on the simulator or on a card: a nanochat with heads of 64 and one
 // with heads of 128, packed, by both routes of packed products; a GPT-2 with heads of 48 in fp16. Each is
-// trained, evaluated, saved, killed and continued, and ends in the bits of the run that nobody touched; so is
+// trained, evaluated, saved, killed and continued, and ends in the bits of the undisturbed run; so is
 // one with masters in bf16. Each loss is held against the cpu backend's for the same weights. Packed weights
 // lie in tiles throughout, which files do not show.
 //

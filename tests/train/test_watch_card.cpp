@@ -1,5 +1,5 @@
 // Whole tiny runs on the simulated card, watched through a driver's library that lacks functions, fails or
-// talks nonsense: every run ends as if nobody had looked, and what is not known is not there, never 0.
+// talks nonsense: every run ends as without NVML, and unknown figures are left out, never 0.
 #include <set>
 #include <sstream>
 

@@ -1,5 +1,5 @@
 // Reading a run's log back: what a step that is done again replaces, what a log may lack, what is no log. And
-// the figures of `qtrain status`, against logs whose figures are known by hand.
+// the figures of `qtrain status`, against logs with figures known by hand.
 #include <gtest/gtest.h>
 
 #include "src/core/error.h"
