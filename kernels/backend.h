@@ -156,6 +156,8 @@ class Backend {
       const std::int64_t have_bytes = op.scratch.defined() ? op.scratch.bytes() : 0;
       QT_CHECK(have_bytes >= need_bytes, ShapeError, "{}: scratch has {} bytes, scratch_bytes() asks for {}",
                Op::kName, have_bytes, need_bytes);
+      QT_CHECK(reinterpret_cast<std::uintptr_t>(op.scratch.data) % kScratchAlignment == 0, ShapeError,
+               "{}: scratch begins at an address that is no multiple of {}", Op::kName, kScratchAlignment);
     }
   }
 

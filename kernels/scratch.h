@@ -1,5 +1,6 @@
 // Scratch an op needs on a target, in bytes: pure functions, no device, no toolkit. The caller allocates that
-// much and passes it in the op's `scratch` field; ops never allocate. 0 means: leave the field undefined.
+// much, aligned to kScratchAlignment, and passes it in the op's `scratch` field; ops never allocate. 0 means: leave the
+// field undefined.
 #pragma once
 
 #include <concepts>
@@ -9,6 +10,9 @@
 #include "kernels/target.h"
 
 namespace qt {
+
+// Of the address, in bytes: ops keep doubles in their scratch. Backend::run checks it.
+inline constexpr std::int64_t kScratchAlignment = 8;
 
 std::int64_t scratch_bytes(const EmbeddingBwd& op, const Target& target);
 std::int64_t scratch_bytes(const LayerNormBwd& op, const Target& target);

@@ -123,7 +123,27 @@ TEST_P(Contract, CopiesOfOtherSizesAndOntoThemselvesAreRefused) {
   EXPECT_THROW(backend->upload({}, x), ShapeError);
 }
 
-// Another algorithm sums in another order: who continues a run takes over those that it had. The cpu has none
+TEST_P(Contract, ScratchIsAsLargeAndAlignedAsTheOpAsksFor) {
+  constexpr std::int64_t kMany = 1 << 16;
+  const auto values = backend->allocate(Space::device, 4 * kMany), sum = backend->allocate(Space::device, 8);
+  SumSquares op{.x = TensorView(values->base(), DType::f32, {kMany}),
+                .out = TensorView(sum->base(), DType::f64, {1}),
+                .scratch = {}};
+  const std::int64_t bytes = scratch_bytes(op, backend->target());
+  ASSERT_GT(bytes, 0);
+  const auto room = backend->allocate(Space::device, bytes + kScratchAlignment);
+  const auto run_with = [&](std::int64_t first, std::int64_t size) {
+    op.scratch = TensorView(room->base() + first, DType::u8, {size});
+    backend->run(op);
+  };
+  EXPECT_THROW(backend->run(op), ShapeError);
+  EXPECT_THROW(run_with(0, bytes - 1), ShapeError);
+  EXPECT_THROW(run_with(1, bytes), ShapeError);
+  EXPECT_THROW(run_with(kScratchAlignment / 2, bytes), ShapeError);
+  EXPECT_NO_THROW(run_with(kScratchAlignment, bytes));
+}
+
+// Another algorithm sums in another order: a run that is continued takes over those that it had. The cpu has none
 // to choose from.
 TEST_P(Contract, AlgorithmsAreTakenOverAsTheyWereGivenAndGiveTheSameBits) {
   constexpr std::int64_t kRows = 16, kTerms = 64;

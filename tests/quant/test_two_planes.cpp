@@ -177,7 +177,7 @@ void expect_product(Backend& backend, Alignment alignment, const Sizes& size, Ge
                   .y = TensorView(y.data, y.dtype, {M, cols}),
                   .layout = layout};
   if (const std::int64_t bytes = scratch_bytes(op, backend.target()); bytes > 0)
-    op.scratch = memory.room<std::uint8_t>(bytes);
+    op.scratch = TensorView(memory.room<double>((bytes + 7) / 8).data, DType::u8, {bytes});
   backend.run(op);
   EXPECT_TRUE(same_bits(memory.get<T>(y), expected)) << size.N << " x " << size.K;
 }
