@@ -4,15 +4,11 @@
 #include <utility>
 
 #include "kernels/scratch.h"
-#include "quant/q8.h"
 #include "quant/tiles.h"
 
 namespace qt {
 
 namespace {
-
-constexpr std::int64_t kStateBlock = kQ8BlockElems;  // slabs are cut between blocks that share scales
-static_assert(SecondMoment::kZeroCode == 0);
 
 // The draws that round a param's masters in step t. Neither number reaches 2^32: no two of these streams are
 // one, so that a run that is continued at t draws what the uninterrupted one did.
@@ -24,32 +20,14 @@ RngStream rounding_draws(std::uint64_t seed, const Param& p, std::int64_t t) {
 
 }  // namespace
 
-const std::vector<OptimizerInfo>& optimizer_table() {
-  static const std::vector<OptimizerInfo> kTable = {
-      {"adamw8", true},
-      {"adamw", false},
-  };
-  return kTable;
-}
-
-const OptimizerInfo& optimizer_by_name(std::string_view name) {
-  for (const OptimizerInfo& info : optimizer_table()) {
-    if (info.name == name) return info;
-  }
-  std::string names;
-  for (const OptimizerInfo& info : optimizer_table())
-    names += fmt::format("{}{}", names.empty() ? "" : ", ", info.name);
-  throw ConfigError(fmt::format("unknown optimizer '{}'", name), "use --optim with one of: " + names);
-}
-
 Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& params,
-                     std::vector<TensorView> gradients, OptimizerOptions options, std::int64_t max_slab_bytes)
+                     std::vector<TensorView> gradients, const OptimizerOptions& options,
+                     std::int64_t max_slab_bytes)
     : backend_(backend),
       pager_(backend, max_slab_bytes),
       params_(params),
       gradients_(std::move(gradients)),
-      options_(std::move(options)) {
-  const OptimizerInfo& info = optimizer_by_name(options_.name);
+      options_(options) {
   for (const auto& [option, beta] :
        {std::pair{"--beta1", options_.beta1}, std::pair{"--beta2", options_.beta2}}) {
     QT_CHECK(beta >= 0 && beta < 1, ConfigError, "{} must be at least 0 and below 1, got {}", option, beta);
@@ -60,20 +38,12 @@ Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& par
   states_.reserve(params_.size());
   for (const Param& p : params_) {
     const std::int64_t n = p.elems();
-    ParamState s;
-    s.eight_bit = info.eight_bit_moments && p.group == ParamGroup::matrix;
     const DType master = p.group == ParamGroup::norm ? DType::f32 : options_.master;
+    ParamState& s = states_.emplace_back();
     s.master = home.keep("master." + p.name, MemoryTag::master, master, {n});
-    if (s.eight_bit) {
-      s.m = home.keep("m." + p.name, MemoryTag::moments, DType::u8, {n});
-      s.v = home.keep("v." + p.name, MemoryTag::moments, DType::u8, {n});
-      s.m_absmax = home.keep("m." + p.name + ".absmax", MemoryTag::moments, DType::f32, {q8_scale_count(n)});
-      s.v_absmax = home.keep("v." + p.name + ".absmax", MemoryTag::moments, DType::f32, {q8_scale_count(n)});
-    } else {
-      s.m = home.keep("m." + p.name, MemoryTag::moments, DType::f32, {n});
-      s.v = home.keep("v." + p.name, MemoryTag::moments, DType::f32, {n});
-    }
-    states_.push_back(s);
+    for (const StatePiece& piece : rule_of(p.group).state)
+      s.pieces.push_back(
+          home.keep(piece.tensor_name(p), MemoryTag::moments, piece.dtype, {piece.elems_of(n)}));
   }
   grad_sumsq_ =
       state.keep("grad_sumsq", MemoryTag::inputs, DType::f64, {static_cast<std::int64_t>(gradients_.size())});
@@ -84,17 +54,21 @@ Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& par
   cut_slabs(max_slab_bytes);
 }
 
+const UpdateRule& Optimizer::rule_of(ParamGroup group) const {
+  const UpdateRule& rule = *options_.rule;
+  return group == ParamGroup::matrix || rule.others == nullptr ? rule : *rule.others;
+}
+
 Slab Optimizer::slab_of(std::size_t param, std::int64_t first, std::int64_t elems) const {
   const ParamState& s = states_[param];
   Slab slab;
-  slab.parts[0] = s.master.flat(first, elems);
-  slab.parts[1] = s.m.flat(first, elems);
-  slab.parts[2] = s.v.flat(first, elems);
-  slab.count = 3;
-  if (s.eight_bit) {
-    slab.parts[3] = s.m_absmax.flat(first / kStateBlock, q8_scale_count(elems));
-    slab.parts[4] = s.v_absmax.flat(first / kStateBlock, q8_scale_count(elems));
-    slab.count = 5;
+  const auto add = [&](const TensorView& view) {
+    slab.parts.at(static_cast<std::size_t>(slab.count++)) = view;
+  };
+  add(s.master.flat(first, elems));
+  for (std::size_t k = 0; k < s.pieces.size(); ++k) {
+    const StatePiece& piece = rule_of(params_[param].group).state[k];
+    add(s.pieces[k].flat(first / piece.block_elems, piece.elems_of(elems)));
   }
   return slab;
 }
@@ -104,8 +78,9 @@ void Optimizer::cut_slabs(std::int64_t max_slab_bytes) {
     const std::int64_t n = params_[i].elems();
     // The largest multiple of the state block whose parts, each padded to the request alignment, stay within
     // a slab.
-    const std::int64_t moment_bytes = states_[i].eight_bit ? 2 * kStateBlock + 8 : 8 * kStateBlock;
-    const std::int64_t block_bytes = dtype_bytes(states_[i].master.dtype) * kStateBlock + moment_bytes;
+    std::int64_t block_bytes = dtype_bytes(states_[i].master.dtype) * kStateBlock;
+    for (const StatePiece& piece : rule_of(params_[i].group).state)
+      block_bytes += dtype_bytes(piece.dtype) * piece.elems_of(kStateBlock);
     std::int64_t most = (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
     QT_CHECK(most > 0, PlanError, "slabs of {} bytes cannot hold a block of optimizer state", max_slab_bytes);
     // A strip that two slabs share would be written byte by byte, so cut between strips where one fits.
@@ -152,11 +127,8 @@ void Optimizer::init_weights(Arena& step, std::uint64_t seed) {
                    .constant = p.init.constant,
                    .rng = RngStream{.seed = seed, .purpose = RngPurpose::init, .stream = p.rng_stream},
                    .first_element = origin.first});
-    for (std::size_t part = 1; part < parts.size(); ++part) {
-      // Code 0 of the signed map is its most negative value, not zero.
-      const bool signed_codes = part == 1 && states_[origin.param].eight_bit;
-      backend_.run(Fill{.x = parts[part], .value = signed_codes ? double{FirstMoment::kZeroCode} : 0.0});
-    }
+    for (std::size_t part = 1; part < parts.size(); ++part)
+      backend_.run(Fill{.x = parts[part], .value = rule_of(p.group).state[part - 1].initial});
     encode_slab(origin, parts[0]);
   });
   check_finite();
@@ -191,9 +163,8 @@ StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_mu
                       .max_norm = options_.max_norm,
                       .gradient_tokens = gradient_tokens};
   for (std::size_t g = 0; g < kParamGroups; ++g) {
-    const bool decays = static_cast<ParamGroup>(g) != ParamGroup::norm;
-    prepare.hyper[g] = adam_hyper(options_.peak_lr[g] * lr_multiplier, options_.beta1, options_.beta2,
-                                  options_.eps, decays ? options_.weight_decay : 0.0, t);
+    const auto group = static_cast<ParamGroup>(g);
+    prepare.hyper[g] = rule_of(group).hyper(options_, group, options_.peak_lr[g] * lr_multiplier, t);
   }
   backend_.run(prepare);
   t_ = t;
@@ -201,31 +172,17 @@ StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_mu
   return StepStats{.loss = stats[0], .norm = stats[1], .finite = stats[2] == 0, .tokens = stats[3]};
 }
 
-void Optimizer::update_slab(const SlabOrigin& origin, std::span<const TensorView> parts) {
+void Optimizer::update_slab(Arena& step, const SlabOrigin& origin, std::span<const TensorView> parts) {
   const Param& p = params_[origin.param];
-  const TensorView grad = p.grad.flat(origin.first, origin.elems);
-  const RngStream draws = rounding_draws(options_.seed, p, t_);
-  if (states_[origin.param].eight_bit) {
-    backend_.run(AdamW8{.master = parts[0],
-                        .grad = grad,
-                        .m_codes = parts[1],
-                        .v_codes = parts[2],
-                        .m_absmax = parts[3],
-                        .v_absmax = parts[4],
-                        .params = step_params_,
-                        .group = p.group,
-                        .rng = draws,
-                        .first_element = origin.first});
-  } else {
-    backend_.run(AdamW{.master = parts[0],
-                       .grad = grad,
-                       .m = parts[1],
-                       .v = parts[2],
-                       .params = step_params_,
-                       .group = p.group,
-                       .rng = draws,
-                       .first_element = origin.first});
-  }
+  rule_of(p.group).update({.backend = backend_,
+                           .step = step,
+                           .param = p,
+                           .first = origin.first,
+                           .master = parts[0],
+                           .grad = p.grad.flat(origin.first, origin.elems),
+                           .state = parts.subspan(1),
+                           .step_params = step_params_,
+                           .draws = rounding_draws(options_.seed, p, t_)});
 }
 
 void Optimizer::update(Arena& step) {
@@ -238,7 +195,7 @@ void Optimizer::update(Arena& step) {
       // The control run keeps no more than the codes: what the last encoding lost is lost.
       backend_.run(Dequantize{.w = p.weight.packed, .first = origin.first, .dst = parts[0]});
     }
-    update_slab(origin, parts);
+    update_slab(step, origin, parts);
     encode_slab(origin, parts[0]);
   });
   check_finite();
@@ -262,14 +219,10 @@ std::int64_t Optimizer::paged_bytes() const {
 std::vector<NamedView> Optimizer::state() const {
   std::vector<NamedView> list;
   for (std::size_t i = 0; i < params_.size(); ++i) {
-    const ParamState& s = states_[i];
-    const std::string& name = params_[i].name;
-    list.push_back({"master." + name, s.master});
-    list.push_back({"m." + name, s.m});
-    list.push_back({"v." + name, s.v});
-    if (!s.eight_bit) continue;
-    list.push_back({"m." + name + ".absmax", s.m_absmax});
-    list.push_back({"v." + name + ".absmax", s.v_absmax});
+    const Param& p = params_[i];
+    list.push_back({"master." + p.name, states_[i].master});
+    for (std::size_t k = 0; k < states_[i].pieces.size(); ++k)
+      list.push_back({rule_of(p.group).state[k].tensor_name(p), states_[i].pieces[k]});
   }
   return list;
 }

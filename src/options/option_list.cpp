@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "optim/rule_table.h"
 #include "src/options/option_table.h"
 
 namespace qt {
@@ -63,7 +64,7 @@ constexpr OptionSpec kTable[] = {
     {"memory", "threads", K::count, &O::threads, R::shown, kSpeed,
      "cpu threads; 0: all cores (results do not depend on it)"},
 
-    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, "adamw8 | adamw"},
+    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, kUpdateRuleNames},
     {"optim", "learning-rate", K::number, &O::learning_rate, R::printed, 0,
      "one peak rate for all groups, not scaled by width; 0: the three rates below"},
     {"optim", "matrix-lr", K::number, &O::matrix_lr, R::printed, 0,

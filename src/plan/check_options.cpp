@@ -71,7 +71,7 @@ void check_options(const Options& o) {
         fmt::format("--dtype fp16 does not go with --master {}: fp16 needs an f32 master", o.master),
         "use --dtype bf16, or --master f32");
   }
-  optimizer_by_name(o.optim);
+  update_rule_by_name(o.optim);
   for (const auto& [option, value] :
        {std::pair{"--warmdown", o.warmdown}, std::pair{"--final-lr", o.final_lr}}) {
     if (!(value <= 1))

@@ -41,7 +41,7 @@ OptimizerControl control_from_name(const std::string& name) {
 
 OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
   OptimizerOptions optim;
-  optim.name = o.optim;
+  optim.rule = &update_rule_by_name(o.optim);
   optim.master = o.master == kRoundedMaster ? DType::bf16 : DType::f32;
   optim.seed = o.seed;
   const auto rate = [&](ParamGroup g) -> double& { return optim.peak_lr[static_cast<std::size_t>(g)]; };

@@ -25,7 +25,7 @@ std::vector<Floats> decode(const ModelConfig& config, const ModelOptions& option
   ModelOptions forward_only = options;
   forward_only.gradients = true;  // the optimizer encodes the weights
   OptimizerOptions optim;
-  optim.name = "adamw";
+  optim.rule = &rules::adamw;
   run_planned(config, forward_only, optim, [&](Parts& parts) {
     for (const NamedView& piece : parts.optimizer->state()) {
       for (const Param& p : parts.model.params()) {
@@ -119,7 +119,7 @@ TEST(Decoder, AgreesWithTheModelOnLongPromptsAndPackedWeights) {
       o.memory.weights = format;
       o.memory.compute = compute;
       o.with_logits = true;
-      o.optim.name = "adamw";
+      o.optim.rule = &rules::adamw;
       TestEngine engine(o);
       engine.set_masters([](const Param& p) { return lively_weights(p); });
       const Floats all = engine.logits(text);

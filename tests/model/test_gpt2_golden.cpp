@@ -45,7 +45,7 @@ class Gpt2Golden : public ::testing::TestWithParam<const char*> {
     o.model = golden.config();
     o.memory.micro_batch_rows = golden.shape("ids").at(0);
     o.with_logits = true;
-    o.optim.name = "adamw";
+    o.optim.rule = &rules::adamw;
     o.optim.max_norm = 0;
     return o;
   }

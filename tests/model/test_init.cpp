@@ -106,7 +106,7 @@ TEST(Init, GradientsAreExactlyZeroUntilTheZerosBeforeThemHaveMoved) {
         SCOPED_TRACE(
             fmt::format("{} {} checkpointing {}", optimizer, setup_name(format, compute), checkpointed));
         EngineOptions o = fresh(format, compute);
-        o.optim.name = optimizer;
+        o.optim.rule = &update_rule_by_name(optimizer);
         o.memory.checkpoint_activations = checkpointed;
         TestEngine engine(o);
         engine->init_weights(1);

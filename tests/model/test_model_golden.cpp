@@ -56,7 +56,7 @@ EngineOptions golden_options() {
   o.model = golden().config();
   o.memory.micro_batch_rows = golden().shape("ids").at(0);
   o.with_logits = true;
-  o.optim.name = "adamw";
+  o.optim.rule = &rules::adamw;
   o.optim.max_norm = 0;
   return o;
 }

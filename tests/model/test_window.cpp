@@ -30,7 +30,7 @@ EngineOptions split(std::int64_t rows) {
   o.model.vocab_size = 97, o.model.seq_len = 32;
   o.memory.micro_batch_rows = rows;
   o.accumulation = kRows / rows;
-  o.optim.name = "adamw";
+  o.optim.rule = &rules::adamw;
   o.optim.max_norm = 0;
   return o;
 }

@@ -22,8 +22,8 @@ namespace {
 
 constexpr std::uint64_t kRunSeed = 0x5EED00000042;
 
-EngineOptions options_with(DType master, const std::string& optim = "adamw8") {
-  EngineOptions e = tiny_engine_options({.optim = optim, .master = master});
+EngineOptions options_with(DType master, const UpdateRule& rule = rules::adamw8) {
+  EngineOptions e = tiny_engine_options({.rule = &rule, .master = master});
   e.optim.seed = kRunSeed;
   return e;
 }
@@ -84,7 +84,7 @@ TEST(MastersInBf16, AreThoseOfAllButVectorsAndBeginAsTheRoundedDraws) {
 // (seed, param, step, element) decides each draw; so an update that is repeated after a restart rounds as it
 // did before, and no other draws alike.
 TEST(MastersInBf16, AreRoundedByTheDrawsOfTheirParamAndStep) {
-  EngineOptions options = options_with(DType::bf16, "adamw");
+  EngineOptions options = options_with(DType::bf16, rules::adamw);
   options.optim.max_norm = 0;  // nothing scales the gradients
   Windows windows(options);
   const auto wrongly_rounded_if = [&](std::string_view mistake) {

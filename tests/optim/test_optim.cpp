@@ -34,20 +34,20 @@ std::string difference(const Snapshot& a, const Snapshot& b) {
 // --- paging ------------------------------------------------------------------------------------------------
 
 TEST(OptimizerPaging, GivesTheBitsOfResidentStateAfterSeveralSteps) {
-  for (const char* name : {"adamw", "adamw8"}) {
+  for (const UpdateRule* rule : kRules) {
     for (const FormatId weights : {FormatId::nf4, FormatId::none}) {
       for (const auto& [gradient, master] : kGradientsAndMasters) {
-        RigOptions s{.name = name, .paged = true, .weights = weights, .gradient = gradient, .master = master};
+        RigOptions s{.rule = rule, .paged = true, .weights = weights, .gradient = gradient, .master = master};
         Rig paged(s);
         s.paged = false;
         s.max_slab_bytes = kMaxSlabBytes;
         s.threads = 2;
         Rig resident(s);
-        EXPECT_EQ(difference(paged.snapshot(), resident.snapshot()), "") << name << " after init";
+        EXPECT_EQ(difference(paged.snapshot(), resident.snapshot()), "") << rule->name << " after init";
         const Snapshot before = paged.snapshot();
         paged.train(4);
         resident.train(4);
-        EXPECT_EQ(difference(paged.snapshot(), resident.snapshot()), "") << name;
+        EXPECT_EQ(difference(paged.snapshot(), resident.snapshot()), "") << rule->name;
         EXPECT_NE(difference(paged.snapshot(), before), "") << "something must have been learned";
         EXPECT_EQ(resident.optimizer().paged_bytes(), 0);
         EXPECT_EQ(resident.host->plan().bytes, 0);
@@ -57,8 +57,8 @@ TEST(OptimizerPaging, GivesTheBitsOfResidentStateAfterSeveralSteps) {
 }
 
 TEST(OptimizerPaging, CutsLargeTensorsAndMovesEachByteOnceEachWay) {
-  for (const auto& [name, master] : kOptimizersAndMasters) {
-    Rig rig({.name = name, .max_slab_bytes = 200 * 1024, .master = master});
+  for (const auto& [rule, master] : kRulesAndMasters) {
+    Rig rig({.rule = rule, .max_slab_bytes = 200 * 1024, .master = master});
     std::int64_t bytes = 0;
     for (const NamedView& v : rig.optimizer().state()) bytes += v.view.bytes();
     EXPECT_EQ(rig.optimizer().paged_bytes(), bytes);
@@ -77,7 +77,7 @@ TEST(OptimizerPaging, CutsLargeTensorsAndMovesEachByteOnceEachWay) {
 }
 
 TEST(OptimizerPaging, PassesThroughWithoutChangingABit) {
-  Rig rig({.name = "adamw8"});
+  Rig rig({.rule = &rules::adamw8});
   rig.train(1);
   const Snapshot before = rig.snapshot();
   rig.backend->reset_totals();
@@ -110,10 +110,10 @@ TEST(OptimizerPaging, RefusesSlabsThatHoldNoBlock) { EXPECT_THROW(Rig({.max_slab
 // --- arithmetic --------------------------------------------------------------------------------------------
 
 TEST(OptimizerInit, StartsMomentsAtZeroWhateverTheirCode) {
-  for (const char* name : {"adamw", "adamw8"}) {
-    Rig rig({.name = name});
+  for (const UpdateRule* rule : kRules) {
+    Rig rig({.rule = rule});
     for (const Param& p : rig.params()) {
-      if (p.group == ParamGroup::matrix && rig.setup.name == "adamw8") {
+      if (p.group == ParamGroup::matrix && rule == &rules::adamw8) {
         for (const std::uint8_t code : rig.state_values<std::uint8_t>("m." + p.name))
           ASSERT_EQ(FirstMoment::kMap[code], 0.0f) << p.name;
         for (const std::uint8_t code : rig.state_values<std::uint8_t>("v." + p.name))
@@ -155,7 +155,7 @@ TEST(OptimizerInit, DrawsEveryTensorFromItsOwnStreamWithItsOwnSpread) {
 
 // The step of every element by the scalar reference, from a snapshot of state and gradients.
 TEST(OptimizerStep, MatchesTheScalarArithmeticOfEveryGroup) {
-  Rig rig({.name = "adamw", .max_norm = 0.5});
+  Rig rig({.rule = &rules::adamw, .max_norm = 0.5});
   constexpr double kLr = 0.25;
   for (std::int64_t t = 1; t <= 3; ++t) {
     const std::vector<float> grads = rig.random_gradients(static_cast<std::uint64_t>(t), 0.1f);
@@ -198,7 +198,7 @@ TEST(OptimizerStep, MatchesTheScalarArithmeticOfEveryGroup) {
 
 TEST(OptimizerStep, LeavesSmallGradientsUnclippedAndZeroMeansNever) {
   const auto first_moment = [](double max_norm, float scale) {
-    Rig rig({.name = "adamw", .max_norm = max_norm});
+    Rig rig({.rule = &rules::adamw, .max_norm = max_norm});
     rig.set_gradients(rig.random_gradients(3, scale));
     rig.measure(1);
     rig.update();
@@ -269,8 +269,8 @@ TEST(OptimizerStep, EncodesMastersThatWereWrittenFromOutside) {
 TEST(BadGradients, LeaveEveryBitOfWeightsAndStateAlone) {
   constexpr float kInf = std::numeric_limits<float>::infinity(),
                   kNaN = std::numeric_limits<float>::quiet_NaN();
-  for (const char* name : {"adamw", "adamw8"}) {
-    Rig rig({.name = name});
+  for (const UpdateRule* rule : kRules) {
+    Rig rig({.rule = rule});
     rig.train(2);
     const Snapshot before = rig.snapshot();
     for (const float bad : {kInf, -kInf, kNaN, 3e38f}) {
@@ -280,7 +280,7 @@ TEST(BadGradients, LeaveEveryBitOfWeightsAndStateAlone) {
       rig.set_gradients(grads);
       EXPECT_FALSE(rig.measure(3).finite) << bad;
       rig.update();
-      EXPECT_EQ(difference(before, rig.snapshot()), "") << name << " " << bad;
+      EXPECT_EQ(difference(before, rig.snapshot()), "") << rule->name << " " << bad;
     }
     // The loss alone counts too.
     rig.set_gradients(rig.random_gradients(9), std::numeric_limits<double>::infinity());
@@ -348,7 +348,7 @@ TEST(Controls, FrozenMatricesLearnNothingAndTheRestDoes) {
 }
 
 TEST(Controls, WithoutAMasterAStepStartsFromTheCodes) {
-  RigOptions s{.name = "adamw", .weight_decay = 0};
+  RigOptions s{.rule = &rules::adamw, .weight_decay = 0};
   Rig with(s);
   s.control = OptimizerControl::no_master;
   Rig without(s);

@@ -1,9 +1,6 @@
-// Learning-rate schedules against hand-computed tables, and the names of schedules and optimizers.
-#include <string>
-
+// Learning-rate schedules against hand-computed tables, and the names of schedules.
 #include <gtest/gtest.h>
 
-#include "optim/optimizer.h"
 #include "optim/schedule.h"
 #include "src/core/error.h"
 
@@ -72,20 +69,6 @@ TEST(Schedules, AreFoundByName) {
   EXPECT_EQ(schedule_from_name("cosine"), ScheduleKind::cosine);
   EXPECT_THROW(schedule_from_name("linear"), ConfigError);
   EXPECT_THROW(schedule_from_name(""), ConfigError);
-}
-
-TEST(Optimizers, AreFoundByNameOrRefusedWithTheList) {
-  for (const OptimizerInfo& info : optimizer_table()) EXPECT_EQ(optimizer_by_name(info.name).name, info.name);
-  EXPECT_TRUE(optimizer_by_name("adamw8").eight_bit_moments);
-  EXPECT_FALSE(optimizer_by_name("adamw").eight_bit_moments);
-  try {
-    optimizer_by_name("adam");
-    FAIL() << "accepted";
-  } catch (const ConfigError& e) {
-    EXPECT_NE(std::string(e.what()).find("'adam'"), std::string::npos);
-    for (const OptimizerInfo& info : optimizer_table())
-      EXPECT_NE(e.hint().find(info.name), std::string::npos) << e.hint();
-  }
 }
 
 }  // namespace

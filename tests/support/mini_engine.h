@@ -26,7 +26,7 @@ inline std::unique_ptr<Engine> mini_engine() {
   e.memory.weights = FormatId::nf4;
   e.memory.checkpoint_activations = true;
   e.memory.micro_batch_rows = 1;
-  e.optim.name = "adamw8";
+  e.optim.rule = &rules::adamw8;
   e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};
   const Target target = test_target(1);
   return std::make_unique<Engine>(make_test_backend(target), e, Engine::rehearse(e, target));

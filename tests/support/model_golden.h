@@ -66,7 +66,7 @@ class GoldenModel {
   // "adamw" with the rates of the metadata; `settings` is its "optimizer" or one variant of it.
   static OptimizerOptions optimizer(const Json& settings, bool paged) {
     OptimizerOptions o;
-    o.name = "adamw";
+    o.rule = &rules::adamw;
     o.peak_lr[static_cast<std::size_t>(ParamGroup::matrix)] = settings.at("lr_matrix");
     o.peak_lr[static_cast<std::size_t>(ParamGroup::norm)] = settings.at("lr_matrix");
     o.peak_lr[static_cast<std::size_t>(ParamGroup::embedding)] = settings.at("lr_embedding");

@@ -22,7 +22,7 @@
 namespace qt::test {
 
 struct RigOptions {
-  std::string name = "adamw8";
+  const UpdateRule* rule = &rules::adamw8;
   bool paged = true;
   FormatId weights = FormatId::nf4;  // of the matrices
   std::string dense_matrix;          // the matrix of this name has the format none all the same
@@ -94,7 +94,7 @@ struct Placed {
       elems += (p.elems() + 255) / 256 * 256;
     }
     OptimizerOptions o;
-    o.name = s.name;
+    o.rule = s.rule;
     std::copy(std::begin(kPeakLr), std::end(kPeakLr), o.peak_lr.begin());
     o.eps = 1e-8;
     o.weight_decay = s.weight_decay;
@@ -114,8 +114,16 @@ struct Placed {
 
 inline constexpr std::pair<DType, DType> kGradientsAndMasters[] = {
     {DType::f32, DType::f32}, {DType::bf16, DType::f32}, {DType::bf16, DType::bf16}};
-inline constexpr std::pair<const char*, DType> kOptimizersAndMasters[] = {
-    {"adamw", DType::f32}, {"adamw8", DType::f32}, {"adamw", DType::bf16}, {"adamw8", DType::bf16}};
+inline constexpr const UpdateRule* kRules[] = {
+#define QT_RULE_ROW(name) &rules::name,
+    QT_FOR_EACH_UPDATE_RULE(QT_RULE_ROW)
+#undef QT_RULE_ROW
+};
+inline constexpr std::pair<const UpdateRule*, DType> kRulesAndMasters[] = {
+#define QT_RULE_ROW(name) {&rules::name, DType::f32}, {&rules::name, DType::bf16},
+    QT_FOR_EACH_UPDATE_RULE(QT_RULE_ROW)
+#undef QT_RULE_ROW
+};
 inline constexpr std::pair<FormatId, DType> kWeightsAndMasters[] = {
     {FormatId::nf4, DType::f32}, {FormatId::none, DType::f32}, {FormatId::nf4, DType::bf16}};
 

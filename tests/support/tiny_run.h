@@ -66,7 +66,7 @@ struct TinyShape {
   bool paged = true;
   int threads = 2;
   DType compute = DType::f32;
-  std::string optim = "adamw8";
+  const UpdateRule* rule = &rules::adamw8;
   std::int64_t rows = 2;
   std::int64_t accumulation = 2;
   std::int64_t vocab_size = 265;  // the `bytes` tokenizer
@@ -87,7 +87,7 @@ inline EngineOptions tiny_engine_options(const TinyShape& shape) {
   e.memory.weights = shape.packed ? FormatId::nf4 : FormatId::none;
   e.memory.checkpoint_activations = shape.checkpoint;
   e.memory.micro_batch_rows = shape.rows;
-  e.optim.name = shape.optim;
+  e.optim.rule = shape.rule;
   e.optim.master = shape.master;
   e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};
   e.optim.paged = shape.paged;

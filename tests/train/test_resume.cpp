@@ -71,8 +71,8 @@ TEST_F(Resume, CheckpointingOnAndOffGiveTheSameBits) {
 
 TEST_F(Resume, PagingOnAndOffGiveTheSameBits) {
   EXPECT_EQ(hash_after_training({.paged = true}), hash_after_training({.paged = false}));
-  EXPECT_EQ(hash_after_training({.paged = true, .optim = "adamw"}),
-            hash_after_training({.paged = false, .optim = "adamw"}));
+  EXPECT_EQ(hash_after_training({.paged = true, .rule = &rules::adamw}),
+            hash_after_training({.paged = false, .rule = &rules::adamw}));
   EXPECT_EQ(hash_after_training({.paged = true, .master = DType::bf16}),
             hash_after_training({.paged = false, .master = DType::bf16}));
 }
@@ -92,7 +92,7 @@ TEST_F(Resume, DifferentSettingsThatMatterGiveDifferentBits) {
   // The comparisons above would be worthless if the hash did not see the state.
   const std::string packed = hash_after_training({});
   EXPECT_NE(packed, hash_after_training({.packed = false}));
-  EXPECT_NE(packed, hash_after_training({.optim = "adamw"}));
+  EXPECT_NE(packed, hash_after_training({.rule = &rules::adamw}));
   EXPECT_NE(packed, hash_after_training({.master = DType::bf16}));
 }
 

@@ -56,7 +56,7 @@ EngineOptions common(ModelConfig model, DType compute, FormatId weights) {
   e.memory.weights = weights;
   e.memory.checkpoint_activations = true;
   e.memory.micro_batch_rows = 1;
-  e.optim.name = "adamw8";
+  e.optim.rule = &rules::adamw8;
   e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};
   e.optim.paged = true;
   e.accumulation = 2;

@@ -1,0 +1,94 @@
+// UpdateRule: what a method keeps of each parameter beside the master, and how it updates both. Optimizer
+// (optim/optimizer.h) does the rest: memory, paging, the compute copies.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "kernels/backend.h"
+#include "optim/rule_table.h"
+#include "quant/param.h"
+#include "src/memory/arena.h"
+
+namespace qt {
+
+struct UpdateRule;
+
+namespace rules {
+#define QT_DECLARE_RULE(name) extern const UpdateRule name;
+QT_FOR_EACH_UPDATE_RULE(QT_DECLARE_RULE)
+#undef QT_DECLARE_RULE
+}  // namespace rules
+
+// Experiments that show what the master copy and the matrices' training are worth (docs/benchmarks.md).
+enum class OptimizerControl : std::uint8_t { none, no_master, frozen_matrices };
+
+struct OptimizerOptions {
+  const UpdateRule* rule = &rules::adamw8;     // outlives the optimizer
+  std::array<double, kParamGroups> peak_lr{};  // by ParamGroup
+  double beta1 = 0.8;
+  double beta2 = 0.95;
+  double eps = 1e-10;
+  double weight_decay = 0;  // of matrices, embedding and head; never of norm weights and biases
+  double max_norm = 1.0;    // global-norm clipping after accumulation; 0: off
+  bool paged = true;        // master and moments in host memory
+  // f32, or bf16 of matrices, embedding and head, which updates then round stochastically with draws from
+  // `seed`. Vectors keep f32: they weigh nothing, and are added in f32.
+  DType master = DType::f32;
+  std::uint64_t seed = 0;
+  OptimizerControl control = OptimizerControl::none;
+};
+
+// Slabs are cut between blocks of so many elements of a parameter.
+inline constexpr std::int64_t kStateBlock = 256;
+
+// A tensor that a rule keeps for each of its parameters, stored as "<name>.<parameter><suffix>" and paged with
+// the master.
+struct StatePiece {
+  std::string_view name;
+  std::string_view suffix = {};
+  DType dtype = DType::f32;
+  std::int64_t block_elems = 1;  // elements of the parameter to one of the piece: a divisor of kStateBlock
+  double initial = 0;            // of every element before the first step
+
+  // Of the piece for n elements of the parameter.
+  std::int64_t elems_of(std::int64_t n) const { return (n + block_elems - 1) / block_elems; }
+  std::string tensor_name(const Param& p) const { return fmt::format("{}.{}{}", name, p.name, suffix); }
+};
+
+// Elements [first, first + n) of a parameter in one step. Views are dense, of rank 1, in device memory; `first` is
+// a multiple of kStateBlock.
+struct SlabUpdate {
+  Backend& backend;
+  Arena& step;  // in the phase optimizer_step: for scratch
+  const Param& param;
+  std::int64_t first = 0;
+  TensorView master;                  // in/out [n] f32 | bf16
+  TensorView grad;                    // in     [n] f32 | bf16
+  std::span<const TensorView> state;  // in/out, as UpdateRule::state lists them: [elems_of(n)]
+  TensorView step_params;             // in     [kStepParamFloats] f32, of PrepareStep
+  RngStream draws;                    // for rounding a bf16 master: element i takes draw first + i
+};
+
+struct UpdateRule {
+  std::string_view name;
+  std::span<const StatePiece> state;  // fewer than kMaxSlabParts
+  // The constants of applied step t (from 1) for a group: what PrepareStep leaves in step_params.
+  AdamHyper (*hyper)(const OptimizerOptions& options, ParamGroup group, double lr, std::int64_t t) = nullptr;
+  // Runs the ops that update the slab, which leave master and state alone when step_params says that the step is
+  // skipped. The result must not depend on where slabs are cut.
+  void (*update)(const SlabUpdate& slab) = nullptr;
+  // Updates embedding, head and norms; nullptr: this rule does.
+  const UpdateRule* others = nullptr;
+};
+
+// AdamW's constants (quant/adam_math.h); vectors do not decay.
+AdamHyper adamw_hyper(const OptimizerOptions& options, ParamGroup group, double lr, std::int64_t t);
+
+// A rule of the table. Throws ConfigError listing their names.
+const UpdateRule& update_rule_by_name(std::string_view name);
+
+}  // namespace qt
