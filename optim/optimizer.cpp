@@ -51,7 +51,14 @@ Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& par
   stats_ = state.keep("step_stats", MemoryTag::inputs, DType::f64, {kStepStatDoubles});
   bad_index_ =
       state.keep("bad_index", MemoryTag::inputs, DType::f64, {static_cast<std::int64_t>(params_.size())});
-  cut_slabs(max_slab_bytes);
+  for (std::size_t i = 0; i < params_.size(); ++i) {
+    if (rule_of(params_[i].group).gather == nullptr) {
+      cut_slabs({.param = i}, max_slab_bytes);
+    } else {
+      cut_slabs({.param = i, .has_master = false}, max_slab_bytes);
+      cut_slabs({.param = i, .has_state = false}, max_slab_bytes);
+    }
+  }
 }
 
 const UpdateRule& Optimizer::rule_of(ParamGroup group) const {
@@ -59,38 +66,46 @@ const UpdateRule& Optimizer::rule_of(ParamGroup group) const {
   return group == ParamGroup::matrix || rule.others == nullptr ? rule : *rule.others;
 }
 
-Slab Optimizer::slab_of(std::size_t param, std::int64_t first, std::int64_t elems) const {
-  const ParamState& s = states_[param];
+Slab Optimizer::slab_of(const SlabOrigin& origin) const {
+  const ParamState& s = states_[origin.param];
   Slab slab;
   const auto add = [&](const TensorView& view) {
     slab.parts.at(static_cast<std::size_t>(slab.count++)) = view;
   };
-  add(s.master.flat(first, elems));
-  for (std::size_t k = 0; k < s.pieces.size(); ++k) {
-    const StatePiece& piece = rule_of(params_[param].group).state[k];
-    add(s.pieces[k].flat(first / piece.block_elems, piece.elems_of(elems)));
+  if (origin.has_master) add(s.master.flat(origin.first, origin.elems));
+  for (std::size_t k = 0; origin.has_state && k < s.pieces.size(); ++k) {
+    const StatePiece& piece = rule_of(params_[origin.param].group).state[k];
+    add(s.pieces[k].flat(origin.first / piece.block_elems, piece.elems_of(origin.elems)));
   }
   return slab;
 }
 
-void Optimizer::cut_slabs(std::int64_t max_slab_bytes) {
-  for (std::size_t i = 0; i < params_.size(); ++i) {
-    const std::int64_t n = params_[i].elems();
-    // The largest multiple of the state block whose parts, each padded to the request alignment, stay within
-    // a slab.
-    std::int64_t block_bytes = dtype_bytes(states_[i].master.dtype) * kStateBlock;
-    for (const StatePiece& piece : rule_of(params_[i].group).state)
+std::span<const TensorView> Optimizer::state_in(const SlabOrigin& origin, std::span<const TensorView> parts) {
+  return parts.subspan(origin.has_master ? 1 : 0);
+}
+
+void Optimizer::cut_slabs(SlabOrigin origin, std::int64_t max_slab_bytes) {
+  const Param& p = params_[origin.param];
+  const std::int64_t n = p.elems();
+  std::int64_t block_bytes = 0;
+  if (origin.has_master) block_bytes += dtype_bytes(states_[origin.param].master.dtype) * kStateBlock;
+  if (origin.has_state) {
+    for (const StatePiece& piece : rule_of(p.group).state)
       block_bytes += dtype_bytes(piece.dtype) * piece.elems_of(kStateBlock);
-    std::int64_t most = (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
-    QT_CHECK(most > 0, PlanError, "slabs of {} bytes cannot hold a block of optimizer state", max_slab_bytes);
-    // A strip that two slabs share would be written byte by byte, so cut between strips where one fits.
-    const std::int64_t strip = params_[i].weight.packed.strip_elems();
-    if (most >= strip) most -= most % strip;
-    for (std::int64_t first = 0; first < n; first += most) {
-      const std::int64_t elems = std::min(most, n - first);
-      slabs_.push_back(slab_of(i, first, elems));
-      origins_.push_back({i, first, elems});
-    }
+  }
+  // The largest multiple of the state block whose parts, each padded to the request alignment, stay within a
+  // slab. A slab without parts is as large as the param.
+  std::int64_t most = n;
+  if (block_bytes > 0)
+    most = (max_slab_bytes - kMaxSlabParts * kRequestAlignment) / block_bytes * kStateBlock;
+  QT_CHECK(most > 0, PlanError, "slabs of {} bytes cannot hold a block of optimizer state", max_slab_bytes);
+  // A strip that two slabs share would be written byte by byte, so cut between strips where one fits.
+  const std::int64_t strip = p.weight.packed.strip_elems();
+  if (most >= strip) most -= most % strip;
+  for (origin.first = 0; origin.first < n; origin.first += most) {
+    origin.elems = std::min(most, n - origin.first);
+    slabs_.push_back(slab_of(origin));
+    origins_.push_back(origin);
   }
 }
 
@@ -121,15 +136,18 @@ void Optimizer::init_weights(Arena& step, std::uint64_t seed) {
   pager_.stream(step, slabs_, [&](std::size_t i, std::span<const TensorView> parts) {
     const SlabOrigin& origin = origins_[i];
     const Param& p = params_[origin.param];
-    backend_.run(
-        InitNormal{.x = parts[0],
-                   .stddev = p.init.stddev,
-                   .constant = p.init.constant,
-                   .rng = RngStream{.seed = seed, .purpose = RngPurpose::init, .stream = p.rng_stream},
-                   .first_element = origin.first});
-    for (std::size_t part = 1; part < parts.size(); ++part)
-      backend_.run(Fill{.x = parts[part], .value = rule_of(p.group).state[part - 1].initial});
-    encode_slab(origin, parts[0]);
+    if (origin.has_master) {
+      backend_.run(
+          InitNormal{.x = parts[0],
+                     .stddev = p.init.stddev,
+                     .constant = p.init.constant,
+                     .rng = RngStream{.seed = seed, .purpose = RngPurpose::init, .stream = p.rng_stream},
+                     .first_element = origin.first});
+    }
+    const std::span<const TensorView> state = state_in(origin, parts);
+    for (std::size_t k = 0; k < state.size(); ++k)
+      backend_.run(Fill{.x = state[k], .value = rule_of(p.group).state[k].initial});
+    if (origin.has_master) encode_slab(origin, parts[0]);
   });
   check_finite();
 }
@@ -137,7 +155,7 @@ void Optimizer::init_weights(Arena& step, std::uint64_t seed) {
 void Optimizer::encode_weights(Arena& step) {
   backend_.run(Fill{.x = bad_index_, .value = 0});
   pager_.stream(step, slabs_, [&](std::size_t i, std::span<const TensorView> parts) {
-    encode_slab(origins_[i], parts[0]);
+    if (origins_[i].has_master) encode_slab(origins_[i], parts[0]);
   });
   check_finite();
 }
@@ -172,31 +190,46 @@ StepStats Optimizer::measure(Arena& step, const TensorView& totals, double lr_mu
   return StepStats{.loss = stats[0], .norm = stats[1], .finite = stats[2] == 0, .tokens = stats[3]};
 }
 
-void Optimizer::update_slab(Arena& step, const SlabOrigin& origin, std::span<const TensorView> parts) {
-  const Param& p = params_[origin.param];
-  rule_of(p.group).update({.backend = backend_,
-                           .step = step,
-                           .param = p,
-                           .first = origin.first,
-                           .master = parts[0],
-                           .grad = p.grad.flat(origin.first, origin.elems),
-                           .state = parts.subspan(1),
-                           .step_params = step_params_,
-                           .draws = rounding_draws(options_.seed, p, t_)});
-}
-
 void Optimizer::update(Arena& step) {
   backend_.run(Fill{.x = bad_index_, .value = 0});
+  Buffer direction_NK;  // of the param that is being gathered or applied
   pager_.stream(step, slabs_, [&](std::size_t i, std::span<const TensorView> parts) {
     const SlabOrigin& origin = origins_[i];
     const Param& p = params_[origin.param];
+    const UpdateRule& rule = rule_of(p.group);
+    const bool gathers = !origin.has_master, ends = origin.first + origin.elems == p.elems();
     if (options_.control == OptimizerControl::frozen_matrices && p.group == ParamGroup::matrix) return;
+    if (gathers && origin.first == 0)
+      direction_NK = step.alloc("direction", MemoryTag::scratch, rule.direction, {p.N, p.K});
+    const SlabUpdate slab{
+        .backend = backend_,
+        .step = step,
+        .param = p,
+        .first = origin.first,
+        .master = origin.has_master ? parts[0] : TensorView(),
+        .grad = p.grad.flat(origin.first, origin.elems),
+        .state = state_in(origin, parts),
+        .direction = rule.gather != nullptr ? direction_NK->flat(origin.first, origin.elems) : TensorView(),
+        .step_params = step_params_,
+        .draws = rounding_draws(options_.seed, p, t_)};
+    if (gathers) {
+      rule.gather(slab);
+      if (ends) {
+        rule.transform({.backend = backend_,
+                        .step = step,
+                        .param = p,
+                        .direction_NK = direction_NK,
+                        .step_params = step_params_});
+      }
+      return;
+    }
     if (options_.control == OptimizerControl::no_master && p.weight.is_packed()) {
       // The control run keeps no more than the codes: what the last encoding lost is lost.
       backend_.run(Dequantize{.w = p.weight.packed, .first = origin.first, .dst = parts[0]});
     }
-    update_slab(step, origin, parts);
+    rule.update(slab);
     encode_slab(origin, parts[0]);
+    if (ends) direction_NK.release();
   });
   check_finite();
 }

@@ -79,17 +79,20 @@ class Optimizer {
     TensorView master;               // f32 | bf16 [n]
     std::vector<TensorView> pieces;  // as UpdateRule::state lists them
   };
+  // Of a rule that gathers, a slab holds either the state or the master.
   struct SlabOrigin {
     std::size_t param = 0;
+    bool has_master = true;
+    bool has_state = true;
     std::int64_t first = 0;
     std::int64_t elems = 0;
   };
 
   const UpdateRule& rule_of(ParamGroup group) const;
-  void cut_slabs(std::int64_t max_slab_bytes);
-  // Views of elements [first, first + elems) of a param's state.
-  Slab slab_of(std::size_t param, std::int64_t first, std::int64_t elems) const;
-  void update_slab(Arena& step, const SlabOrigin& origin, std::span<const TensorView> parts);
+  // Appends slabs that cover a param, with the parts that `origin` says.
+  void cut_slabs(SlabOrigin origin, std::int64_t max_slab_bytes);
+  Slab slab_of(const SlabOrigin& origin) const;
+  static std::span<const TensorView> state_in(const SlabOrigin& origin, std::span<const TensorView> parts);
   void encode_slab(const SlabOrigin& origin, const TensorView& master);
   void check_finite();
 

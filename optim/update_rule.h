@@ -66,23 +66,45 @@ struct SlabUpdate {
   Arena& step;  // in the phase optimizer_step: for scratch
   const Param& param;
   std::int64_t first = 0;
-  TensorView master;                  // in/out [n] f32 | bf16
-  TensorView grad;                    // in     [n] f32 | bf16
-  std::span<const TensorView> state;  // in/out, as UpdateRule::state lists them: [elems_of(n)]
-  TensorView step_params;             // in     [kStepParamFloats] f32, of PrepareStep
-  RngStream draws;                    // for rounding a bf16 master: element i takes draw first + i
+  TensorView master;  // in/out [n] f32 | bf16; not in gather()
+  TensorView grad;    // in     [n] f32 | bf16
+  std::span<const TensorView>
+      state;  // in/out, as UpdateRule::state lists them: [elems_of(n)]; not after gather()
+  TensorView
+      direction;  // out of gather(), in of update() [n] UpdateRule::direction; only of rules that gather
+  TensorView step_params;  // in     [kStepParamFloats] f32, of PrepareStep
+  RngStream draws;         // for rounding a bf16 master: element i takes draw first + i
 };
 
+// A whole parameter in one step, between gather() and update() of its slabs.
+struct MatrixUpdate {
+  Backend& backend;
+  Arena& step;  // as above
+  const Param& param;
+  TensorView direction_NK;  // in/out [N, K] UpdateRule::direction
+  TensorView step_params;   // in     [kStepParamFloats] f32
+};
+
+// How a parameter is updated. A rule that works element by element has update() alone, which gets a slab's master,
+// state and gradient. A rule that works on whole matrices has three passes over each parameter:
+//   gather     slab by slab: updates the state by the gradient, and writes what the matrix is made of
+//   transform  ops on the matrix [N, K], which lies in the step arena
+//   update     slab by slab: applies the matrix to the master
+// Master and state are never on the device as a whole, so that a matrix may be larger than a slab. The ops leave
+// master and state alone when step_params says that the step is skipped. Results of gather() and update() must not
+// depend on where slabs are cut.
 struct UpdateRule {
   std::string_view name;
   std::span<const StatePiece> state;  // fewer than kMaxSlabParts
   // The constants of applied step t (from 1) for a group: what PrepareStep leaves in step_params.
   AdamHyper (*hyper)(const OptimizerOptions& options, ParamGroup group, double lr, std::int64_t t) = nullptr;
-  // Runs the ops that update the slab, which leave master and state alone when step_params says that the step is
-  // skipped. The result must not depend on where slabs are cut.
   void (*update)(const SlabUpdate& slab) = nullptr;
   // Updates embedding, head and norms; nullptr: this rule does.
   const UpdateRule* others = nullptr;
+
+  void (*gather)(const SlabUpdate& slab) = nullptr;  // nullptr: the rule works element by element
+  void (*transform)(const MatrixUpdate& matrix) = nullptr;
+  DType direction = DType::bf16;  // of the matrix that is gathered
 };
 
 // AdamW's constants (quant/adam_math.h); vectors do not decay.

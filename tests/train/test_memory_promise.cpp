@@ -5,6 +5,7 @@
 // sanitizers, which bring their own. Where oneDNN cannot be given scratch (before AVX-512) it packs operands
 // in buffers that it takes from posix_memalign and gives back inside each call: those are held against what
 // the plan counts for them, kLibraryScratchBytes; everything else must stay below 64 KiB.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 #include "kernels/cpu/gemm_tile.h"
 #include "src/train/trainer.h"
 #include "tests/support/tiny_run.h"
+#include "tests/support/toy_rules.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define QTRAIN_TEST_SANITIZED 1
@@ -94,6 +96,8 @@ const Configuration kConfigurations[] = {
     {"bf16 all kept", {.checkpoint = false, .compute = DType::bf16}},
     {"adamw paged", {.rule = &rules::adamw}},
     {"adamw resident", {.paged = false, .rule = &rules::adamw}},
+    {"whole matrices paged", {.rule = &kCubic16}},
+    {"whole matrices resident", {.paged = false, .rule = &kCubic16}},
     {"bf16 masters paged", {.master = DType::bf16}},
     {"bf16 masters resident",
      {.packed = false, .paged = false, .rule = &rules::adamw, .master = DType::bf16}},
@@ -131,6 +135,22 @@ TEST(MemoryPromise, PlannedBytesAreUsedBytesInEveryConfiguration) {
     EXPECT_EQ(engine.used_host_bytes(), plan.host.bytes) << c.name;
     EXPECT_EQ(plan.host.bytes > 0, c.shape.paged) << c.name;
   }
+}
+
+// As wide as d32: the master of the MLP's matrices is 64 MiB, two slabs.
+TEST(MemoryPromise, ARuleOfWholeMatricesIsPlannedForMatricesLargerThanASlab) {
+  EngineOptions options = tiny_engine_options({.rule = &kCubic16});
+  options.model.n_embd = 2048;
+  options.model.n_layer = 1;
+  const RunPlan plan = Engine::rehearse(options, test_target(2));
+  std::int64_t slot_bytes = 0, largest_matrix_bytes = 0;
+  for (const Request& r : plan.step.find("optimizer_step")->requests) {
+    if (r.tag == MemoryTag::slots) slot_bytes += r.bytes;
+    if (r.name == "direction") largest_matrix_bytes = std::max(largest_matrix_bytes, r.bytes);
+  }
+  EXPECT_LE(slot_bytes, 2 * kMaxSlabBytes);
+  EXPECT_EQ(largest_matrix_bytes, 2048 * 8192 * 2);
+  EXPECT_EQ(plan.optimizer_step.host_to_device_bytes, static_cast<double>(plan.host.bytes));
 }
 
 TEST(MemoryPromise, APlanForAnotherRunIsRefused) {

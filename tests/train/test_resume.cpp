@@ -1,6 +1,7 @@
 // What a run is made of: the same bits whatever the threads, checkpointing or paging, and across a save and a
 // fresh process's load; and each saved item is needed.
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include <gtest/gtest.h>
@@ -12,6 +13,7 @@
 #include "src/train/trainer.h"
 #include "tests/support/reseal.h"
 #include "tests/support/tiny_run.h"
+#include "tests/support/toy_rules.h"
 
 namespace qt::test {
 namespace {
@@ -138,6 +140,50 @@ TEST_F(Resume, AFreshEngineContinuesBitForBit) {
     const auto other = tiny_engine({.master = master == DType::f32 ? DType::bf16 : DType::f32});
     EXPECT_THROW(store.load(store.newest(explanation), *other), DataError);
   }
+}
+
+// Descends in every other step, and counts the steps where no checkpoint sees it.
+std::map<std::string, int> hidden_steps;
+constexpr UpdateRule kHides = [] {
+  UpdateRule rule = kSgd;
+  rule.name = "hides";
+  rule.update = [](const SlabUpdate& slab) {
+    const Buffer unused = slab.step.alloc("unused", MemoryTag::scratch, DType::f32, {slab.master.elems()});
+    slab.backend.run(Fill{.x = unused, .value = 0});
+    descend(slab, hidden_steps[slab.param.name]++ % 2 == 0 ? slab.master : unused.view(), slab.grad);
+  };
+  return rule;
+}();
+
+// A rule of whole matrices does; one with state that it does not describe is noticed.
+TEST_F(Resume, AFreshEngineContinuesByARuleThatDescribesItsState) {
+  const auto hashes = [&](const UpdateRule& rule) {
+    const auto fresh = [&] {
+      auto engine = tiny_engine({.rule = &rule});
+      engine->init_weights(7);
+      hidden_steps.clear();
+      return engine;
+    };
+    const auto straight = fresh();
+    train(*straight, 0, 6);
+    const auto first = fresh();
+    train(*first, 0, 3);
+    CheckpointStore store(dir / std::string(rule.name), 2);
+    RunState state;
+    state.step = state.applied = state.window = 3;
+    store.save(*first, state);
+    const auto second = fresh();
+    std::string explanation;
+    store.load(store.newest(explanation), *second);
+    train(*second, 3, 3);
+    return std::pair(state_hash(*straight), state_hash(*second));
+  };
+  for (const UpdateRule* rule : {&kSgd, &kCubic, &kCubic16}) {
+    const auto [straight, continued] = hashes(*rule);
+    EXPECT_EQ(straight, continued) << rule->name;
+  }
+  const auto [straight, continued] = hashes(kHides);
+  EXPECT_NE(straight, continued);
 }
 
 // Each tensor of a checkpoint, zeroed after loading, must change the outcome: nothing is stored in vain, and
