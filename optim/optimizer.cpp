@@ -198,7 +198,6 @@ void Optimizer::update(Arena& step) {
     const Param& p = params_[origin.param];
     const UpdateRule& rule = rule_of(p.group);
     const bool gathers = !origin.has_master, ends = origin.first + origin.elems == p.elems();
-    if (options_.control == OptimizerControl::frozen_matrices && p.group == ParamGroup::matrix) return;
     if (gathers && origin.first == 0)
       direction_NK = step.alloc("direction", MemoryTag::scratch, rule.direction, {p.N, p.K});
     const SlabUpdate slab{
@@ -222,10 +221,6 @@ void Optimizer::update(Arena& step) {
                         .step_params = step_params_});
       }
       return;
-    }
-    if (options_.control == OptimizerControl::no_master && p.weight.is_packed()) {
-      // The control run keeps no more than the codes: what the last encoding lost is lost.
-      backend_.run(Dequantize{.w = p.weight.packed, .first = origin.first, .dst = parts[0]});
     }
     rule.update(slab);
     encode_slab(origin, parts[0]);

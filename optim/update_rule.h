@@ -23,9 +23,6 @@ QT_FOR_EACH_UPDATE_RULE(QT_DECLARE_RULE)
 #undef QT_DECLARE_RULE
 }  // namespace rules
 
-// Experiments that show what the master copy and the matrices' training are worth (docs/benchmarks.md).
-enum class OptimizerControl : std::uint8_t { none, no_master, frozen_matrices };
-
 struct OptimizerOptions {
   const UpdateRule* rule = &rules::adamw8;     // outlives the optimizer
   std::array<double, kParamGroups> peak_lr{};  // by ParamGroup
@@ -39,7 +36,6 @@ struct OptimizerOptions {
   // `seed`. Vectors keep f32: they weigh nothing, and are added in f32.
   DType master = DType::f32;
   std::uint64_t seed = 0;
-  OptimizerControl control = OptimizerControl::none;
 };
 
 // Slabs are cut between blocks of so many elements of a parameter.
@@ -60,20 +56,19 @@ struct StatePiece {
 };
 
 // Elements [first, first + n) of a parameter in one step. Views are dense, of rank 1, in device memory; `first` is
-// a multiple of kStateBlock.
+// a multiple of kStateBlock. master is not defined in UpdateRule::gather(), direction only for rules that have it;
+// state is empty in the update() of such rules.
 struct SlabUpdate {
   Backend& backend;
   Arena& step;  // in the phase optimizer_step: for scratch
   const Param& param;
   std::int64_t first = 0;
-  TensorView master;  // in/out [n] f32 | bf16; not in gather()
-  TensorView grad;    // in     [n] f32 | bf16
-  std::span<const TensorView>
-      state;  // in/out, as UpdateRule::state lists them: [elems_of(n)]; not after gather()
-  TensorView
-      direction;  // out of gather(), in of update() [n] UpdateRule::direction; only of rules that gather
-  TensorView step_params;  // in     [kStepParamFloats] f32, of PrepareStep
-  RngStream draws;         // for rounding a bf16 master: element i takes draw first + i
+  TensorView master;                  // in/out [n] f32 | bf16
+  TensorView grad;                    // in     [n] f32 | bf16
+  std::span<const TensorView> state;  // in/out [elems_of(n)], as UpdateRule::state lists them
+  TensorView direction;               // out of gather(), in of update(): [n] UpdateRule::direction
+  TensorView step_params;             // in     [kStepParamFloats] f32, of PrepareStep
+  RngStream draws;                    // for rounding a bf16 master: element i takes draw first + i
 };
 
 // A whole parameter in one step, between gather() and update() of its slabs.
@@ -110,7 +105,10 @@ struct UpdateRule {
 // AdamW's constants (quant/adam_math.h); vectors do not decay.
 AdamHyper adamw_hyper(const OptimizerOptions& options, ParamGroup group, double lr, std::int64_t t);
 
-// A rule of the table. Throws ConfigError listing their names.
+// A rule of the table, or one that was added. Throws ConfigError listing their names.
 const UpdateRule& update_rule_by_name(std::string_view name);
+// Adds a rule that --optim may name and that lives to the end of the program: for programs that try a rule of
+// their own. Not for several threads.
+void add_update_rule(const UpdateRule& rule);
 
 }  // namespace qt

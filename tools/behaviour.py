@@ -32,6 +32,7 @@ IGNORED_LOG_KINDS = {"slow"}
 IGNORED_RUN_FIELDS = {"seconds", "energy"}  # of a checkpoint's run.json
 # What checkpoints have gained since: no difference where the old side has none of it.
 ADDED_RUN_FIELDS, ADDED_FILES = {"evaluated_step"}, {"evaluated"}
+GONE_OPTIONS = {"control"}  # of run.json's options: no difference where only one side has them
 # Of manifest.json: the time, and what follows from run.json's times.
 IGNORED_MANIFEST_FIELDS = {"created", "manifest_xxh3_128"}
 # Of printed text: times, rates, and the disk space that happens to be free. Each but the last is replaced, not left out.
@@ -221,6 +222,7 @@ def checkpoint_file(path, beside):
     if path.name == "run.json":
         state = json_masked(json.loads(path.read_text()), IGNORED_RUN_FIELDS)
         gained = ADDED_RUN_FIELDS - json.loads(beside.read_text()).keys()
+        state["options"] = {k: v for k, v in state["options"].items() if k not in GONE_OPTIONS}
         return json.dumps({k: v for k, v in state.items() if k not in gained}).encode()
     if path.name == "manifest.json":
         manifest = json_masked(json.loads(path.read_text()), IGNORED_MANIFEST_FIELDS)

@@ -86,8 +86,6 @@ constexpr OptionSpec kTable[] = {
     {"optim", "min-lr", K::number, &O::min_lr, R::printed, 0, "rate at the end; 0: --final-lr tells it"},
     {"optim", "decay-steps", K::count, &O::decay_steps, R::printed, 0,
      "step at which the schedule ends; 0: --steps"},
-    {"optim", "control", K::text, &O::control, R::printed, 0, "experiments",
-     "none | no-master | frozen-matrices"},
 
     {"run", "batch-tokens", K::count, &O::batch_tokens, R::identity, kSpeed, "tokens per optimizer step"},
     {"run", "batch-size", K::count, &O::batch_size, R::free, 0,

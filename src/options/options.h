@@ -57,7 +57,6 @@ struct Options {
   double final_lr = 0.0;
   double min_lr = 0.0;           // what final_lr was computed from, if anything
   std::int64_t decay_steps = 0;  // where the schedule ends; 0: steps
-  std::string control = "none";  // none | no-master | frozen-matrices: experiments
 
   // [run]
   std::int64_t batch_tokens = 524288;  // per optimizer step

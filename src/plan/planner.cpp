@@ -31,14 +31,6 @@ double width_scale(const ModelConfig& model) {
   return 1.0 / std::sqrt(static_cast<double>(model.n_embd) / 768.0);
 }
 
-OptimizerControl control_from_name(const std::string& name) {
-  if (name == "none") return OptimizerControl::none;
-  if (name == "no-master") return OptimizerControl::no_master;
-  if (name == "frozen-matrices") return OptimizerControl::frozen_matrices;
-  throw ConfigError(fmt::format("unknown control '{}'", name),
-                    "use --control none, no-master or frozen-matrices");
-}
-
 OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
   OptimizerOptions optim;
   optim.rule = &update_rule_by_name(o.optim);
@@ -55,7 +47,6 @@ OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
   optim.eps = o.eps;
   optim.weight_decay = o.weight_decay;
   optim.max_norm = o.clip;
-  optim.control = control_from_name(o.control);
   return optim;
 }
 

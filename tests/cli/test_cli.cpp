@@ -246,7 +246,6 @@ TEST_F(Cli, RefusesValuesOutOfRangeInEveryVerbThatUsesThem) {
       {{"--model", "gpt", "--n-layer", "3"}, {"--n-head", "--n-embd"}},
       {{"--optim", "sgd"}, {"'sgd'", "adamw8"}},
       {{"--schedule", "linear"}, {"--schedule linear", "cosine"}},
-      {{"--control", "frozen"}, {"--control frozen", "no-master"}},
       {{"--train", "lora"}, {"--train lora", "--train full"}},
       {{"--keep", "1"}, {"--keep", "1"}},
       {{"--keep", "9223372036854775807"}, {"--keep"}},

@@ -91,10 +91,21 @@ TEST(OptimizerPaging, PassesThroughWithoutChangingABit) {
   EXPECT_EQ(difference(rig.snapshot(), before), "");
 }
 
-// One slab for all of "tiled", one to a row of tiles, and several to a tile. Without a master each step also
-// begins with unpacking such pieces.
+// Begins each update of a packed weight with what its codes hold.
+const UpdateRule kFromCodes = [] {
+  UpdateRule rule = rules::adamw8;
+  rule.update = [](const SlabUpdate& slab) {
+    if (slab.param.weight.is_packed())
+      slab.backend.run(Dequantize{.w = slab.param.weight.packed, .first = slab.first, .dst = slab.master});
+    rules::adamw8.update(slab);
+  };
+  return rule;
+}();
+
+// One slab for all of "tiled", one to a row of tiles, and several to a tile; also where each step begins with
+// unpacking such pieces.
 TEST(OptimizerPaging, GivesTheSameBitsWhereverItCutsTiles) {
-  RigOptions s{.control = OptimizerControl::no_master, .max_slab_bytes = kMaxSlabBytes};
+  RigOptions s{.rule = &kFromCodes, .max_slab_bytes = kMaxSlabBytes};
   Rig whole(s);
   whole.train(2);
   for (const std::int64_t slab_bytes : {64 * 1024, 32 * 1024}) {
@@ -333,44 +344,6 @@ TEST(BadOptions, OfTheOptimizerAreRefused) {
   EXPECT_THROW(with_betas(-0.1, 0.95), ConfigError);
   EXPECT_THROW(with_betas(std::nan(""), 0.95), ConfigError);
   EXPECT_THROW(Rig({.master = DType::f16}), ConfigError);
-}
-
-// --- controls ----------------------------------------------------------------------------------------------
-
-TEST(Controls, FrozenMatricesLearnNothingAndTheRestDoes) {
-  Rig rig({.control = OptimizerControl::frozen_matrices});
-  const Snapshot before = rig.snapshot();
-  rig.train(3);
-  const Snapshot after = rig.snapshot();
-  for (const auto& [name, bytes] : before) {
-    EXPECT_EQ(after.at(name) == bytes, of_a_matrix(name)) << name;
-  }
-}
-
-TEST(Controls, WithoutAMasterAStepStartsFromTheCodes) {
-  RigOptions s{.rule = &rules::adamw, .weight_decay = 0};
-  Rig with(s);
-  s.control = OptimizerControl::no_master;
-  Rig without(s);
-  const auto start = without.state_values<float>("master.large");
-  std::vector<float> decoded(start.size());
-  const Param& large = without.params()[2];
-  const auto codes = without.values<std::uint8_t>(large.weight.packed.codes);
-  const auto absmax = without.values<float>(large.weight.packed.absmax);
-  Nf4::dequantize(codes.data(), absmax.data(), 0, std::span(decoded));
-  ASSERT_NE(decoded, start);
-
-  // With nothing to learn from, Adam moves nothing: what is left is the way through the codes.
-  const std::vector<float> zeros(static_cast<std::size_t>(with.placed->gradients.elems()), 0.0f);
-  for (Rig* rig : {&with, &without}) {
-    rig->set_gradients(zeros);
-    rig->measure(1);
-    rig->update();
-  }
-  EXPECT_EQ(with.state_values<float>("master.large"), start);
-  EXPECT_EQ(without.state_values<float>("master.large"), decoded);
-  EXPECT_EQ(without.state_values<float>("master.embedding"), with.state_values<float>("master.embedding"))
-      << "only packed weights lose theirs";
 }
 
 }  // namespace

@@ -32,6 +32,9 @@ TEST(UpdateRules, AreFoundByNameOrRefusedWithTheList) {
     EXPECT_EQ(std::string(e.what()), "unknown optimizer 'adam'");
     EXPECT_EQ(e.hint(), fmt::format("use --optim with one of: {}", fmt::join(names, ", ")));
   }
+  EXPECT_THROW(update_rule_by_name("sgd"), ConfigError);
+  add_update_rule(kSgd);
+  EXPECT_EQ(&update_rule_by_name("sgd"), &kSgd);
 }
 
 // The gradients of one param, and where they begin among those of the rig.

@@ -317,7 +317,6 @@ TEST_F(OptionTable, HoldsExactlyTheKnownNames) {
                                            "optim.final-lr",
                                            "optim.min-lr",
                                            "optim.decay-steps",
-                                           "optim.control",
                                            "run.batch-tokens",
                                            "run.batch-size",
                                            "run.gradient-accumulation-steps",
@@ -400,7 +399,7 @@ TEST(Options, WhatAChangedValueMeansIsFrozen) {
   EXPECT_EQ(
       on_resume(OnResume::printed),
       "dropout learning-rate matrix-lr embedding-lr head-lr beta1 beta2 eps weight-decay clip schedule warmup-steps "
-      "warmdown final-lr min-lr decay-steps control steps tokens");
+      "warmdown final-lr min-lr decay-steps steps tokens");
   EXPECT_EQ(
       trait(kSpeed),
       "model vocab-size seq-len n-layer n-head n-embd n-kv-head bias dropout quant ckpt-activations dtype grad-dtype "

@@ -27,7 +27,6 @@ struct RigOptions {
   FormatId weights = FormatId::nf4;  // of the matrices
   std::string dense_matrix;          // the matrix of this name has the format none all the same
   DType gradient = DType::f32;
-  OptimizerControl control = OptimizerControl::none;
   double max_norm = 1.0;
   double weight_decay = 0.1;
   std::int64_t max_slab_bytes = 256 * 1024;
@@ -100,7 +99,6 @@ struct Placed {
     o.weight_decay = s.weight_decay;
     o.max_norm = s.max_norm;
     o.paged = s.paged;
-    o.control = s.control;
     o.master = s.master;
     optimizer =
         std::make_unique<Optimizer>(be, state, host, params, std::vector{gradients}, o, s.max_slab_bytes);

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "src/cli/resume.h"
+#include "src/cli/run_data.h"
 #include "src/io/checkpoint.h"
 #include "src/train/run_state.h"
 #include "src/train/stop.h"
@@ -362,6 +363,20 @@ TEST_F(Resume, AnotherStepSizeStartsAtTheFirstWindowWithNothingTrainedYet) {
   EXPECT_EQ(carry_over(stored, now).bad_windows.size(), 1u);
   now.options["data-order"] = "random";
   EXPECT_TRUE(carry_over(stored, now).bad_windows.empty());
+}
+
+TEST_F(Resume, OptionsThatAreNoMoreDoNotStandInTheWay) {
+  RunState now;
+  for (const OptionSpec& spec : option_table()) now.options[spec.name] = option_text(Options{}, spec);
+  RunState stored = now;
+  stored.options["control"] = "none";  // in checkpoints from before update rules
+  ASSERT_EQ(find_option("control"), nullptr);
+  EXPECT_TRUE(check_resume(stored, now, false).empty());
+  EXPECT_FALSE(carry_over(stored, now).options.contains("control"));
+  Options options;
+  adopt_resolved(options, stored);
+  EXPECT_EQ(option_text(options, *find_option("optim")), "adamw8");
+  EXPECT_EQ(stored_options(parse_run_state(run_state_json(stored), "run.json"), "run.json").optim, "adamw8");
 }
 
 TEST_F(Resume, ChangesAreListedWithWhatTheyMean) {
