@@ -1,6 +1,6 @@
 // Dropout on the cpu: draws in vectors, a comparison and a product per element.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/cpu/dropout.cpp"
+#define HWY_TARGET_INCLUDE "kernels/cpu/random.cpp"
 #include <hwy/foreach_target.h>
 // After foreach_target.h.
 #include <algorithm>

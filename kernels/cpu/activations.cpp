@@ -1,6 +1,6 @@
 // The exact GELU on the cpu: the normal distribution in vectors (math-inl.h), element by element.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/cpu/gelu.cpp"
+#define HWY_TARGET_INCLUDE "kernels/cpu/activations.cpp"
 #include <hwy/foreach_target.h>
 // After foreach_target.h.
 #include <hwy/highway.h>
