@@ -1,6 +1,5 @@
-// Elementwise ops on the cpu: Fill, Cast, Add, InitNormal, Relu2Fwd, Relu2Bwd. Bound by memory, so that one
-// pass over wide vectors is all there is to do. Each element is computed on its own: no result depends on how
-// ranges are cut.
+// Elementwise ops on the cpu: Fill, Cast, Add. Bound by memory, so that one pass over wide vectors is all that
+// is to do. Each element is computed on its own: no result depends on how ranges are cut.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/elementwise.cpp"
 #include <hwy/foreach_target.h>
@@ -16,29 +15,13 @@ namespace HWY_NAMESPACE {
 
 template <class From, class To>
 void CastTyped(const From* x, To* y, std::int64_t begin, std::int64_t end) {
-  const F32Tag d;
-  ForVectors(
-      d, begin, end, [&](std::int64_t i) HWY_ATTR { StoreF32(d, LoadF32(d, x + i), y + i); },
-      [&](std::int64_t i, std::size_t n)
-          HWY_ATTR { StoreF32Partial(d, LoadF32Partial(d, x + i, n), y + i, n); });
+  Unary(x, y, begin, end, [](F32Vec v) HWY_ATTR { return v; });
 }
 
 void CastRange(const Cast& op, std::int64_t begin, std::int64_t end) {
   with_float(op.x.dtype, [&]<class From>() {
     with_float(op.y.dtype, [&]<class To>() { CastTyped(op.x.as<From>(), op.y.as<To>(), begin, end); });
   });
-}
-
-// y[i] = f(a[i], b[i]) in f32; y may be a or b.
-template <class T, class Function>
-HWY_INLINE void Binary(const T* a, const T* b, T* y, std::int64_t begin, std::int64_t end, Function&& f) {
-  const F32Tag d;
-  ForVectors(
-      d, begin, end,
-      [&](std::int64_t i) HWY_ATTR { StoreF32(d, f(LoadF32(d, a + i), LoadF32(d, b + i)), y + i); },
-      [&](std::int64_t i, std::size_t n) HWY_ATTR {
-        StoreF32Partial(d, f(LoadF32Partial(d, a + i, n), LoadF32Partial(d, b + i, n)), y + i, n);
-      });
 }
 
 template <class T>
@@ -51,40 +34,6 @@ void AddRange(const Add& op, std::int64_t begin, std::int64_t end) {
   with_float(op.y.dtype, [&]<class T>() { AddTyped<T>(op, begin, end); });
 }
 
-// max(x, 0) that lets a NaN through: a diverged run must not look healthy behind an activation.
-HWY_INLINE F32Vec Relu(F32Vec x) { return hn::IfThenZeroElse(hn::Lt(x, hn::Zero(F32Tag())), x); }
-
-template <class T>
-void Relu2FwdTyped(const Relu2Fwd& op, std::int64_t begin, std::int64_t end) {
-  const F32Tag d;
-  const T* x = op.x.as<T>();
-  T* y = op.y.as<T>();
-  const auto square = [](F32Vec v) HWY_ATTR {
-    const F32Vec r = Relu(v);
-    return hn::Mul(r, r);
-  };
-  ForVectors(
-      d, begin, end, [&](std::int64_t i) HWY_ATTR { StoreF32(d, square(LoadF32(d, x + i)), y + i); },
-      [&](std::int64_t i, std::size_t n)
-          HWY_ATTR { StoreF32Partial(d, square(LoadF32Partial(d, x + i, n)), y + i, n); });
-}
-
-void Relu2FwdRange(const Relu2Fwd& op, std::int64_t begin, std::int64_t end) {
-  with_float(op.y.dtype, [&]<class T>() { Relu2FwdTyped<T>(op, begin, end); });
-}
-
-template <class T>
-void Relu2BwdTyped(const Relu2Bwd& op, std::int64_t begin, std::int64_t end) {
-  Binary(op.x.as<T>(), op.dy.as<T>(), op.dx.as<T>(), begin, end, [](F32Vec x, F32Vec dy) HWY_ATTR {
-    const F32Vec r = Relu(x);
-    return hn::Mul(hn::Add(r, r), dy);
-  });
-}
-
-void Relu2BwdRange(const Relu2Bwd& op, std::int64_t begin, std::int64_t end) {
-  with_float(op.dx.dtype, [&]<class T>() { Relu2BwdTyped<T>(op, begin, end); });
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace qt::cpu
 HWY_AFTER_NAMESPACE();
@@ -92,17 +41,12 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 
 #include <algorithm>
-#include <array>
 #include <cstring>
-
-#include "kernels/normal_quantile.h"
 
 namespace qt::cpu {
 
 HWY_EXPORT(CastRange);
 HWY_EXPORT(AddRange);
-HWY_EXPORT(Relu2FwdRange);
-HWY_EXPORT(Relu2BwdRange);
 
 namespace {
 
@@ -113,21 +57,6 @@ void fill_typed(const Fill& op, T value, Context& ctx) {
   T* x = op.x.as<T>();
   parallel_ranges(ctx, op.x.elems(), kGrainElems,
                   [&](std::int64_t begin, std::int64_t end, int) { std::fill(x + begin, x + end, value); });
-}
-
-template <class T>
-void init_normal(const InitNormal& op, Context& ctx) {
-  T* x = op.x.as<T>();
-  parallel_ranges(ctx, op.x.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
-    if (op.stddev == 0) return std::fill(x + begin, x + end, from_float<T>(op.constant));
-    std::array<std::uint32_t, 4> draws{};
-    for (std::int64_t i = begin; i < end; ++i) {
-      const auto element = static_cast<std::uint64_t>(op.first_element + i);
-      if (i == begin || element % 4 == 0) draws = rng_block(op.rng, element / 4);
-      const double z = normal_quantile(static_cast<double>(rng_unit(draws[element % 4])));
-      x[i] = from_float<T>(op.constant + op.stddev * static_cast<float>(z));
-    }
-  });
 }
 
 }  // namespace
@@ -160,23 +89,6 @@ void run(const Cast& op, Context& ctx) {
 void run(const Add& op, Context& ctx) {
   parallel_ranges(ctx, op.y.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(AddRange)(op, begin, end);
-  });
-}
-
-void run(const InitNormal& op, Context& ctx) {
-  if (op.x.dtype == DType::bf16) return init_normal<bf16>(op, ctx);
-  init_normal<float>(op, ctx);
-}
-
-void run(const Relu2Fwd& op, Context& ctx) {
-  parallel_ranges(ctx, op.y.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
-    HWY_DYNAMIC_DISPATCH(Relu2FwdRange)(op, begin, end);
-  });
-}
-
-void run(const Relu2Bwd& op, Context& ctx) {
-  parallel_ranges(ctx, op.dx.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
-    HWY_DYNAMIC_DISPATCH(Relu2BwdRange)(op, begin, end);
   });
 }
 

@@ -1,4 +1,5 @@
-// Dropout on the cpu: draws in vectors, a comparison and a product per element.
+// Ops that draw random numbers, on the cpu: initial weights and dropout, which draws in vectors. Which draw
+// belongs to which element is a matter of the element's number alone.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/random.cpp"
 #include <hwy/foreach_target.h>
@@ -54,7 +55,10 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 
+#include <array>
 #include <cstring>
+
+#include "kernels/normal_quantile.h"
 
 namespace qt::cpu {
 
@@ -62,14 +66,34 @@ HWY_EXPORT(DropoutRange);
 
 namespace {
 
-constexpr std::int64_t kGrainElems = 16 * 1024;
+constexpr std::int64_t kInitGrain = 64 * 1024, kDropoutGrain = 16 * 1024;  // elements of a task
+
+template <class T>
+void init_normal(const InitNormal& op, Context& ctx) {
+  T* x = op.x.as<T>();
+  parallel_ranges(ctx, op.x.elems(), kInitGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    if (op.stddev == 0) return std::fill(x + begin, x + end, from_float<T>(op.constant));
+    std::array<std::uint32_t, 4> draws{};
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto element = static_cast<std::uint64_t>(op.first_element + i);
+      if (i == begin || element % 4 == 0) draws = rng_block(op.rng, element / 4);
+      const double z = normal_quantile(static_cast<double>(rng_unit(draws[element % 4])));
+      x[i] = from_float<T>(op.constant + op.stddev * static_cast<float>(z));
+    }
+  });
+}
 
 }  // namespace
+
+void run(const InitNormal& op, Context& ctx) {
+  if (op.x.dtype == DType::bf16) return init_normal<bf16>(op, ctx);
+  init_normal<float>(op, ctx);
+}
 
 void run(const Dropout& op, Context& ctx) {
   const std::int64_t elem_bytes = dtype_bytes(op.x.dtype);
   if (op.rate == 0 && op.x.data == op.y.data) return;
-  parallel_ranges(ctx, op.y.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
+  parallel_ranges(ctx, op.y.elems(), kDropoutGrain, [&](std::int64_t begin, std::int64_t end, int) {
     if (op.rate == 0) {
       std::memcpy(op.y.data + begin * elem_bytes, op.x.data + begin * elem_bytes,
                   static_cast<std::size_t>((end - begin) * elem_bytes));

@@ -136,6 +136,28 @@ HWY_INLINE void ForVectors(D d, std::int64_t begin, std::int64_t end, Full&& ful
   if (i < end) tail(i, static_cast<std::size_t>(end - i));
 }
 
+// y[i] = f(x[i]) in f32 for i in [begin, end); y may be x.
+template <class X, class Y, class Function>
+HWY_INLINE void Unary(const X* x, Y* y, std::int64_t begin, std::int64_t end, Function&& f) {
+  const F32Tag d;
+  ForVectors(
+      d, begin, end, [&](std::int64_t i) HWY_ATTR { StoreF32(d, f(LoadF32(d, x + i)), y + i); },
+      [&](std::int64_t i, std::size_t n)
+          HWY_ATTR { StoreF32Partial(d, f(LoadF32Partial(d, x + i, n)), y + i, n); });
+}
+
+// y[i] = f(a[i], b[i]) in f32 for i in [begin, end); y may be a or b.
+template <class T, class Function>
+HWY_INLINE void Binary(const T* a, const T* b, T* y, std::int64_t begin, std::int64_t end, Function&& f) {
+  const F32Tag d;
+  ForVectors(
+      d, begin, end,
+      [&](std::int64_t i) HWY_ATTR { StoreF32(d, f(LoadF32(d, a + i), LoadF32(d, b + i)), y + i); },
+      [&](std::int64_t i, std::size_t n) HWY_ATTR {
+        StoreF32Partial(d, f(LoadF32Partial(d, a + i, n), LoadF32Partial(d, b + i, n)), y + i, n);
+      });
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace qt::cpu
 HWY_AFTER_NAMESPACE();
