@@ -1,16 +1,12 @@
-// Matrix products on the cpu: fixed output tiles (kernels/gemm_grid.h), each computed by one thread out of
+// The product of kernels/cpu/gemm.h: fixed output tiles (kernels/gemm_grid.h), each computed by one thread out of
 // tile_gemm(). A packed operand is expanded into the worker's scratch one tile at a time and multiplied from
 // there, so a packed product has the bits of Dequantize followed by Matmul.
-//
-// c[M, N] = a[M, R] b[R, N] in this file; R is summed over in chunks, in ascending order.
-#include <algorithm>
+#include "kernels/cpu/gemm.h"
+
 #include <cstring>
 
-#include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/expand.h"
-#include "kernels/cpu/gemm_tile.h"
 #include "kernels/cpu/row_ops.h"
-#include "kernels/gemm_grid.h"
 
 namespace qt::cpu {
 
@@ -25,32 +21,6 @@ constexpr std::int64_t kTileBytes = kMaxTileM * padded_pitch(kMaxTileN) * 4;
 constexpr std::int64_t kStageBytes = widened_bytes(kMaxTileN, kChunkBytes / 4);
 constexpr std::int64_t kLeftBytes = widened_bytes(kMaxTileM, kChunkBytes / 4);
 static_assert(kTileBytes + kStageBytes + kLibraryScratchBytes + kLeftBytes <= kWorkerScratchBytes);
-
-// The right operand, as it is stored: a matrix [rows, cols] that is used as it is (nn, tn) or transposed
-// (nt).
-struct Stored {
-  const TensorView* dense = nullptr;
-  const PackedView* packed = nullptr;
-  bool transposed = false;
-};
-
-struct Product {
-  GemmShape shape;
-  GemmGrid grid;
-  Operand a;
-  Stored b;
-  TensorView c;
-  bool accumulate = false;
-  const float* bias = nullptr;  // [N]
-  std::byte* pieces = nullptr;  // f32 [pieces, M, N], tile by tile
-
-  std::int64_t rows_at(std::int64_t m) const { return std::min(grid.tile_m, shape.M - m); }
-  std::int64_t cols_at(std::int64_t n) const { return std::min(grid.tile_n, shape.N - n); }
-  // A piece's tiles lie one after the other, each of them densely.
-  float* tile_of_piece(std::int64_t piece, std::int64_t m, std::int64_t n) const {
-    return reinterpret_cast<float*>(pieces) + (piece * shape.M + m) * shape.N + n * rows_at(m);
-  }
-};
 
 // A worker's buffers for one tile.
 struct Buffers {
@@ -120,6 +90,8 @@ void compute_tile(const Product& p, std::int64_t m, std::int64_t n, std::int64_t
   }
 }
 
+}  // namespace
+
 void run_product(const Product& p, Context& ctx) {
   const GemmShape& s = p.shape;
   const GemmGrid& grid = p.grid;
@@ -175,38 +147,6 @@ void run_product(const Product& p, Context& ctx) {
                  .accumulate = p.accumulate});
     }
   });
-}
-
-}  // namespace
-
-void run(const Matmul& op, Context& ctx) {
-  const GemmShape shape = gemm_shape(op);
-  if (shape.M == 0 || shape.N == 0) return;
-  QT_CHECK(shape.R >= 1, ShapeError, "{}: nothing to sum over: a {}, b {}", Matmul::kName, op.a.shape(),
-           op.b.shape());
-  const Operand a = Operand::rows(op.a.data, op.a.dtype, op.a.pitch);
-  run_product({.shape = shape,
-               .grid = cpu_gemm_grid(shape, op.layout),
-               .a = op.layout == GemmLayout::tn ? a.transposed() : a,
-               .b = {.dense = &op.b, .transposed = op.layout == GemmLayout::nt},
-               .c = op.c,
-               .accumulate = op.accumulate,
-               .bias = op.bias.defined() ? op.bias.as<float>() : nullptr,
-               .pieces = op.scratch.data},
-              ctx);
-}
-
-void run(const PackedMatmul& op, Context& ctx) {
-  require_flat(op.w, PackedMatmul::kName);
-  const GemmShape shape{.M = op.x.dim(0), .N = op.y.dim(1), .R = op.x.dim(1)};
-  if (shape.M == 0) return;
-  run_product({.shape = shape,
-               .grid = cpu_gemm_grid(shape, op.layout),
-               .a = Operand::rows(op.x.data, op.x.dtype, op.x.pitch),
-               .b = {.packed = &op.w, .transposed = op.layout == GemmLayout::nt},
-               .c = op.y,
-               .bias = op.bias.defined() ? op.bias.as<float>() : nullptr},
-              ctx);
 }
 
 }  // namespace qt::cpu
