@@ -1,5 +1,5 @@
 // The arithmetic of attention between its products, one tile of scores at a time: softmax forward and
-// backward. attention.cpp walks the tiles.
+// backward. attention.cpp and attention_bwd.cpp walk the tiles.
 #pragma once
 
 #include <cstdint>
