@@ -1,7 +1,7 @@
 # cmake -DROOT=<tree> -P tests/layering.cmake
 #
 # The rules of docs/architecture.md that a compiler does not see: who may include whom, where CUDA may appear, where
-# nothing is printed, how long a file and how full a folder may grow, and that the documents name what exists. Needs no compiler and no build folder. Reports every
+# nothing is printed, in which files an op stands, how long a file and how full a folder may grow, and that the documents name what exists. Needs no compiler and no build folder. Reports every
 # violation as path:line, then fails. tests/layering_test.cmake breaks each rule once and looks for the report.
 cmake_minimum_required(VERSION 3.25)
 if(NOT DEFINED ROOT)
@@ -202,6 +202,52 @@ foreach(file IN LISTS sources)
   endif()
   if(file MATCHES "\\.(h|cuh)$")
     forbid("${file}" "${text}" "(using[ \t]+namespace[ \t]+[A-Za-z_:]+)" "a header says 'MATCH'")
+  endif()
+endforeach()
+
+# ---- ops ----------------------------------------------------------------------------------------------------------
+
+# An op stands in files of the same base name on both sides of the device split.
+set(op_list kernels/ops.h)
+set(op_sides kernels/cpu kernels/cuda)
+
+file(READ "${ROOT}/${op_list}" text)
+set(op_names "")
+if(text MATCHES "#define QT_FOR_EACH_OP\\(X\\)(([^\n]*\\\\\n)*[^\n]*)")
+  string(REGEX MATCHALL "X\\([A-Za-z0-9]+\\)" op_names "${CMAKE_MATCH_1}")
+  list(TRANSFORM op_names REPLACE "X\\((.*)\\)" "\\1")
+else()
+  violation("${op_list}:1" "has no QT_FOR_EACH_OP")
+endif()
+foreach(file IN LISTS sources)
+  get_filename_component(folder "${file}" DIRECTORY)
+  if(folder IN_LIST op_sides AND file MATCHES "\\.(cpp|cu)$")
+    file(READ "${ROOT}/${file}" text)
+    string(REGEX MATCHALL "\nvoid run\\(const [A-Za-z0-9]+& " runs "\n${text}")
+    foreach(run IN LISTS runs)
+      string(REGEX REPLACE ".*const ([A-Za-z0-9]+)& " "\\1" op "${run}")
+      set("file_of_${op}_${folder}" "${file}")
+    endforeach()
+  endif()
+endforeach()
+foreach(op IN LISTS op_names)
+  set(base_names "")
+  set(op_files "")
+  foreach(side IN LISTS op_sides)
+    set(file "${file_of_${op}_${side}}")
+    if(file STREQUAL "")
+      violation("${op_list}:1" "no file of ${side} has run(const ${op}&, ...)")
+    endif()
+    get_filename_component(base_name "${file}" NAME_WE)
+    list(APPEND base_names "${base_name}")
+    list(APPEND op_files "${file}")
+  endforeach()
+  list(REMOVE_DUPLICATES base_names)
+  list(LENGTH base_names different)
+  if(different GREATER 1 AND NOT "" IN_LIST base_names)
+    list(JOIN op_files " and " where)
+    list(GET op_files 0 file)
+    violation("${file}:1" "the op ${op} has two base names: ${where}")
   endif()
 endforeach()
 
