@@ -52,7 +52,7 @@ __global__ __launch_bounds__(kSquareThreads) void expand_kernel(Rectangle area, 
 }
 
 template <class Loader, class T>
-void launch_expand(const Rectangle& area, const Stored& stored, const Weight<typename Loader::Format>& weight,
+void launch_expand(const Rectangle& area, const Stored& stored, const PackedOperand<typename Loader::Format>& weight,
                    T* to, const Context& context) {
   LaunchShape shape =
       filling_shape("expand_kernel", blocks_for(area.rows, kSquare) * blocks_for(area.cols, kSquare),
@@ -65,7 +65,7 @@ template <class T>
 void expand_as(const PackedView& w, const Rectangle& area, const Stored& stored, T* to,
                const Context& context) {
   dispatch_format(w.format, [&]<class F>() {
-    const Weight<F> weight = weight_of<F>(w);
+    const PackedOperand<F> weight = packed_operand_of<F>(w);
     if constexpr (kFitsTiles<F>) {
       if (weight.matrix.in_tiles) {
         if (weight.aligned) return launch_expand<TileLoader<F>>(area, stored, weight, to, context);

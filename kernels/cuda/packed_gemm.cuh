@@ -239,7 +239,7 @@ class TileLoader {
 
 // What a launch takes of a packed matrix.
 template <class F>
-struct Weight {
+struct PackedOperand {
   PackedMatrix matrix;
   CodePoints<F> points;
   bool aligned = false;    // codes and scales begin at multiples of 16 bytes
@@ -247,8 +247,8 @@ struct Weight {
 };
 
 template <class F>
-Weight<F> weight_of(const PackedView& w) {
-  Weight<F> weight;
+PackedOperand<F> packed_operand_of(const PackedView& w) {
+  PackedOperand<F> weight;
   weight.matrix = {.codes = w.codes.as<std::uint8_t>(),
                    .absmax = w.absmax.as<float>(),
                    .N = w.N,

@@ -29,10 +29,10 @@ __global__ __launch_bounds__(
 }
 
 template <class Loader>
-using WeightFor = Weight<typename Loader::Format>;
+using OperandFor = PackedOperand<typename Loader::Format>;
 
 template <class Loader, int kTile, bool kSumOverRows, bool kAligned>
-void launch_fused(const GemmProblem<bf16>& p, const WeightFor<Loader>& weight, const Context& context) {
+void launch_fused(const GemmProblem<bf16>& p, const OperandFor<Loader>& weight, const Context& context) {
   constexpr int kSharedBytes = GemmTile<kTile>::kSharedBytes + kCodePointBytes<typename Loader::Format>;
   static_assert(kSharedBytes <= kMaxSharedBytes);
   launch({.name = "packed_gemm_kernel",
@@ -44,14 +44,14 @@ void launch_fused(const GemmProblem<bf16>& p, const WeightFor<Loader>& weight, c
 }
 
 template <class Loader, bool kSumOverRows>
-void fused_in_squares(const GemmProblem<bf16>& p, const WeightFor<Loader>& weight, const Context& context) {
+void fused_in_squares(const GemmProblem<bf16>& p, const OperandFor<Loader>& weight, const Context& context) {
   if (large_tiles(p.M, p.N, context.multiprocessors))
     return launch_fused<Loader, 128, kSumOverRows, true>(p, weight, context);
   launch_fused<Loader, 64, kSumOverRows, true>(p, weight, context);
 }
 
 template <bool kSumOverRows, class F>
-void fused(const GemmProblem<bf16>& p, const Weight<F>& weight, const Context& context) {
+void fused(const GemmProblem<bf16>& p, const PackedOperand<F>& weight, const Context& context) {
   const bool aligned = p.R % kUnitElems == 0 && is_aligned16(p.a);
   if constexpr (kFitsTiles<F>) {
     if (weight.matrix.in_tiles) {
@@ -121,7 +121,7 @@ __global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProble
 }
 
 template <bool kSumOverRows, class F>
-void fused(const GemmProblem<float>& p, const Weight<F>& weight, const Context& context) {
+void fused(const GemmProblem<float>& p, const PackedOperand<F>& weight, const Context& context) {
   launch({.name = "packed_gemm_f32_kernel",
           .blocks = blocks_for(p.M, kF32Tile) * blocks_for(p.N, kF32Tile),
           .threads = kF32Threads,
@@ -181,7 +181,7 @@ void run_as(const PackedMatmul& op, const Context& context) {
                          .a_pitch = op.x.dim(1),
                          .c_pitch = op.y.dim(1)};
   dispatch_format(op.w.format, [&]<class F>() {
-    const Weight<F> weight = weight_of<F>(op.w);
+    const PackedOperand<F> weight = packed_operand_of<F>(op.w);
     if (op.layout == GemmLayout::nt) return fused<false>(p, weight, context);
     fused<true>(p, weight, context);
   });
