@@ -34,7 +34,7 @@ struct Cost {
 
 struct Fill {
   static constexpr const char* kName = "fill";
-  TensorView x;  // out any shape and dtype; dense
+  TensorView x;  // out any shape, any dtype but i64; dense
   double value = 0;
   void check() const;
   Cost cost() const;

@@ -27,8 +27,8 @@ constexpr std::initializer_list<DType> gradients_of(DType compute) {
 // ---- elementwise -------------------------------------------------------------------------------------
 
 void Fill::check() const {
-  Checker(kName).any_shape(
-      {"x", x}, {DType::f32, DType::bf16, DType::f16, DType::f64, DType::u8, DType::i32, DType::i64});
+  Checker(kName).any_shape({"x", x},
+                           {DType::f32, DType::bf16, DType::f16, DType::f64, DType::u8, DType::i32});
 }
 
 void Cast::check() const {

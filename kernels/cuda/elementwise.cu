@@ -62,7 +62,7 @@ void run(const Fill& op, const Context& context) {
     case DType::f64: return fill<double>(op, op.value, context);
     case DType::u8: return fill<std::uint8_t>(op, static_cast<std::uint8_t>(op.value), context);
     case DType::i32: return fill<std::int32_t>(op, static_cast<std::int32_t>(op.value), context);
-    case DType::i64: return fill<std::int64_t>(op, static_cast<std::int64_t>(op.value), context);
+    case DType::i64: break;  // check() refuses it: a type of files
   }
 }
 

@@ -11,7 +11,10 @@ void check_elementwise() {
   Calls(Fill{.x = view({3, 4})})
       .shape_error("x", [](auto& o) { o.x = {}; })
       .shape_error("x", [](auto& o) { o.x = pitched(o.x, 9); })
-      .shape_error("x", [](auto& o) { o.x = in_host_memory(o.x); });
+      .shape_error("x", [](auto& o) { o.x = in_host_memory(o.x); })
+      .dtype_error("x", [](auto& o) {
+        o.x = view({3, 4}, D::i64);
+      });
   Calls(Cast{.x = view({9}), .y = view({9}, D::bf16)})
       .shape_error("y", [](auto& o) { o.y = view({8}, D::bf16); })
       .shape_error("x",
