@@ -117,9 +117,6 @@ class Checker {
   void packed(const PackedView& w) const {
     w.check(op_, "w");
     common({"w.codes", w.codes}, {DType::u8});
-    // The kernels read one f32 scale per block and the format's own code points.
-    QT_CHECK(!w.nested() && !w.codebook.defined(), ShapeError,
-             "{}: w has nested scales or a code book of its own", op_);
     common({"w.absmax", w.absmax}, {DType::f32});
   }
 

@@ -21,7 +21,6 @@ constexpr auto make_table(FormatList<F...>) {
                  .code_bits = F::kCodeBits,
                  .group_elems = F::kGroupElems,
                  .zero_code = F::kZeroCode,
-                 .codebook = F::kCodebook,
                  .bits_per_weight = F::kCodeBits + kScaleBits / F::kBlockElems}...};
 }
 

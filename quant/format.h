@@ -20,7 +20,8 @@
 
 namespace qt {
 
-// What a format type offers. Contracts of the functions: see Nf4.
+// What a format type offers. Contracts of the functions: see Nf4. Every format has one f32 scale a block; a format
+// with scales of its own would declare their type and size here, beside kBlockElems, and decode them itself.
 template <class F>
 concept WeightFormat = requires(std::span<const float> src, std::span<const bf16> src_bf16,
                                 std::span<const f16> src_f16, std::span<float> out_f32,
@@ -73,13 +74,12 @@ namespace qt {
 
 struct FormatInfo {
   FormatId id = FormatId::none;
-  std::string_view name;            // the word of --quant and of files
-  int block_elems = 0;              // elements that share one scale; 0 for none
-  int code_bits = 0;                // 0 for none
-  int group_elems = 1;              // the fewest elements in a row with codes that fill whole bytes
-  std::uint8_t zero_code = 0;       // the code of 0.0
-  std::span<const float> codebook;  // ascending
-  double bits_per_weight = 0;       // codes and scales of whole blocks; 0 for none: the compute dtype decides
+  std::string_view name;       // the word of --quant and of files
+  int block_elems = 0;         // elements that share one scale; 0 for none
+  int code_bits = 0;           // 0 for none
+  int group_elems = 1;         // the fewest elements in a row with codes that fill whole bytes
+  std::uint8_t zero_code = 0;  // the code of 0.0
+  double bits_per_weight = 0;  // codes and scales of whole blocks; 0 for none: the compute dtype decides
 };
 
 // Every known format in the order of its id, `none` first.

@@ -3,17 +3,12 @@
 #include <string>
 
 #include "quant/format.h"
-#include "quant/nested.h"
 #include "quant/tiles.h"
 
 namespace qt {
 
 std::int64_t PackedView::bytes() const {
-  std::int64_t total = 0;
-  for (const TensorView* part : {&codes, &absmax, &nested_codes, &nested_absmax, &nested_offset, &codebook}) {
-    if (part->defined()) total += part->bytes();
-  }
-  return total;
+  return (codes.defined() ? codes.bytes() : 0) + (absmax.defined() ? absmax.bytes() : 0);
 }
 
 std::int64_t PackedView::strip_elems() const { return layout == PackedLayout::tiles ? kTileSide * K : 1; }
@@ -37,29 +32,17 @@ void PackedView::check(std::string_view op, std::string_view field) const {
   QT_CHECK(format != FormatId::none, ShapeError, "{}: {} is a packed matrix without a format", op, field);
   QT_CHECK(N > 0 && K > 0, ShapeError, "{}: {} is a packed matrix of size [{}, {}]", op, field, N, K);
   if (layout == PackedLayout::tiles) {
-    QT_CHECK(can_be_tiled(format, N, K) && !nested(), ShapeError,
-             "{}: {} is a packed matrix of size [{}, {}] in tiles, which hold 64 x 64 codes of 4 bits with "
-             "plain scales",
-             op, field, N, K);
+    QT_CHECK(can_be_tiled(format, N, K), ShapeError,
+             "{}: {} is a packed matrix of size [{}, {}] in tiles, which hold 64 x 64 codes of 4 bits", op,
+             field, N, K);
   }
   const auto part = [&](const TensorView& view, std::string_view name, DType dtype, std::int64_t elems) {
     const std::string full = fmt::format("{}.{}", field, name);
     check_shape(view, {elems}, op, full);
     check_dtype(view, {dtype}, op, full);
   };
-  const std::int64_t blocks = scale_count(format, elems());
   part(codes, "codes", DType::u8, code_bytes(format, elems()));
-  if (nested()) {
-    QT_CHECK(!absmax.defined(), ShapeError, "{}: {} has both plain and nested scales", op, field);
-    part(nested_codes, "nested_codes", DType::u8, blocks);
-    part(nested_absmax, "nested_absmax", DType::f32, nested_scale_count(blocks));
-    part(nested_offset, "nested_offset", DType::f32, 1);
-  } else {
-    part(absmax, "absmax", DType::f32, blocks);
-  }
-  if (codebook.defined()) {
-    part(codebook, "codebook", DType::f32, static_cast<std::int64_t>(format_info(format).codebook.size()));
-  }
+  part(absmax, "absmax", DType::f32, scale_count(format, elems()));
 }
 
 }  // namespace qt

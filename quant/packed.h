@@ -10,26 +10,18 @@
 
 namespace qt {
 
-// Blocks run over the flat row-major order of [N, K], see the format's header. Exactly one of two scale
-// forms is present: `absmax`, or the three nested views (quant/nested.h).
+// Blocks run over the flat row-major order of [N, K], see the format's header.
 struct PackedView {
   FormatId format = FormatId::none;
   std::int64_t N = 0;                        // rows (output features)
   std::int64_t K = 0;                        // columns (input features)
-  PackedLayout layout = PackedLayout::flat;  // tiles: N and K are multiples of 64, scales are plain
+  PackedLayout layout = PackedLayout::flat;  // tiles: N and K are multiples of 64
   TensorView codes;                          // u8 [code_bytes(format, N * K)]
   TensorView absmax;                         // f32 [blocks], blocks = scale_count(format, N * K)
 
-  TensorView nested_codes;   // u8 [blocks]
-  TensorView nested_absmax;  // f32 [ceil(blocks / 256)]
-  TensorView nested_offset;  // f32 [1]
-
-  TensorView codebook;  // f32 [levels]: only a format whose code points are learned; else undefined
-
   bool defined() const { return codes.defined(); }
-  bool nested() const { return nested_codes.defined(); }
   std::int64_t elems() const { return N * K; }
-  std::int64_t bytes() const;  // of all defined parts
+  std::int64_t bytes() const;  // of the parts that are defined
 
   // Weights in a strip (quant/stored_layout.h): the first weight of a strip is the first of a piece of memory in
   // every part. 1 where the layout is that of files.

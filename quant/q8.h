@@ -1,7 +1,7 @@
 // 8-bit codes: blocks of 256 elements share one f32 scale, and a code is an index into a map of 256 values
-// spaced like a float with up to seven decimal exponents. Used for Adam's moments and for nested scales.
+// spaced like a float with up to seven decimal exponents. Used for Adam's moments.
 //
-// Two maps: `signed` for first moments and nested scales, `unsigned` for second moments. Two rules come on
+// Two maps: `signed` for first moments, `unsigned` for second moments. Two rules come on
 // top of the nearest entry for moments; see FirstMoment and SecondMoment.
 //
 //   8 + 32/256 = 8.125 bits per element

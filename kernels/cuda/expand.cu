@@ -52,8 +52,8 @@ __global__ __launch_bounds__(kSquareThreads) void expand_kernel(Rectangle area, 
 }
 
 template <class Loader, class T>
-void launch_expand(const Rectangle& area, const Stored& stored, const PackedOperand<typename Loader::Format>& weight,
-                   T* to, const Context& context) {
+void launch_expand(const Rectangle& area, const Stored& stored,
+                   const PackedOperand<typename Loader::Format>& weight, T* to, const Context& context) {
   LaunchShape shape =
       filling_shape("expand_kernel", blocks_for(area.rows, kSquare) * blocks_for(area.cols, kSquare),
                     kSquareThreads, context);

@@ -1,6 +1,6 @@
 // Packs a file of f32 values and writes what came out, for tools/check_bnb.py to compare with bitsandbytes.
 //
-//   quant_dump <input.f32> <folder>     writes <folder>/{codes,absmax,weights,nested_codes,...}
+//   quant_dump <input.f32> <folder>     writes <folder>/{codes,absmax,weights,q8_codes,...}
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "quant/format.h"
-#include "quant/nested.h"
 #include "quant/q8.h"
 
 namespace {
@@ -36,10 +35,6 @@ void dump(const std::filesystem::path& input, const std::filesystem::path& folde
   qt::Nf4::quantize(std::span<const float>(x), codes.data(), absmax.data());
   qt::Nf4::dequantize_unrounded(codes.data(), absmax.data(), 0, weights);
 
-  std::vector<std::uint8_t> nested_codes(absmax.size());
-  std::vector<float> nested_absmax(static_cast<std::size_t>(qt::nested_scale_count(blocks))), offset(1);
-  qt::nest_scales(absmax, nested_codes.data(), nested_absmax.data(), offset.data());
-
   std::vector<std::uint8_t> q8_codes(x.size());
   std::vector<float> q8_absmax(static_cast<std::size_t>(qt::q8_scale_count(n)));
   qt::q8_quantize<qt::Q8Signed>(x, q8_codes.data(), q8_absmax.data());
@@ -48,9 +43,6 @@ void dump(const std::filesystem::path& input, const std::filesystem::path& folde
   write(folder / "codes", codes);
   write(folder / "absmax", absmax);
   write(folder / "weights", weights);
-  write(folder / "nested_codes", nested_codes);
-  write(folder / "nested_absmax", nested_absmax);
-  write(folder / "nested_offset", offset);
   write(folder / "q8_codes", q8_codes);
   write(folder / "q8_absmax", q8_absmax);
   write(folder / "map_signed", qt::kQ8Signed);

@@ -1,4 +1,4 @@
-// NF4 against golden vectors and a literal oracle, its error statistics, and nested scales.
+// NF4 against golden vectors and a literal oracle, and its error statistics.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -9,7 +9,6 @@
 
 #include "quant/block.h"
 #include "quant/format.h"
-#include "quant/nested.h"
 #include "src/core/rng.h"
 #include "tests/support/golden.h"
 #include "tests/support/packed_tensor.h"
@@ -208,103 +207,15 @@ TEST(Nf4Statistics, ErrorOnNormalWeightsIsThePublishedOneFromBothSides) {
   }
 }
 
-// --- nested scales ------------------------------------------------------------------------------------
-
-struct Nested {
-  std::vector<std::uint8_t> codes;
-  std::vector<float> absmax, decoded;
-  float offset = kNaN;
-
-  explicit Nested(std::span<const float> scales)
-      : codes(scales.size()),
-        absmax(static_cast<std::size_t>(nested_scale_count(static_cast<std::int64_t>(scales.size()))), kNaN),
-        decoded(scales.size(), kNaN) {
-    EXPECT_EQ(nest_scales(scales, codes.data(), absmax.data(), &offset), std::nullopt);
-    unnest_scales(codes.data(), absmax.data(), offset, decoded);
-  }
-};
-
-TEST(NestedGolden, EncodesAndDecodesScalesAndWeights) {
+TEST(Nf4Golden, EncodesBlocksOfDifferentScales) {
   auto y = lcg(12345, 65536);
-  const auto plain = y;
   for (std::size_t i = 0; i < y.size(); ++i) y[i] *= static_cast<float>(1 + i / 64 % 7);
   Packed<Nf4> packed(y);
   EXPECT_EQ(sha256(packed.code_span()), "043b8981f911161ac3ef610c523e3d0b2d5447638caee38087124c9a790534d4");
   EXPECT_EQ(sha256(packed.absmax_span()), "52441d1fdb142ec92237c582d69e276de93b8766034e22c88357d364119ee8fd");
-
-  const Nested nested(packed.absmax_span());
-  EXPECT_EQ(std::bit_cast<std::uint32_t>(nested.offset), 0x407bb45eu);
-  EXPECT_EQ(bits_of(nested.absmax),
-            (std::vector<std::uint32_t>{0x40442dfa, 0x404440d6, 0x4043ec5a, 0x4043f5e2}));
-  EXPECT_EQ(hex(std::span(nested.codes).first(16)), "021a3192c4e6ff02192e5ed0e6f90319");
-  EXPECT_EQ(sha256(nested.codes), "a43a4129c2cfb3a2e461b5639b59476c165326d1a09750164809e7e809a5b77d");
-  EXPECT_EQ(sha256(nested.decoded), "3ebf65ee496c718353403f7045a6a92455b34f10469a6a7c3d3bdbdef5c8210d");
-  EXPECT_EQ(nested.decoded[0], 0.9753422737121582f);
-  EXPECT_EQ(nested.decoded[3], 3.941983938217163f);
-
-  const auto mean_error = [&](const std::vector<float>& w) {
-    double sum = 0;
-    for (std::size_t i = 0; i < w.size(); ++i)
-      sum += std::abs(static_cast<double>(w[i]) - static_cast<double>(y[i]));
-    return sum / static_cast<double>(w.size());
-  };
   EXPECT_EQ(sha256(packed.unrounded()), "9b76a3eeac59adcba793d9c5c49e19cf3dd19c07c592d178b84c9dd52504835a");
   EXPECT_EQ(sha256(packed.weights_bf16()),
             "f73353725c49d17a5043b0bc2393a809400341e3db561a101ea4730d888791ee");
-  EXPECT_NEAR(mean_error(packed.unrounded()), 0.162222147, 1e-9);
-  std::copy(nested.decoded.begin(), nested.decoded.end(), packed.absmax());
-  EXPECT_EQ(sha256(packed.unrounded()), "1a2dfcee547270fa8d3b328659c465d4a79ab599639c77dcfe2fd74706e69168");
-  EXPECT_EQ(sha256(packed.weights_bf16()),
-            "3dae701b55979bbe6777f1a6f07ab9c1946c114a90a95005360dc4e216fd3743");
-  EXPECT_NEAR(mean_error(packed.unrounded()), 0.162469035, 1e-9);
-}
-
-TEST(NestedScales, HandleEveryNumberOfBlocks) {
-  for (const std::size_t n : {1u, 255u, 256u, 257u, 1000u}) {
-    auto scales = lcg(4, n);
-    for (float& s : scales) s = 2.0f + s;
-    const Nested nested(scales);
-    for (std::size_t i = 0; i < n; ++i) EXPECT_NEAR(nested.decoded[i], scales[i], 0.01) << n;
-  }
-}
-
-TEST(NestedScales, DecodeEqualScalesToExactlyTheOffset) {
-  const Nested nested(std::vector<float>(300, 0.1f));
-  EXPECT_EQ(nested.offset, 0.1f);
-  EXPECT_EQ(nested.absmax[0], 0.0f);
-  for (const float s : nested.decoded) EXPECT_EQ(s, 0.1f);
-}
-
-TEST(NestedScales, StayZeroWhenAllAreZero) {
-  for (const float s : Nested(std::vector<float>(10, 0.0f)).decoded)
-    EXPECT_EQ(std::bit_cast<std::uint32_t>(s), 0u);
-}
-
-TEST(NestedScales, NeverDecodeToZeroOrLess) {
-  // A scale far below a mean that is small against the spread: the nearest entry lies below -offset.
-  std::vector<float> scales(256, 1.0f);
-  scales[0] = 200.0f;
-  for (std::size_t i = 1; i < 256; ++i) scales[i] = 0.004f * static_cast<float>(i % 7);
-  const Nested nested(scales);
-  int clamped = 0;
-  for (std::size_t i = 0; i < scales.size(); ++i) {
-    EXPECT_GT(nested.decoded[i], 0.0f) << i;
-    const std::uint8_t nearest = q8_search_signed((scales[i] - nested.offset) / nested.absmax[0]);
-    if (unnest_scale(nearest, nested.absmax[0], nested.offset) > 0) continue;
-    ++clamped;
-    EXPECT_LE(unnest_scale(static_cast<std::uint8_t>(nested.codes[i] - 1), nested.absmax[0], nested.offset),
-              0.0f)
-        << "it takes the smallest code that is > 0";
-  }
-  EXPECT_GT(clamped, 0) << "else the clamp was never reached";
-}
-
-TEST(NestedScales, NameTheFirstNonFiniteScale) {
-  std::vector<float> scales(300, 1.0f);
-  scales[270] = kNaN;
-  std::vector<std::uint8_t> codes(300);
-  float absmax[2], offset;
-  EXPECT_EQ(nest_scales(scales, codes.data(), absmax, &offset), 270);
 }
 
 }  // namespace
