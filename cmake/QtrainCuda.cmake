@@ -72,7 +72,7 @@ function(qtrain_cuda_library)
   target_compile_options(qtrain_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>)
   set_target_properties(qtrain_cuda PROPERTIES
     CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/cmake/log_ptxas.sh;${CMAKE_CUDA_COMPILER_LAUNCHER}")
-  target_link_libraries(qtrain_cuda PUBLIC qtrain_kernels CUDA::cudart_static CUDA::cublasLt ${CMAKE_DL_LIBS})
+  target_link_libraries(qtrain_cuda PUBLIC qtrain_kernels CUDA::cudart_static CUDA::cublasLt)
   add_library(qtrain::cuda ALIAS qtrain_cuda)
 endfunction()
 

@@ -1,31 +1,26 @@
 #include "src/meter/nvml.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <initializer_list>
 
 #include <fmt/format.h>
+
+#include "src/core/nvml_library.h"
 
 namespace qt {
 
 namespace {
 
-constexpr const char* kLibrary = "libnvidia-ml.so.1";
+using nvml::Call;
+using nvml::Handle;
+using nvml::Status;
+
 constexpr const char* kOtherLibrary = "QTRAIN_NVML";
 
-// The library's types, as far as they cross the border: codes and kinds are ints, a card is a pointer.
-using Status = int;
-constexpr Status kSuccess = 0, kInsufficientSize = 7, kNoFunction = -1;
-using Handle = void*;
 constexpr int kCoreSensor = 0;  // of the kinds of temperature
 constexpr int kSmClock = 1;     // of the kinds of clocks
 
-struct Memory {
-  unsigned long long total = 0, free = 0, used = 0;
-};
 struct Process {
   unsigned pid = 0;
   unsigned long long used = 0;
@@ -56,22 +51,6 @@ constexpr unsigned kMostPcieGeneration = 16, kMostPcieWidth = 64;
 constexpr unsigned kMostProcesses = 4096;
 constexpr unsigned kNameBytes = 256;
 
-// A function of the library under the first of its names that the library has; without one every call fails.
-template <class... Args>
-class Call {
- public:
-  Call(void* library, std::initializer_list<const char*> names) {
-    for (const char* name : names) {
-      if (function_ == nullptr) function_ = reinterpret_cast<Status (*)(Args...)>(dlsym(library, name));
-    }
-  }
-  Status status(Args... args) const { return function_ == nullptr ? kNoFunction : function_(args...); }
-  bool operator()(Args... args) const { return status(args...) == kSuccess; }
-
- private:
-  Status (*function_)(Args...) = nullptr;
-};
-
 template <class T>
 std::optional<T> within(T value, T least, T most) {
   return value >= least && value <= most ? std::optional<T>(value) : std::nullopt;
@@ -99,13 +78,7 @@ std::optional<std::int64_t> bytes_of(unsigned long long bytes) {
 }  // namespace
 
 struct Nvml::Driver {
-  explicit Driver(void* handle) : library(handle) {}
-  Driver(const Driver&) = delete;
-  Driver& operator=(const Driver&) = delete;
-  ~Driver() {
-    if (is_open) shutdown();
-    dlclose(library);
-  }
+  explicit Driver(const char* library_name) : library(library_name) {}
 
   std::string name_of_process(unsigned pid) const {
     std::array<char, kNameBytes> text{};
@@ -117,12 +90,12 @@ struct Nvml::Driver {
     std::vector<Process> list(64);
     auto count = static_cast<unsigned>(list.size());
     Status status = ask.status(card, &count, list.data());
-    if (status == kInsufficientSize && count <= kMostProcesses) {
+    if (status == nvml::kInsufficientSize && count <= kMostProcesses) {
       list.resize(count + 16);  // some may have come meanwhile
       count = static_cast<unsigned>(list.size());
       status = ask.status(card, &count, list.data());
     }
-    if (status != kSuccess || count > list.size()) return false;
+    if (status != nvml::kSuccess || count > list.size()) return false;
     for (unsigned i = 0; i < count; ++i) {
       const Process& p = list[i];
       const auto same = [&](const CardProcess& c) { return c.pid == static_cast<std::int64_t>(p.pid); };
@@ -132,13 +105,10 @@ struct Nvml::Driver {
     return true;
   }
 
-  void* library;
-  bool is_open = false;
+  nvml::Library library;
 
-  Call<> init{library, {"nvmlInit_v2"}};
-  Call<> shutdown{library, {"nvmlShutdown"}};
   Call<unsigned*> card_count{library, {"nvmlDeviceGetCount_v2"}};
-  Call<const char*, Handle*> card_at{library, {"nvmlDeviceGetHandleByPciBusId_v2"}};
+  nvml::CardAt card_at{library};
   Call<unsigned, Handle*> card_number{library, {"nvmlDeviceGetHandleByIndex_v2"}};
   Call<Handle, char*, unsigned> name{library, {"nvmlDeviceGetName"}};
   AskNumber power{library, {"nvmlDeviceGetPowerUsage"}};
@@ -150,7 +120,7 @@ struct Nvml::Driver {
   Call<Handle, int, unsigned*> clock{library, {"nvmlDeviceGetClockInfo"}};
   Call<Handle, unsigned long long*> reasons{
       library, {"nvmlDeviceGetCurrentClocksThrottleReasons", "nvmlDeviceGetCurrentClocksEventReasons"}};
-  Call<Handle, Memory*> memory{library, {"nvmlDeviceGetMemoryInfo"}};
+  nvml::MemoryOf memory{library};
   Call<Handle, unsigned*, Process*> compute_processes{
       library, {"nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"}};
   Call<Handle, unsigned*, Process*> graphics_processes{
@@ -164,18 +134,16 @@ struct Nvml::Driver {
 
 Nvml::Nvml(const std::string& pci_bus_id) {
   const char* other = std::getenv(kOtherLibrary);
-  const char* name = other != nullptr && *other != '\0' ? other : kLibrary;
-  void* const library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
+  const char* name = other != nullptr && *other != '\0' ? other : nvml::kLibrary;
+  driver_ = std::make_unique<Driver>(name);
+  if (!driver_->library.loaded()) {
     why_not_ = fmt::format("{} cannot be loaded: it comes with NVIDIA's driver", name);
     return;
   }
-  driver_ = std::make_unique<Driver>(library);
-  if (const Status status = driver_->init.status(); status != kSuccess) {
+  if (const Status status = driver_->library.start_status(); status != nvml::kSuccess) {
     why_not_ = fmt::format("{} does not start (code {})", name, status);
     return;
   }
-  driver_->is_open = true;
   Handle card = nullptr;
   bool known = false;
   if (pci_bus_id.empty()) {
@@ -211,7 +179,8 @@ CardReading Nvml::read() const {
       if ((bits & reason.bit) != 0) r.throttle->emplace_back(reason.words);
     }
   }
-  if (Memory m; d.memory(card_, &m) && m.total > 0 && m.used <= m.total) r.used_bytes = bytes_of(m.used);
+  if (nvml::Memory m; d.memory(card_, &m) && m.total > 0 && m.used <= m.total)
+    r.used_bytes = bytes_of(m.used);
   return r;
 }
 
@@ -225,7 +194,7 @@ CardDescription Nvml::describe() const {
   c.default_limit_watts = watts_of(d.default_limit, card_);
   if (unsigned least = 0, most = 0; d.limits(card_, &least, &most))
     c.most_limit_watts = within(most * 1e-3, kLeastWatts, kMostCardWatts);
-  if (Memory m; d.memory(card_, &m) && m.total > 0) c.total_bytes = bytes_of(m.total);
+  if (nvml::Memory m; d.memory(card_, &m) && m.total > 0) c.total_bytes = bytes_of(m.total);
   std::vector<CardProcess> processes;
   const bool computes = d.add_processes(d.compute_processes, card_, processes);
   const bool draws = d.add_processes(d.graphics_processes, card_, processes);

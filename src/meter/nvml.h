@@ -1,6 +1,6 @@
 // What the driver's management library (NVML) says of a card: power, heat, clocks, memory, who uses it. The
-// library comes with the driver and is loaded by name, so that a machine without one runs this program too;
-// its few types are declared in nvml.cpp. Who asks how often, and what follows, is power_watch.h's affair.
+// library is loaded by name (src/core/nvml_library.h), so that a machine without a driver runs this program
+// too. Who asks how often, and what follows, is power_watch.h's affair.
 //
 // Every answer is optional: a function that the library lacks, a call that fails, a value that no card can
 // have make that one field absent and touch no other.
