@@ -155,7 +155,9 @@ Tokenizer tokenizer_of(const TrainedModel& model) {
 std::unique_ptr<ParamSource> open_params(const TrainedModel& model, const ModelParams& params,
                                          WeightsOf which) {
   if (!model.hf_folder.empty()) return std::make_unique<HfParams>(model.hf_folder, model.config, params);
-  return std::make_unique<CheckpointParams>(model.checkpoint, params, which, model.weights);
+  ModelOptions formats;
+  formats.weights = model.weights;
+  return std::make_unique<CheckpointParams>(model.checkpoint, params, which, formats);
 }
 
 LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,

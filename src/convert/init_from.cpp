@@ -1,13 +1,13 @@
 #include "src/convert/init_from.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <vector>
 
+#include "quant/tensor_names.h"
 #include "src/convert/hf_config.h"
 #include "src/convert/param_source.h"
 #include "src/core/half.h"
@@ -15,7 +15,6 @@
 #include "src/io/file.h"
 #include "src/io/json.h"
 #include "src/io/run_folder.h"
-#include "src/io/safetensors.h"
 #include "src/plan/planner.h"
 
 namespace qt {
@@ -25,7 +24,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kPieceElems = 1 << 20;
-constexpr const char* kMaster = "master.";  // of a checkpoint's state.safetensors
 
 fs::path weights_file(const std::string& path) {
   if (!fs::is_directory(path)) return path;
@@ -45,27 +43,6 @@ bool looks_like_pickle(const fs::path& file) {
   return in && start[0] == 'P' && start[1] == 'K';
 }
 
-template <class Half>
-void widen(const std::byte* from, std::span<float> to) {
-  for (std::size_t i = 0; i < to.size(); ++i) {
-    Half half;
-    std::memcpy(&half, from + i * sizeof half, sizeof half);
-    to[i] = to_float(half);
-  }
-}
-
-// Elements [first, first + to.size()) of a stored tensor. The file need not be aligned.
-void read_floats(const StoredTensor& t, std::int64_t first, std::span<float> to) {
-  const std::byte* from = t.data + first * stored_bytes(t.type);
-  if (t.type == StoredType::f32) {
-    std::memcpy(to.data(), from, to.size_bytes());
-  } else if (t.type == StoredType::bf16) {
-    widen<bf16>(from, to);
-  } else {
-    widen<f16>(from, to);
-  }
-}
-
 // To elements [first, first + x.size()) of a master, rounded to nearest where it is bf16.
 void write_master(Backend& backend, const TensorView& master, std::int64_t first, std::span<const float> x,
                   std::vector<bf16>& narrow) {
@@ -74,24 +51,6 @@ void write_master(Backend& backend, const TensorView& master, std::int64_t first
   narrow.resize(x.size());
   std::transform(x.begin(), x.end(), narrow.begin(), to_bf16);
   backend.upload(std::as_bytes(std::span(narrow)), to);
-}
-
-// How many rows of the stored tensor are taken. DataError when its shape is not the param's.
-std::int64_t rows_to_take(const StoredTensor& t, const Param& p, const std::string& file) {
-  // A checkpoint's masters are flat.
-  if (t.name.starts_with(kMaster) && t.shape == std::vector<std::int64_t>{p.elems()}) return p.N;
-  const bool is_vector = p.group == ParamGroup::norm;
-  const std::vector<std::int64_t> wanted =
-      is_vector ? std::vector<std::int64_t>{p.K} : std::vector<std::int64_t>{p.N, p.K};
-  const bool longer_positions =
-      p.name.ends_with("wpe.weight") && t.shape.size() == 2 && t.shape[1] == p.K && t.shape[0] > p.N;
-  if (t.shape != wanted && !longer_positions) {
-    throw DataError(fmt::format("{}: tensor '{}' has shape [{}], this model's is [{}]", file, t.name,
-                                fmt::join(t.shape, ", "), fmt::join(wanted, ", ")),
-                    "name the shape that the weights have with --model, --n-layer, --n-head, --n-embd, "
-                    "--vocab-size and --bias");
-  }
-  return is_vector ? 1 : p.N;
 }
 
 }  // namespace
@@ -158,74 +117,27 @@ void adopt_weights_shape(Options& o) {
            o.init_from, o.n_layer, o.n_head, o.n_embd, o.bias ? "on" : "off", o.vocab_size);
 }
 
-namespace {
-
-void load_hf_weights(Engine& engine, const std::string& folder) {
+void load_weights(Engine& engine, const std::string& path) {
   const ModelConfig& config = engine.options().model;
   const ModelParams model = make_params(config);
-  HfParams source(folder, config, model);
-  std::map<std::string, TensorView> masters;
-  for (const NamedView& v : engine.state()) masters[v.name] = v.view;
+  std::unique_ptr<ParamSource> source;
+  if (fs::is_directory(path) && is_hf_folder(path)) {
+    source = std::make_unique<HfParams>(path, config, model);
+  } else {
+    source = std::make_unique<NamedParams>(weights_file(path), config, model);
+  }
+  std::map<std::string, TensorView> views;
+  for (const NamedView& v : engine.state()) views[v.name] = v.view;
   std::vector<float> piece;
   std::vector<bf16> narrow;
   for (std::size_t i = 0; i < model.params.size(); ++i) {
     const Param& p = model.params[i];
+    const TensorView master = views.at(master_of(p.name));
     for (std::int64_t first = 0; first < p.elems(); first += kPieceElems) {
       piece.resize(static_cast<std::size_t>(std::min(kPieceElems, p.elems() - first)));
-      source.read(i, first, piece);
-      write_master(engine.backend(), masters.at("master." + p.name), first, piece, narrow);
+      source->read(i, first, piece);
+      write_master(engine.backend(), master, first, piece, narrow);
     }
-  }
-  engine.encode_weights();
-}
-
-}  // namespace
-
-void load_weights(Engine& engine, const std::string& path) {
-  if (fs::is_directory(path) && is_hf_folder(path)) return load_hf_weights(engine, path);
-  const fs::path file = weights_file(path);
-  const Safetensors weights = Safetensors::open(file);
-  std::map<std::string, const StoredTensor*> stored;
-  const bool is_checkpoint = file.filename() == kStateFile;
-  for (const StoredTensor& t : weights.tensors()) {
-    if (!is_checkpoint || t.name.starts_with(kMaster)) stored[t.name] = &t;  // moments stay behind
-  }
-  std::map<std::string, TensorView> masters;
-  for (const NamedView& v : engine.state()) masters[v.name] = v.view;
-
-  std::vector<float> piece(static_cast<std::size_t>(kPieceElems));
-  std::vector<bf16> narrow;
-  for (const Param& p : engine.model().params()) {
-    const auto found = stored.find(is_checkpoint ? kMaster + p.name : p.name);
-    if (found == stored.end()) {
-      throw DataError(fmt::format("{}: tensor '{}' is missing", file.string(), p.name),
-                      "names are this program's: tools/convert_nanogpt.py translates those of nanoGPT and "
-                      "Hugging Face; biases are there only with --bias");
-    }
-    const StoredTensor& t = *found->second;
-    QT_CHECK(t.type == StoredType::f32 || t.type == StoredType::bf16 || t.type == StoredType::f16, DataError,
-             "{}: tensor '{}' is neither f32, bf16 nor f16", file.string(), t.name);
-    const std::int64_t elems = rows_to_take(t, p, file.string()) * p.K;
-    const TensorView master = masters.at("master." + p.name);
-    for (std::int64_t first = 0; first < elems; first += kPieceElems) {
-      const std::span<float> part(piece.data(),
-                                  static_cast<std::size_t>(std::min(kPieceElems, elems - first)));
-      read_floats(t, first, part);
-      const auto bad = std::find_if(part.begin(), part.end(), [](float x) { return !std::isfinite(x); });
-      QT_CHECK(bad == part.end(), DataError, "{}: tensor '{}', element {}: not a finite number",
-               file.string(), t.name, first + (bad - part.begin()));
-      write_master(engine.backend(), master, first, part, narrow);
-    }
-    stored.erase(found);
-  }
-  // The head of a tied model may be stored once more.
-  if (engine.options().model.tied_head) stored.erase("lm_head.weight");
-  if (!stored.empty()) {
-    const std::string& name = stored.begin()->first;
-    throw DataError(fmt::format("{}: tensor '{}' belongs to no part of this model", file.string(), name),
-                    name.ends_with(".bias")
-                        ? "these weights have biases: add --bias"
-                        : "name the shape that the weights have with --model and --n-layer");
   }
   engine.encode_weights();
 }

@@ -1,11 +1,11 @@
 #include "src/convert/param_source.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
+#include <array>
 #include <set>
 
 #include "quant/format.h"
+#include "quant/tensor_names.h"
 #include "src/core/error.h"
 #include "src/core/half.h"
 #include "src/io/json.h"
@@ -23,15 +23,6 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr std::int64_t kPieceElems = 256 * 1024;
 constexpr std::size_t kNoTensor = static_cast<std::size_t>(-1);
 
-template <class Half>
-void widen(std::span<const std::byte> from, std::span<float> to) {
-  for (std::size_t i = 0; i < to.size(); ++i) {
-    Half half;
-    std::memcpy(&half, from.data() + i * sizeof half, sizeof half);
-    to[i] = to_float(half);
-  }
-}
-
 std::string shape_text(std::span<const std::int64_t> shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
@@ -48,34 +39,31 @@ DType float_type(const StoredTensor& t) {
   return t.type == StoredType::bf16 ? DType::bf16 : t.type == StoredType::f16 ? DType::f16 : DType::f32;
 }
 
+// What all of them are stored in, or f32. tensor_of: of an element of `list`.
+template <class List, class TensorOf>
+DType common_type(const List& list, TensorOf&& tensor_of) {
+  const DType first = float_type(*tensor_of(list.front()));
+  const bool same = std::all_of(list.begin(), list.end(),
+                                [&](const auto& entry) { return float_type(*tensor_of(entry)) == first; });
+  return same ? first : DType::f32;
+}
+
+// DataError when the shape of a stored tensor is not the param's.
+void check_named_shape(const Safetensors& file, const StoredTensor& t, const Param& p) {
+  // A checkpoint's masters are flat.
+  if (is_master(t.name) && t.shape == std::vector<std::int64_t>{p.elems()}) return;
+  const std::vector<std::int64_t> wanted =
+      p.group == ParamGroup::norm ? std::vector<std::int64_t>{p.K} : std::vector<std::int64_t>{p.N, p.K};
+  const bool longer_positions =
+      p.name.ends_with("wpe.weight") && t.shape.size() == 2 && t.shape[1] == p.K && t.shape[0] > p.N;
+  if (t.shape == wanted || longer_positions) return;
+  throw DataError(fmt::format("{}: tensor '{}' has shape {}, this model's is {}", file.file(), t.name,
+                              shape_text(t.shape), shape_text(wanted)),
+                  "name the shape that the weights have with --model, --n-layer, --n-head, --n-embd, "
+                  "--vocab-size and --bias");
+}
+
 }  // namespace
-
-TensorFile::TensorFile(const fs::path& path) : header_(Safetensors::open(path)), file_(path) {}
-
-void TensorFile::read(const StoredTensor& t, std::uint64_t offset, std::span<std::byte> out) const {
-  file_.read_at(t.file_offset + offset, out);
-}
-
-void TensorFile::read(const StoredTensor& t, std::int64_t first, std::span<float> out) const {
-  const auto width = static_cast<std::size_t>(stored_bytes(t.type));
-  if (t.type == StoredType::f32) {
-    read(t, static_cast<std::uint64_t>(first) * width, std::as_writable_bytes(out));
-  } else if (t.type == StoredType::bf16 || t.type == StoredType::f16) {
-    staging_.resize(out.size() * width);
-    read(t, static_cast<std::uint64_t>(first) * width, staging_);
-    if (t.type == StoredType::bf16) {
-      widen<bf16>(staging_, out);
-    } else {
-      widen<f16>(staging_, out);
-    }
-  } else {
-    throw DataError(fmt::format("{}: tensor {} is {}, neither f32, bf16 nor f16", header_.file(),
-                                in_quotes(t.name), stored_name(t.type)));
-  }
-  const auto bad = std::find_if(out.begin(), out.end(), [](float x) { return !std::isfinite(x); });
-  QT_CHECK(bad == out.end(), DataError, "{}: tensor {}, element {}: not a finite number", header_.file(),
-           in_quotes(t.name), first + (bad - out.begin()));
-}
 
 WeightsOf weights_of_name(std::string_view name) {
   if (name == "packed") return WeightsOf::packed;
@@ -86,22 +74,20 @@ WeightsOf weights_of_name(std::string_view name) {
 // --- checkpoints -----------------------------------------------------------------------------------------
 
 CheckpointParams::CheckpointParams(const fs::path& checkpoint, const ModelParams& model, WeightsOf which,
-                                   FormatId format)
-    : file_(checkpoint / (which == WeightsOf::master ? kStateFile : kWeightsFile)),
-      format_(format),
-      model_(model) {
+                                   const ModelOptions& formats)
+    : file_(checkpoint / (which == WeightsOf::master ? kStateFile : kWeightsFile)), model_(model) {
   const bool masters = which == WeightsOf::master;
   for (const Param& p : model.params) {
-    Place place;
-    place.values = &file_.header().get(masters ? "master." + p.name : p.name);
-    if (!masters && p.group == ParamGroup::matrix && format != FormatId::none) {
+    const FormatId format = masters ? FormatId::none : formats.format_of(p);
+    Place place{.format = format};
+    if (format != FormatId::none) {
       const std::int64_t codes[] = {code_bytes(format, p.elems())},
                          scales[] = {scale_count(format, p.elems())};
       place.values = &file_.header().get(p.name, DType::u8, codes);
-      place.scales = &file_.header().get(p.name + ".absmax", DType::f32, scales);
-    } else if (place.values->elems() != p.elems()) {
-      const std::int64_t wanted[] = {p.N, p.K};
-      fail_shape(file_.header(), *place.values, wanted);
+      place.scales = &file_.header().get(scales_of(p.name), DType::f32, scales);
+    } else {
+      place.values = &file_.header().get(masters ? master_of(p.name) : p.name);
+      if (place.values->elems() != p.elems()) fail_shape(file_.header(), *place.values, std::array{p.N, p.K});
     }
     places_.push_back(place);
   }
@@ -109,7 +95,7 @@ CheckpointParams::CheckpointParams(const fs::path& checkpoint, const ModelParams
 
 void CheckpointParams::read(std::size_t index, std::int64_t first, std::span<float> out) {
   const Place& place = places_[index];
-  if (place.scales == nullptr) return file_.read(*place.values, first, out);
+  if (place.format == FormatId::none) return file_.read(*place.values, first, out);
   const std::int64_t elems = model_.params[index].elems();
   for (std::size_t done = 0; done < out.size();) {
     const std::size_t count = std::min<std::size_t>(out.size() - done, kPieceElems);
@@ -122,7 +108,7 @@ void CheckpointParams::read(std::size_t index, std::int64_t first, std::span<flo
 // scales and codes then begin where the format says that a range may.
 void CheckpointParams::read_packed(const Place& place, std::int64_t elems, std::int64_t first,
                                    std::span<float> out) {
-  dispatch_format(format_, [&]<class F>() {
+  dispatch_format(place.format, [&]<class F>() {
     const std::int64_t begin = first / F::kBlockElems * F::kBlockElems;
     const std::int64_t end =
         std::min<std::int64_t>(elems, (first + static_cast<std::int64_t>(out.size()) + F::kBlockElems - 1) /
@@ -140,6 +126,45 @@ void CheckpointParams::read_packed(const Place& place, std::int64_t elems, std::
 
 // Canonical weights of packed matrices are bf16, so that what is not packed decides.
 DType CheckpointParams::type() const { return float_type(*places_[model_.roles.embedding].values); }
+
+// --- files with names of ours -----------------------------------------------------------------------------
+
+NamedParams::NamedParams(const fs::path& file, const ModelConfig& config, const ModelParams& model)
+    : file_(file) {
+  std::map<std::string_view, const StoredTensor*> unused;
+  const bool is_checkpoint = file.filename() == kStateFile;
+  for (const StoredTensor& t : file_.header().tensors()) {
+    if (!is_checkpoint || is_master(t.name)) unused[t.name] = &t;  // moments stay behind
+  }
+  for (const Param& p : model.params) {
+    const auto found = unused.find(is_checkpoint ? master_of(p.name) : p.name);
+    if (found == unused.end()) {
+      throw DataError(fmt::format("{}: tensor '{}' is missing", file.string(), p.name),
+                      "names are this program's: tools/convert_nanogpt.py translates those of nanoGPT and "
+                      "Hugging Face; biases are there only with --bias");
+    }
+    check_named_shape(file_.header(), *found->second, p);
+    stored_.push_back(found->second);
+    unused.erase(found);
+  }
+  // The head of a tied model may be stored once more.
+  if (config.tied_head) unused.erase("lm_head.weight");
+  if (!unused.empty()) {
+    const std::string_view name = unused.begin()->first;
+    throw DataError(fmt::format("{}: tensor '{}' belongs to no part of this model", file.string(), name),
+                    name.ends_with(".bias")
+                        ? "these weights have biases: add --bias"
+                        : "name the shape that the weights have with --model and --n-layer");
+  }
+}
+
+void NamedParams::read(std::size_t index, std::int64_t first, std::span<float> out) {
+  file_.read(*stored_[index], first, out);
+}
+
+DType NamedParams::type() const {
+  return common_type(stored_, [](const StoredTensor* t) { return t; });
+}
 
 // --- Hugging Face folders --------------------------------------------------------------------------------
 
@@ -264,10 +289,7 @@ void HfParams::read(std::size_t index, std::int64_t first, std::span<float> out)
 }
 
 DType HfParams::type() const {
-  const DType first = float_type(*stored_.front().tensor);
-  const bool same = std::all_of(stored_.begin(), stored_.end(),
-                                [&](const Stored& s) { return float_type(*s.tensor) == first; });
-  return same ? first : DType::f32;
+  return common_type(stored_, [](const Stored& s) { return s.tensor; });
 }
 
 // --- rounding --------------------------------------------------------------------------------------------

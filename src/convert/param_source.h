@@ -1,6 +1,5 @@
-// ParamSource: the params of a model as f32, in pieces of any size, from a checkpoint or from a Hugging Face
-// folder. Files are read at offsets and not mapped, so that the process never holds more of a tensor than was
-// asked for.
+// ParamSource: the params of a model as f32, in pieces of any size, from a checkpoint, a file with the names of
+// this program, or a Hugging Face folder.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "quant/format_id.h"
 #include "quant/param.h"
 #include "src/convert/hf_names.h"
 #include "src/core/tensor.h"
-#include "src/io/file.h"
-#include "src/io/safetensors.h"
+#include "src/io/tensor_file.h"
+#include "src/model/model.h"
 #include "src/model/params.h"
 
 namespace qt {
@@ -31,23 +29,6 @@ class ParamSource {
   virtual DType type() const = 0;
 };
 
-// A safetensors file whose header is checked and whose data is read piece by piece.
-class TensorFile {
- public:
-  explicit TensorFile(const std::filesystem::path& path);  // DataError
-  const Safetensors& header() const { return header_; }
-  // Bytes [offset, offset + out.size()) of a tensor.
-  void read(const StoredTensor& t, std::uint64_t offset, std::span<std::byte> out) const;
-  // Elements [first, first + out.size()) of an f32, bf16 or f16 tensor; DataError for another type and for
-  // what is not finite.
-  void read(const StoredTensor& t, std::int64_t first, std::span<float> out) const;
-
- private:
-  Safetensors header_;
-  InputFile file_;
-  mutable std::vector<std::byte> staging_;
-};
-
 // Which of a checkpoint's two copies: what the forward pass read, or the masters.
 enum class WeightsOf : std::uint8_t { packed, master };
 WeightsOf weights_of_name(std::string_view name);  // "packed", "master"; ConfigError
@@ -55,25 +36,40 @@ WeightsOf weights_of_name(std::string_view name);  // "packed", "master"; Config
 // A checkpoint folder of ours. Packed matrices are expanded to the canonical weight.
 class CheckpointParams : public ParamSource {
  public:
-  // `model` must outlive it. DataError when a tensor is missing or has another shape.
+  // `model` must outlive it; `formats` says what each of its weights is packed in. DataError when a tensor is
+  // missing or has another shape.
   CheckpointParams(const std::filesystem::path& checkpoint, const ModelParams& model, WeightsOf which,
-                   FormatId format);
+                   const ModelOptions& formats);
   void read(std::size_t index, std::int64_t first, std::span<float> out) override;
   DType type() const override;
 
  private:
   struct Place {
     const StoredTensor* values = nullptr;  // floats, or codes
-    const StoredTensor* scales = nullptr;  // packed matrices alone
+    const StoredTensor* scales = nullptr;  // packed weights alone
+    FormatId format = FormatId::none;
   };
   void read_packed(const Place& place, std::int64_t elems, std::int64_t first, std::span<float> out);
 
   TensorFile file_;
-  FormatId format_;
   const ModelParams& model_;
   std::vector<Place> places_;
   std::vector<std::uint8_t> codes_;
   std::vector<float> scales_, block_;
+};
+
+// A safetensors file with the names and shapes of this program, or the masters in the state of a checkpoint.
+class NamedParams : public ParamSource {
+ public:
+  // DataError naming file and tensor when one is missing, not used or has another shape. A position table may be
+  // longer than the model's; the head of a tied model may be stored once more.
+  NamedParams(const std::filesystem::path& file, const ModelConfig& config, const ModelParams& model);
+  void read(std::size_t index, std::int64_t first, std::span<float> out) override;
+  DType type() const override;
+
+ private:
+  TensorFile file_;
+  std::vector<const StoredTensor*> stored_;  // by param
 };
 
 // A folder as transformers writes it: model.safetensors, or shards with an index. Conv1D's matrices are

@@ -11,8 +11,8 @@
 #include "src/io/hash.h"
 #include "src/io/json.h"
 #include "src/io/run_folder.h"
-#include "src/io/safetensors.h"
 #include "src/io/safetensors_writer.h"
+#include "src/io/tensor_file.h"
 
 namespace qt {
 
@@ -32,23 +32,6 @@ std::vector<TensorSpec> specs_of(const std::vector<NamedView>& views) {
   specs.reserve(views.size());
   for (const NamedView& v : views) specs.push_back({v.name, to_stored(v.view.dtype), shape_of(v.view)});
   return specs;
-}
-
-// Index of the first NaN or infinity among floats of `type`; -1 when there is none, and for codes. Bits only:
-// the bytes need not be aligned.
-std::int64_t first_non_finite(StoredType type, std::span<const std::byte> bytes) {
-  const std::size_t width = type == StoredType::f32                               ? 4
-                            : type == StoredType::bf16 || type == StoredType::f16 ? 2
-                                                                                  : 0;
-  if (width == 0) return -1;
-  // The exponent lies in the top 16 bits of every type; all ones mean not finite.
-  const std::uint16_t exponent = type == StoredType::f16 ? 0x7C00 : 0x7F80;
-  for (std::size_t at = 0; at < bytes.size(); at += width) {
-    std::uint16_t top = 0;
-    std::memcpy(&top, bytes.data() + at + (width - 2), sizeof top);
-    if ((top & exponent) == exponent) return static_cast<std::int64_t>(at / width);
-  }
-  return -1;
 }
 
 void write_tensors(OutputFile& out, StoredForm& form, const std::vector<NamedView>& views,

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "quant/tensor_names.h"
+
 namespace qt {
 
 std::vector<NamedView> stored_weights(const ParamList& params) {
@@ -11,7 +13,7 @@ std::vector<NamedView> stored_weights(const ParamList& params) {
     if (p.weight.is_packed()) {
       const PackedView& w = p.weight.packed;
       list.push_back({p.name, w.codes, w.codes_layout()});
-      list.push_back({p.name + ".absmax", w.absmax, w.absmax_layout()});
+      list.push_back({scales_of(p.name), w.absmax, w.absmax_layout()});
     } else {
       list.push_back({p.name, p.weight.dense});
     }
