@@ -154,18 +154,26 @@ void Engine::rehearse_training(RunPlan& plan, const HostBatch& batch) {
   plan.optimizer_step = backend.totals();
 }
 
+Optimizer& Engine::optimizer() {
+  if (optimizer_ == nullptr)
+    throw Error(ExitCode::internal, "Engine::optimizer: an engine for inference has none");
+  return *optimizer_;
+}
+
 void Engine::init_weights(std::uint64_t seed) {
+  Optimizer& trained = optimizer();
   const StepPhase phase(*step_, *backend_, "init");
-  optimizer_->init_weights(*step_, seed);
+  trained.init_weights(*step_, seed);
 }
 
 void Engine::encode_weights() {
+  Optimizer& trained = optimizer();
   const StepPhase phase(*step_, *backend_, "init");
-  optimizer_->encode_weights(*step_);
+  trained.encode_weights(*step_);
 }
 
 double Engine::time_paging() {
-  if (optimizer_->paged_bytes() == 0) return 0;
+  if (optimizer().paged_bytes() == 0) return 0;
   double seconds = 0;
   for (int pass = 0; pass < 2; ++pass) {  // the first touch of fresh memory costs more than any later one
     const StepPhase phase(*step_, *backend_, "init");
@@ -194,14 +202,16 @@ void Engine::accumulate(const FetchBatch& fetch, const BetweenBatches& between, 
 }
 
 StepStats Engine::measure(double lr_multiplier, std::int64_t t, double loss_scale) {
+  Optimizer& trained = optimizer();
   const StepPhase phase(*step_, *backend_, "norm");
-  return optimizer_->measure(*step_, totals_, lr_multiplier, t,
-                             static_cast<double>(options_.step_tokens()) / loss_scale);
+  return trained.measure(*step_, totals_, lr_multiplier, t,
+                         static_cast<double>(options_.step_tokens()) / loss_scale);
 }
 
 void Engine::update() {
+  Optimizer& trained = optimizer();
   const StepPhase phase(*step_, *backend_, "optimizer_step");
-  optimizer_->update(*step_);
+  trained.update(*step_);
 }
 
 StepStats Engine::train_step(const FetchBatch& fetch, const BetweenBatches& between, double lr_multiplier,

@@ -73,7 +73,8 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   Backend& backend() { return *backend_; }
   Model& model() { return *model_; }
-  Optimizer& optimizer() { return *optimizer_; }  // not with EngineOptions::inference
+  // Throws what counts as a defect of ours with EngineOptions::inference; so does all that trains.
+  Optimizer& optimizer();
 
   void init_weights(std::uint64_t seed);
   // After masters were loaded without compute copies.

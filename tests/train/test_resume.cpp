@@ -116,6 +116,29 @@ TEST_F(Resume, PagedBytesAreWhatThePlanSays) {
   EXPECT_EQ(resident->optimizer().paged_bytes(), 0);
 }
 
+TEST_F(Resume, AnEngineForInferenceSaysThatItHasNoOptimizer) {
+  EngineOptions options = tiny_engine_options({});
+  options.inference = true;
+  const Target target = test_target(1);
+  Engine engine(make_test_backend(target), options, Engine::rehearse(options, target));
+  const auto says_so = [](auto&& use) {
+    try {
+      use();
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ExitCode::internal);
+      EXPECT_STREQ(e.what(), "Engine::optimizer: an engine for inference has none");
+    }
+  };
+  says_so([&] { engine.optimizer(); });
+  says_so([&] { engine.init_weights(7); });
+  says_so([&] { engine.encode_weights(); });
+  says_so([&] { engine.time_paging(); });
+  says_so([&] { engine.measure(1.0, 1); });
+  says_so([&] { engine.update(); });
+  EXPECT_TRUE(engine.state().empty());
+}
+
 TEST_F(Resume, AFreshEngineContinuesBitForBit) {
   for (const DType master : {DType::f32, DType::bf16}) {
     const std::string name(dtype_name(master));
