@@ -6,8 +6,11 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "src/data/dataset.h"
@@ -133,6 +136,22 @@ class LoggedTrainer : private TinyLog, public Trainer {
     return options;
   }
 };
+
+// NaN into the embedding's compute copy: every window after it is bad until a restore brings the copy back.
+inline void poison(Engine& engine) {
+  const Param& wte = engine.model().params().front();
+  const std::vector<float> nan(static_cast<std::size_t>(wte.elems()),
+                               std::numeric_limits<float>::quiet_NaN());
+  engine.backend().upload(std::as_bytes(std::span(nan)), wte.weight.dense.flat());
+}
+
+// For Trainer::after_step: poisons the engine after `step`, the first time that it is reached.
+inline auto poison_once(Engine& engine, std::int64_t step) {
+  return [&engine, step, poisoned = false](const RunState& now, const StepStats&) mutable {
+    if (now.step != step || std::exchange(poisoned, true)) return;
+    poison(engine);
+  };
+}
 
 // Token shards of tiny_text() with the `bytes` tokenizer.
 class TinyData {

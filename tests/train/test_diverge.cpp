@@ -1,8 +1,6 @@
 // What happens when a loss is not finite: nothing is written, three in a row restore the last good checkpoint
 // and leave that window out, three restores are the end. The damage is done to the embedding's compute copy,
 // so that every window after it is bad until a restore brings the copy back.
-#include <limits>
-
 #include <gtest/gtest.h>
 
 #include "src/io/checkpoint.h"
@@ -18,13 +16,6 @@ class Diverge : public ::testing::Test {
   TinyData data{dir.path()};
   TokenBatches batches = data.batches(32);
 
-  static void poison(Engine& engine) {
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    const Param& wte = engine.model().params().front();
-    const std::vector<float> row(static_cast<std::size_t>(wte.elems()), nan);
-    engine.backend().upload(std::as_bytes(std::span(row)), wte.weight.dense.flat());
-  }
-
   TrainerOptions options(const std::string& name) { return tiny_trainer_options(dir / name, 12, 2); }
 
   std::string log_text(const std::string& name) {
@@ -38,15 +29,7 @@ TEST_F(Diverge, ThreeBadWindowsRestoreTheLastCheckpointAndTheRunEnds) {
   engine->init_weights(7);
   RunState state;
   LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
-  bool poisoned = false;
-  std::vector<std::int64_t> finite_steps;
-  trainer.after_step = [&](const RunState& now, const StepStats& stats) {
-    if (stats.finite) finite_steps.push_back(now.step);
-    if (now.step == 5 && !poisoned) {  // saves happen at even steps
-      poisoned = true;
-      poison(*engine);
-    }
-  };
+  trainer.after_step = poison_once(*engine, 5);  // saves happen at even steps
   const TrainResult result = trainer.run();
   EXPECT_EQ(result.step, 12);
   EXPECT_EQ(state.restores, 1);
@@ -113,12 +96,7 @@ TEST_F(Diverge, AWeightThatIsNoNumberIsNotSaved) {
   engine->init_weights(7);
   RunState state;
   LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), options("run"), state);
-  bool poisoned = false;
-  trainer.after_step = [&](const RunState& now, const StepStats&) {
-    if (now.step != 4 || poisoned) return;  // a save follows: no loss has shown the damage yet
-    poisoned = true;
-    poison(*engine);
-  };
+  trainer.after_step = poison_once(*engine, 4);  // a save follows: no loss has shown the damage yet
   EXPECT_EQ(trainer.run().step, 12);
   EXPECT_EQ(state.restores, 1);
   EXPECT_EQ(state.bad_windows, std::vector<std::int64_t>{3});
@@ -183,12 +161,7 @@ TEST_F(Diverge, RestoresOfLongAgoAreForgiven) {
     o.schedule.steps = steps;
     o.save.every = 20;
     LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
-    bool poisoned = false;
-    trainer.after_step = [&](const RunState& now, const StepStats&) {
-      if (now.step != 25 || poisoned) return;
-      poisoned = true;
-      poison(*engine);
-    };
+    trainer.after_step = poison_once(*engine, 25);
     trainer.run();
     return state.restores;
   };
@@ -204,13 +177,7 @@ TEST_F(Diverge, WithoutACheckpointTheRunStartsOver) {
   TrainerOptions o = options("run");
   o.save.every = 1000;
   LoggedTrainer trainer(*engine, batches, nullptr, data.tokenizer(), o, state);
-  bool poisoned = false;
-  trainer.after_step = [&](const RunState& now, const StepStats&) {
-    if (now.step == 3 && !poisoned) {
-      poisoned = true;
-      poison(*engine);
-    }
-  };
+  trainer.after_step = poison_once(*engine, 3);
   EXPECT_EQ(trainer.run().step, 12);
   EXPECT_EQ(state.restores, 1);
   EXPECT_EQ(state.applied, 12);

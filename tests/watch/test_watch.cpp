@@ -1,6 +1,4 @@
 // The loop around the steps: when it saves, evaluates, samples and stops, and the lines it prints.
-#include <limits>
-
 #include <gtest/gtest.h>
 
 #include "src/io/json.h"
@@ -234,14 +232,7 @@ TEST_F(EvaluatedSteps, GoBackWithARestore) {
   TrainerOptions o = options("run");
   o.eval_every = 2;
   LoggedTrainer trainer(*engine, batches, &validation, data.tokenizer(), o, state);
-  bool poisoned = false;
-  trainer.after_step = [&](const RunState& now, const StepStats&) {
-    if (now.step != 4 || poisoned) return;  // its save finds the damage and turns back to step 2
-    poisoned = true;
-    const std::vector<float> bad(64, std::numeric_limits<float>::quiet_NaN());
-    const TensorView weights = engine->model().params().front().weight.dense.flat(0, 64);
-    engine->backend().upload(std::as_bytes(std::span(bad)), weights);
-  };
+  trainer.after_step = poison_once(*engine, 4);  // its save finds the damage and turns back to step 2
   trainer.run();
   EXPECT_EQ(events("run", {"save", "eval", "restore"}),
             (Events{"save 2", "eval 2", "restore 2", "save 4", "eval 4", "save 6", "eval 6"}));
