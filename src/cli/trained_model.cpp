@@ -7,7 +7,6 @@
 #include "src/cli/run_data.h"
 #include "src/convert/hf_config.h"
 #include "src/convert/init_from.h"
-#include "src/core/half.h"
 #include "src/core/log.h"
 #include "src/io/checkpoint.h"
 #include "src/io/run_folder.h"
@@ -69,20 +68,6 @@ void write_packed(Engine& engine, const NamedView& codes, const NamedView& scale
   engine.stored_form().write(scales, std::as_bytes(std::span(absmax)));
 }
 
-template <class Half, Half (*kNarrow)(float)>
-std::vector<std::byte> narrowed(std::span<const float> values) {
-  std::vector<Half> halves(values.size());
-  std::transform(values.begin(), values.end(), halves.begin(), kNarrow);
-  const std::span<const std::byte> bytes = std::as_bytes(std::span(halves));
-  return {bytes.begin(), bytes.end()};
-}
-
-void upload(Backend& backend, std::span<const float> values, const TensorView& to) {
-  if (to.dtype == DType::bf16) return backend.upload(narrowed<bf16, to_bf16>(values), to);
-  if (to.dtype == DType::f16) return backend.upload(narrowed<f16, to_f16>(values), to);
-  backend.upload(std::as_bytes(values), to);
-}
-
 void fill(Engine& engine, ParamSource& source) {
   const std::vector<NamedView> views = engine.weights();
   std::size_t view = 0;
@@ -101,7 +86,7 @@ void fill(Engine& engine, ParamSource& source) {
       const std::int64_t count = std::min(kPieceElems, p.elems() - first);
       values.resize(static_cast<std::size_t>(count));
       source.read(i, first, values);
-      upload(engine.backend(), values, p.weight.dense.flat(first, count));
+      upload_floats(engine.backend(), values, p.weight.dense.flat(first, count));
     }
     ++view;
   }

@@ -10,7 +10,6 @@
 #include "quant/tensor_names.h"
 #include "src/convert/hf_config.h"
 #include "src/convert/param_source.h"
-#include "src/core/half.h"
 #include "src/core/log.h"
 #include "src/io/file.h"
 #include "src/io/json.h"
@@ -41,16 +40,6 @@ bool looks_like_pickle(const fs::path& file) {
   char start[2] = {};
   in.read(start, 2);
   return in && start[0] == 'P' && start[1] == 'K';
-}
-
-// To elements [first, first + x.size()) of a master, rounded to nearest where it is bf16.
-void write_master(Backend& backend, const TensorView& master, std::int64_t first, std::span<const float> x,
-                  std::vector<bf16>& narrow) {
-  const TensorView to = master.flat(first, static_cast<std::int64_t>(x.size()));
-  if (master.dtype == DType::f32) return backend.upload(std::as_bytes(x), to);
-  narrow.resize(x.size());
-  std::transform(x.begin(), x.end(), narrow.begin(), to_bf16);
-  backend.upload(std::as_bytes(std::span(narrow)), to);
 }
 
 }  // namespace
@@ -129,14 +118,14 @@ void load_weights(Engine& engine, const std::string& path) {
   std::map<std::string, TensorView> views;
   for (const NamedView& v : engine.state()) views[v.name] = v.view;
   std::vector<float> piece;
-  std::vector<bf16> narrow;
   for (std::size_t i = 0; i < model.params.size(); ++i) {
     const Param& p = model.params[i];
     const TensorView master = views.at(master_of(p.name));
     for (std::int64_t first = 0; first < p.elems(); first += kPieceElems) {
-      piece.resize(static_cast<std::size_t>(std::min(kPieceElems, p.elems() - first)));
+      const std::int64_t count = std::min(kPieceElems, p.elems() - first);
+      piece.resize(static_cast<std::size_t>(count));
       source->read(i, first, piece);
-      write_master(engine.backend(), master, first, piece, narrow);
+      upload_floats(engine.backend(), piece, master.flat(first, count));
     }
   }
   engine.encode_weights();

@@ -39,6 +39,13 @@ DType float_type(const StoredTensor& t) {
   return t.type == StoredType::bf16 ? DType::bf16 : t.type == StoredType::f16 ? DType::f16 : DType::f32;
 }
 
+template <class Half, Half (*kNarrow)(float)>
+void upload_as(Backend& backend, std::span<const float> values, const TensorView& to) {
+  std::vector<Half> halves(values.size());
+  std::transform(values.begin(), values.end(), halves.begin(), kNarrow);
+  backend.upload(std::as_bytes(std::span(halves)), to);
+}
+
 // What all of them are stored in, or f32. tensor_of: of an element of `list`.
 template <class List, class TensorOf>
 DType common_type(const List& list, TensorOf&& tensor_of) {
@@ -298,6 +305,12 @@ float rounded_to(DType type, float x) {
   if (type == DType::bf16) return to_float(to_bf16(x));
   if (type == DType::f16) return to_float(to_f16(x));
   return x;
+}
+
+void upload_floats(Backend& backend, std::span<const float> values, const TensorView& to) {
+  if (to.dtype == DType::bf16) return upload_as<bf16, to_bf16>(backend, values, to);
+  if (to.dtype == DType::f16) return upload_as<f16, to_f16>(backend, values, to);
+  backend.upload(std::as_bytes(values), to);
 }
 
 void RoundedParams::read(std::size_t index, std::int64_t first, std::span<float> out) {

@@ -118,6 +118,9 @@ class RoundedParams : public ParamSource {
   DType type_;
 };
 
+// To a view of f32, bf16 or f16 with as many elements, rounded to nearest.
+void upload_floats(Backend& backend, std::span<const float> values, const TensorView& to);
+
 // x rounded to nearest of `type` (f32, bf16, f16) and widened again.
 float rounded_to(DType type, float x);
 
