@@ -149,6 +149,20 @@ void setup(Bench& b, Add& op) {
   op.y = op.b;
 }
 
+void setup(Bench& b, Multiply& op) {
+  op.a = b.normal({b.s.N(), b.s.F()});
+  op.b = b.normal({b.s.N(), b.s.F()});
+  op.y = b.empty({b.s.N(), b.s.F()});
+}
+
+void setup(Bench& b, MultiplyBwd& op) {
+  op.a = b.normal({b.s.N(), b.s.F()});
+  op.b = b.normal({b.s.N(), b.s.F()});
+  op.dy = b.normal({b.s.N(), b.s.F()});
+  op.da = b.empty({b.s.N(), b.s.F()});
+  op.db = b.empty({b.s.N(), b.s.F()});
+}
+
 void setup(Bench& b, InitNormal& op) {
   op.x = b.empty({b.s.matrix_elems()}, DType::f32);
   op.stddev = 1;

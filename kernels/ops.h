@@ -58,6 +58,28 @@ struct Add {
   Cost cost() const;
 };
 
+// y = a * b, one rounding.
+struct Multiply {
+  static constexpr const char* kName = "multiply";
+  TensorView a;  // in  any shape, f
+  TensorView b;  // in  same
+  TensorView y;  // out same; may be a or b
+  void check() const;
+  Cost cost() const;
+};
+
+// da = dy * b, db = dy * a, one rounding each.
+struct MultiplyBwd {
+  static constexpr const char* kName = "multiply_bwd";
+  TensorView a;   // in  any shape, f: the inputs of the forward op
+  TensorView b;   // in  same
+  TensorView dy;  // in  same
+  TensorView da;  // out same; may be dy
+  TensorView db;  // out same; may be b
+  void check() const;
+  Cost cost() const;
+};
+
 // x[i] = constant + stddev * normal(rng, i). Draw i depends on (rng, i) alone. Backends agree to one f32 ulp
 // (the tail of the inverse distribution needs a logarithm), of which bf16 keeps what rounding to nearest
 // does.
@@ -508,9 +530,9 @@ struct Dequantize {
 // their list from here.
 // clang-format off
 #define QT_FOR_EACH_OP(X)                                                                                  \
-  X(Fill) X(Cast) X(Add) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(GeluFwd) X(GeluBwd) X(Dropout)            \
-  X(EmbeddingFwd) X(EmbeddingBwd) X(PositionBwd) X(RmsNormFwd) X(RmsNormBwd) X(LayerNormFwd)               \
-  X(LayerNormBwd) X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd) X(AttentionBwd)               \
-  X(Matmul) X(PackedMatmul) X(ColumnSum) X(SoftcapCrossEntropy) X(Softcap) X(SumLoss) X(SumSquares)        \
-  X(PrepareStep) X(AdamW) X(AdamW8) X(Quantize) X(Dequantize)
+  X(Fill) X(Cast) X(Add) X(Multiply) X(MultiplyBwd) X(InitNormal) X(Relu2Fwd) X(Relu2Bwd) X(GeluFwd)       \
+  X(GeluBwd) X(Dropout) X(EmbeddingFwd) X(EmbeddingBwd) X(PositionBwd) X(RmsNormFwd) X(RmsNormBwd)         \
+  X(LayerNormFwd) X(LayerNormBwd) X(RopeTable) X(RopeNormFwd) X(RopeNormBwd) X(AttentionFwd)               \
+  X(AttentionBwd) X(Matmul) X(PackedMatmul) X(ColumnSum) X(SoftcapCrossEntropy) X(Softcap) X(SumLoss)      \
+  X(SumSquares) X(PrepareStep) X(AdamW) X(AdamW8) X(Quantize) X(Dequantize)
 // clang-format on

@@ -48,6 +48,28 @@ void Add::check() const {
   c.separate({{"y", y}}, {{"a", a}, {"b", b}}, {"a", "b"});
 }
 
+void Multiply::check() const {
+  const Checker c(kName);
+  c.any_shape({"a", a}, kFloats);
+  c.any_shape({"b", b}, {a.dtype});
+  c.any_shape({"y", y}, {a.dtype});
+  c.same_shape({"b", b}, {"a", a});
+  c.same_shape({"y", y}, {"a", a});
+  c.separate({{"y", y}}, {{"a", a}, {"b", b}}, {"a", "b"});
+}
+
+void MultiplyBwd::check() const {
+  const Checker c(kName);
+  c.any_shape({"a", a}, kFloats);
+  for (const Field& f : {Field{"b", b}, Field{"dy", dy}, Field{"da", da}, Field{"db", db}}) {
+    c.any_shape(f, {a.dtype});
+    c.same_shape(f, {"a", a});
+  }
+  c.separate({{"da", da}, {"db", db}}, {{"a", a}});
+  c.separate({{"da", da}}, {{"b", b}, {"dy", dy}}, {"dy"});
+  c.separate({{"db", db}}, {{"b", b}, {"dy", dy}}, {"b"});
+}
+
 void InitNormal::check() const {
   const Checker c(kName);
   c.dense({"x", x}, {-1}, kGradients);

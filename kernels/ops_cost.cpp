@@ -41,6 +41,12 @@ Cost Cast::cost() const { return elementwise(0, x, bytes(x), bytes(y)); }
 
 Cost Add::cost() const { return elementwise(1, y, bytes(a) + bytes(b), bytes(y)); }
 
+Cost Multiply::cost() const { return elementwise(1, y, bytes(a) + bytes(b), bytes(y)); }
+
+Cost MultiplyBwd::cost() const {
+  return elementwise(2, dy, bytes(a) + bytes(b) + bytes(dy), bytes(da) + bytes(db));
+}
+
 // Four draws share the ten rounds of a generator block; the inverse distribution is a ratio of two
 // polynomials.
 Cost InitNormal::cost() const { return elementwise(60, x, 0, bytes(x)); }

@@ -1,4 +1,4 @@
-// Elementwise ops on the cpu: Fill, Cast, Add. Bound by memory, so that one pass over wide vectors is all that
+// Elementwise ops on the cpu: Fill, Cast, Add, Multiply, MultiplyBwd. Bound by memory, so that one pass over wide vectors is all that
 // is to do. Each element is computed on its own: no result depends on how ranges are cut.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/elementwise.cpp"
@@ -34,6 +34,41 @@ void AddRange(const Add& op, std::int64_t begin, std::int64_t end) {
   with_float(op.y.dtype, [&]<class T>() { AddTyped<T>(op, begin, end); });
 }
 
+template <class T>
+void MultiplyTyped(const Multiply& op, std::int64_t begin, std::int64_t end) {
+  Binary(op.a.as<T>(), op.b.as<T>(), op.y.as<T>(), begin, end,
+         [](F32Vec a, F32Vec b) HWY_ATTR { return hn::Mul(a, b); });
+}
+
+void MultiplyRange(const Multiply& op, std::int64_t begin, std::int64_t end) {
+  with_float(op.y.dtype, [&]<class T>() { MultiplyTyped<T>(op, begin, end); });
+}
+
+// Everything is loaded before anything is stored: da may be dy, and db may be b.
+template <class T>
+void MultiplyBwdTyped(const MultiplyBwd& op, std::int64_t begin, std::int64_t end) {
+  const F32Tag d;
+  const T *a = op.a.as<T>(), *b = op.b.as<T>(), *dy = op.dy.as<T>();
+  T *da = op.da.as<T>(), *db = op.db.as<T>();
+  ForVectors(
+      d, begin, end,
+      [&](std::int64_t i) HWY_ATTR {
+        const F32Vec av = LoadF32(d, a + i), bv = LoadF32(d, b + i), dyv = LoadF32(d, dy + i);
+        StoreF32(d, hn::Mul(dyv, bv), da + i);
+        StoreF32(d, hn::Mul(dyv, av), db + i);
+      },
+      [&](std::int64_t i, std::size_t n) HWY_ATTR {
+        const F32Vec av = LoadF32Partial(d, a + i, n), bv = LoadF32Partial(d, b + i, n),
+                     dyv = LoadF32Partial(d, dy + i, n);
+        StoreF32Partial(d, hn::Mul(dyv, bv), da + i, n);
+        StoreF32Partial(d, hn::Mul(dyv, av), db + i, n);
+      });
+}
+
+void MultiplyBwdRange(const MultiplyBwd& op, std::int64_t begin, std::int64_t end) {
+  with_float(op.dy.dtype, [&]<class T>() { MultiplyBwdTyped<T>(op, begin, end); });
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace qt::cpu
 HWY_AFTER_NAMESPACE();
@@ -47,6 +82,8 @@ namespace qt::cpu {
 
 HWY_EXPORT(CastRange);
 HWY_EXPORT(AddRange);
+HWY_EXPORT(MultiplyRange);
+HWY_EXPORT(MultiplyBwdRange);
 
 namespace {
 
@@ -89,6 +126,18 @@ void run(const Cast& op, Context& ctx) {
 void run(const Add& op, Context& ctx) {
   parallel_ranges(ctx, op.y.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(AddRange)(op, begin, end);
+  });
+}
+
+void run(const Multiply& op, Context& ctx) {
+  parallel_ranges(ctx, op.y.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
+    HWY_DYNAMIC_DISPATCH(MultiplyRange)(op, begin, end);
+  });
+}
+
+void run(const MultiplyBwd& op, Context& ctx) {
+  parallel_ranges(ctx, op.dy.elems(), kGrainElems, [&](std::int64_t begin, std::int64_t end, int) {
+    HWY_DYNAMIC_DISPATCH(MultiplyBwdRange)(op, begin, end);
   });
 }
 

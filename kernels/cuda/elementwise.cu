@@ -1,4 +1,4 @@
-// Ops that treat every element alike and touch memory once: fill, cast, add.
+// Ops that treat every element alike and touch memory once: fill, cast, add, multiply.
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.cuh"
@@ -22,13 +22,39 @@ __global__ void cast_kernel(const From* x, To* y, std::int64_t n) {
   });
 }
 
-template <class T>
-__global__ void add_kernel(const T* a, const T* b, T* y, std::int64_t n) {
+// y may be a or b.
+template <class T, class Fn>
+__device__ void for_each_pair(const T* a, const T* b, T* y, std::int64_t n, Fn&& fn) {
   for_each_vector(n, [&](std::int64_t first, int count) {
     const auto left = load_floats(a + first, count), right = load_floats(b + first, count);
-    Floats sum;
-    for (int i = 0; i < kVectorElems; ++i) sum.x[i] = left.x[i] + right.x[i];
-    store_floats(y + first, count, sum);
+    Floats result;
+    for (int i = 0; i < kVectorElems; ++i) result.x[i] = fn(left.x[i], right.x[i]);
+    store_floats(y + first, count, result);
+  });
+}
+
+template <class T>
+__global__ void add_kernel(const T* a, const T* b, T* y, std::int64_t n) {
+  for_each_pair(a, b, y, n, [](float left, float right) { return left + right; });
+}
+
+template <class T>
+__global__ void multiply_kernel(const T* a, const T* b, T* y, std::int64_t n) {
+  for_each_pair(a, b, y, n, [](float left, float right) { return left * right; });
+}
+
+// Everything is loaded before anything is stored: da may be dy, and db may be b.
+template <class T>
+__global__ void multiply_bwd_kernel(const T* a, const T* b, const T* dy, T* da, T* db, std::int64_t n) {
+  for_each_vector(n, [&](std::int64_t first, int count) {
+    Floats left = load_floats(a + first, count), right = load_floats(b + first, count);
+    const auto gradient = load_floats(dy + first, count);
+    for (int i = 0; i < kVectorElems; ++i) {
+      left.x[i] *= gradient.x[i];
+      right.x[i] *= gradient.x[i];
+    }
+    store_floats(da + first, count, right);
+    store_floats(db + first, count, left);
   });
 }
 
@@ -79,6 +105,20 @@ void run(const Add& op, const Context& context) {
   with_float(op.a.dtype, [&]<class T>() {
     launch(elementwise_shape("add_kernel", op.a.elems(), context), add_kernel<T>, op.a.as<T>(), op.b.as<T>(),
            op.y.as<T>(), op.a.elems());
+  });
+}
+
+void run(const Multiply& op, const Context& context) {
+  with_float(op.a.dtype, [&]<class T>() {
+    launch(elementwise_shape("multiply_kernel", op.a.elems(), context), multiply_kernel<T>, op.a.as<T>(),
+           op.b.as<T>(), op.y.as<T>(), op.a.elems());
+  });
+}
+
+void run(const MultiplyBwd& op, const Context& context) {
+  with_float(op.a.dtype, [&]<class T>() {
+    launch(elementwise_shape("multiply_bwd_kernel", op.a.elems(), context), multiply_bwd_kernel<T>,
+           op.a.as<T>(), op.b.as<T>(), op.dy.as<T>(), op.da.as<T>(), op.db.as<T>(), op.a.elems());
   });
 }
 

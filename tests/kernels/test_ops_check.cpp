@@ -39,6 +39,32 @@ void check_elementwise() {
       .dtype_error("b", [](auto& o) {
         o.b = view({2, 5}, D::bf16);
       });
+  Calls(Multiply{.a = view({2, 5}), .b = view({2, 5}), .y = view({2, 5})})
+      .accept([](auto& o) { o.y = o.a; })
+      .accept([](auto& o) { o.y = o.b; })
+      .shape_error("a", [](auto& o) { o.a = {}; })
+      .shape_error("b",
+                   [](auto& o) {
+                     o.b = view({5, 2});
+                   })
+      .shape_error("y", [](auto& o) { o.y = behind(o.a, 4); })
+      .dtype_error("y", [](auto& o) {
+        o.y = view({2, 5}, D::bf16);
+      });
+  Calls(MultiplyBwd{
+            .a = view({2, 5}), .b = view({2, 5}), .dy = view({2, 5}), .da = view({2, 5}), .db = view({2, 5})})
+      .accept([](auto& o) { o.da = o.dy, o.db = o.b; })
+      .shape_error("da", [](auto& o) { o.da = o.b; })
+      .shape_error("db", [](auto& o) { o.db = o.dy; })
+      .shape_error("db", [](auto& o) { o.db = o.a; })
+      .shape_error("da", [](auto& o) { o.da = o.db; })
+      .shape_error("dy",
+                   [](auto& o) {
+                     o.dy = view({2, 4});
+                   })
+      .dtype_error("db", [](auto& o) {
+        o.db = view({2, 5}, D::bf16);
+      });
   Calls(InitNormal{.x = view({9})})
       .accept([](auto& o) { o.x = view({9}, D::bf16); })
       .dtype_error("x", [](auto& o) { o.x = view({9}, D::f16); })

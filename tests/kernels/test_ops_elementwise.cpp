@@ -89,6 +89,59 @@ void add(Case& t) {
   }
 }
 
+void multiply(Case& t) {
+  for (const std::int64_t n : kLengths) {
+    if (!t.next(fmt::format("n={}", n))) return;
+    const auto a = t.normal(static_cast<size_t>(n)), b = t.normal(static_cast<size_t>(n), 0.1);
+    const TensorView y = t.out({n});
+    t.run(Multiply{.a = t.in(a, {n}), .b = t.in(b, {n}), .y = y});
+    std::vector<Tracked> want;
+    for (size_t i = 0; i < a.size(); ++i) {
+      const double other = t.is("a is squared")                ? a[i]
+                           : t.is("b counts without its sign") ? std::abs(b[i])
+                                                               : b[i];
+      want.push_back(oracle::stored(Tracked(a[i]) * other, t.dtype()));
+    }
+    t.expect("y", y, want);
+    if (t.mutating()) continue;
+
+    const auto bits = t.bits(y);
+    for (const bool over_a : {true, false}) {
+      t.next(fmt::format("n={} in place over {}", n, over_a ? "a" : "b"));
+      const TensorView in_place = t.inout(over_a ? a : b, {n}), other = t.in(over_a ? b : a, {n});
+      t.run(Multiply{.a = over_a ? in_place : other, .b = over_a ? other : in_place, .y = in_place});
+      EXPECT_EQ(t.bits(in_place), bits);
+    }
+  }
+}
+
+void multiply_bwd(Case& t) {
+  for (const std::int64_t n : kLengths) {
+    if (!t.next(fmt::format("n={}", n))) return;
+    const auto a = t.normal(static_cast<size_t>(n)), b = t.normal(static_cast<size_t>(n), 0.1),
+               dy = t.normal(static_cast<size_t>(n));
+    const TensorView da = t.out({n}), db = t.out({n});
+    t.run(MultiplyBwd{.a = t.in(a, {n}), .b = t.in(b, {n}), .dy = t.in(dy, {n}), .da = da, .db = db});
+    std::vector<Tracked> want_a, want_b;
+    for (size_t i = 0; i < a.size(); ++i) {
+      const bool swapped = t.is("a and b are exchanged");
+      const double gradient = t.is("the gradient of the product is left out") ? 1.0 : dy[i];
+      want_a.push_back(oracle::stored(Tracked(gradient) * (swapped ? a[i] : b[i]), t.dtype()));
+      want_b.push_back(oracle::stored(Tracked(gradient) * (swapped ? b[i] : a[i]), t.dtype()));
+    }
+    t.expect("da", da, want_a);
+    t.expect("db", db, want_b);
+    if (t.mutating()) continue;
+
+    const auto bits_a = t.bits(da), bits_b = t.bits(db);
+    t.next(fmt::format("n={} over dy and b", n));
+    const TensorView over_dy = t.inout(dy, {n}), over_b = t.inout(b, {n});
+    t.run(MultiplyBwd{.a = t.in(a, {n}), .b = over_b, .dy = over_dy, .da = over_dy, .db = over_b});
+    EXPECT_EQ(t.bits(over_dy), bits_a);
+    EXPECT_EQ(t.bits(over_b), bits_b);
+  }
+}
+
 // The quantile by bisection on erfc: slow, and unrelated to the rational functions that backends use.
 double normal_quantile(double p) {
   const bool low = p < 0.5;
@@ -257,6 +310,11 @@ const Proves kFill({"fill", {DType::f32}, {"the value loses its fraction", "the 
 const Proves kCastDown({"cast", {DType::f32}, {"results are cut off instead of rounded"}, cast});
 const Proves kCastUp({"cast", {DType::bf16, DType::f16}, {"widening loses the last bit"}, cast});
 const Proves kAdd({"add", kFloats, {"b is subtracted", "b is dropped"}, add});
+const Proves kMultiply({"multiply", kFloats, {"a is squared", "b counts without its sign"}, multiply});
+const Proves kMultiplyBwd({"multiply_bwd",
+                           kFloats,
+                           {"a and b are exchanged", "the gradient of the product is left out"},
+                           multiply_bwd});
 const Proves kInit({"init_normal",
                     {DType::f32, DType::bf16},
                     {"slabs draw from the start of the stream", "every tensor draws from one stream",

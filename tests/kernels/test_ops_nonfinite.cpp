@@ -54,6 +54,10 @@ TEST_P(NonFinite, ValuesPassElementwiseOps) {
     expect_lost([](auto x, auto one, auto y) { return GeluBwd{.x = x, .dy = one, .dx = y}; });
     expect_lost([](auto x, auto one, auto y) { return GeluBwd{.x = one, .dy = x, .dx = y}; });
     expect_lost([](auto x, auto one, auto y) { return Add{.a = one, .b = x, .y = y}; });
+    expect_lost([](auto x, auto one, auto y) { return Multiply{.a = one, .b = x, .y = y}; });
+    expect_lost([&](auto x, auto one, auto y) {
+      return MultiplyBwd{.a = one, .b = x, .dy = one, .da = y, .db = t.out({1, 37})};
+    });
   }
 }
 

@@ -70,6 +70,8 @@ inline constexpr bool kExactOp = false;
 QT_EXACT_OP(Fill)
 QT_EXACT_OP(Cast)
 QT_EXACT_OP(Add)
+QT_EXACT_OP(Multiply)
+QT_EXACT_OP(MultiplyBwd)
 QT_EXACT_OP(Relu2Fwd)
 QT_EXACT_OP(Relu2Bwd)
 QT_EXACT_OP(Dropout)
