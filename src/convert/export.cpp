@@ -6,8 +6,8 @@
 #include <map>
 #include <optional>
 
+#include "src/convert/export_check.h"
 #include "src/convert/hf_config.h"
-#include "src/convert/streamed_forward.h"
 #include "src/core/error.h"
 #include "src/core/half.h"
 #include "src/core/log.h"

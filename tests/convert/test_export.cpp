@@ -6,7 +6,7 @@
 #include "kernels/backend.h"
 #include "quant/nf4.h"
 #include "src/cli/trained_model.h"
-#include "src/convert/streamed_forward.h"
+#include "src/convert/export_check.h"
 #include "tests/support/export_fixture.h"
 
 namespace qt::test {

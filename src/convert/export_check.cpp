@@ -1,4 +1,4 @@
-#include "src/convert/streamed_forward.h"
+#include "src/convert/export_check.h"
 
 #include <algorithm>
 #include <array>
