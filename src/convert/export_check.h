@@ -1,6 +1,8 @@
-// A forward pass over a few tokens that holds a strip of one matrix at a time: what an export is checked with
-// where the whole model would not fit. Plain f32 on the host, written from the model's definition and not
-// from the ops: slow, and an oracle for them.
+// The oracle of an export: a forward pass over a few tokens, by which export compares what it has written with
+// what it meant to write, also where the whole model would not fit, since it holds a strip of one matrix at a time.
+//
+// Plain f32 on the host, written from the definition of the model. It deliberately shares no code with Block and the
+// ops: a mistake in one of them does not hide in the other. Slow.
 #pragma once
 
 #include <cstdint>
