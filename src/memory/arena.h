@@ -23,6 +23,8 @@ class Arena;
 class Buffer {
  public:
   Buffer() = default;
+  // A piece that somebody else gives back: release() forgets the view.
+  explicit Buffer(const TensorView& view) : view_(view) {}
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer() { release(); }
@@ -41,7 +43,18 @@ class Buffer {
   TensorView view_;
 };
 
-class Arena {
+// Where a step's buffers come from: an Arena requests each of them, FixedBuffers (src/memory/fixed_buffers.h)
+// hands out rows of those that it has.
+class BufferSource {
+ public:
+  virtual Buffer alloc(std::string_view name, MemoryTag tag, DType dtype,
+                       std::initializer_list<std::int64_t> shape) = 0;
+
+ protected:
+  ~BufferSource() = default;
+};
+
+class Arena final : public BufferSource {
  public:
   // Records. Views lie in `space` at made-up addresses.
   Arena(std::string name, Space space);
@@ -60,7 +73,8 @@ class Arena {
   void abandon() noexcept;
 
   // Throws PlanError outside a phase, or when a replay leaves its recording.
-  Buffer alloc(std::string_view name, MemoryTag tag, DType dtype, std::initializer_list<std::int64_t> shape);
+  Buffer alloc(std::string_view name, MemoryTag tag, DType dtype,
+               std::initializer_list<std::int64_t> shape) override;
   // For arenas in which nothing dies: the buffer's bytes stay until the arena goes.
   TensorView keep(std::string_view name, MemoryTag tag, DType dtype,
                   std::initializer_list<std::int64_t> shape);

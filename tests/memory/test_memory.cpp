@@ -12,7 +12,9 @@
 #include <rapidcheck.h>
 
 #include "src/memory/arena.h"
+#include "src/memory/fixed_buffers.h"
 #include "src/memory/plan.h"
+#include "tests/support/message_of.h"
 
 namespace qt {
 namespace {
@@ -444,6 +446,53 @@ TEST(Buffers, ThatAreKeptLiveToTheEndOfThePhase) {
   EXPECT_EQ(std::abs(b.data - a.data), round_up(400));
   EXPECT_EQ(a.space, Space::host);
   EXPECT_EQ(replay.used_bytes(), recorder.plan().bytes);
+}
+
+// --- buffers that were planned once ----------------------------------------------------------------------
+
+class Fixed : public ::testing::Test {
+ protected:
+  Fixed() {
+    arena.begin("p");
+    fixed.add(arena.alloc("x", kAct, DType::f32, {8, 3}), {"x", "out"});
+    fixed.add(arena.alloc("h", kAct, DType::f32, {8, 5}), {"h"});
+  }
+
+  Arena arena{"test", Space::device};
+  FixedBuffers fixed;
+};
+
+TEST_F(Fixed, HandOutFirstElementsByNameAndRequestNothing) {
+  const Buffer x = fixed.alloc("x", kAct, DType::f32, {2, 3}),
+               again = fixed.alloc("out", kAct, DType::f32, {8, 3}),
+               h = fixed.alloc("h", kAct, DType::f32, {4, 2, 5});
+  EXPECT_EQ(x->data, again->data);
+  EXPECT_NE(x->data, h->data);
+  EXPECT_EQ(x->shape(), "[2, 3] f32");
+  EXPECT_TRUE(x->dense());
+  EXPECT_EQ(h->elems(), 40);
+  EXPECT_EQ(arena.plan().find("p")->requests.size(), 2u);
+}
+
+TEST_F(Fixed, RefuseWhatWasNotPlanned) {
+  const auto refusal = [&](const char* name, DType dtype, std::int64_t rows) {
+    return test::message_of<PlanError>([&] { fixed.alloc(name, kAct, dtype, {rows, 3}); });
+  };
+  EXPECT_EQ(refusal("x", DType::f32, 8), "");
+  EXPECT_NE(refusal("y", DType::f32, 8).find("'y'"), std::string::npos);
+  EXPECT_NE(refusal("x", DType::f32, 9).find("[9, 3]"), std::string::npos);
+  EXPECT_NE(refusal("x", DType::bf16, 8).find("bf16"), std::string::npos);
+}
+
+TEST_F(Fixed, MeasureScratchUntilTheyHaveIt) {
+  for (const std::int64_t bytes : {64, 256, 128})
+    EXPECT_EQ(fixed.alloc("any", MemoryTag::scratch, DType::u8, {bytes})->elems(), bytes);
+  EXPECT_EQ(fixed.scratch_bytes(), 256);
+  fixed.set_scratch(arena.alloc("scratch", MemoryTag::scratch, DType::u8, {fixed.scratch_bytes()}));
+  const Buffer a = fixed.alloc("one", MemoryTag::scratch, DType::u8, {256}),
+               b = fixed.alloc("other", MemoryTag::scratch, DType::u8, {16});
+  EXPECT_EQ(a->data, b->data);
+  EXPECT_THROW(fixed.alloc("one", MemoryTag::scratch, DType::u8, {257}), PlanError);
 }
 
 }  // namespace
