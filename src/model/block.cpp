@@ -28,8 +28,10 @@ void drop(Backend& backend, const BatchContext& batch, std::uint64_t place, cons
                       .first_element = batch.first_row * row_elems});
 }
 
-Block::Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, std::int64_t index)
+Block::Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles,
+             const RopeTables& rope, std::int64_t index)
     : config_(config),
+      rope_(rope),
       norm1_(config, at(params, roles.norm1.weight), at(params, roles.norm1.bias)),
       norm2_(config, at(params, roles.norm2.weight), at(params, roles.norm2.bias)),
       q_(make_linear(params, roles.q)),
@@ -50,9 +52,9 @@ void Block::activate(Backend& backend, const TensorView& h_NF, const TensorView&
 }
 
 Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
-                                BlockActivations& act) const {
+                                const KeyValues& cache, BlockActivations& act) const {
   Backend& be = ctx.backend;
-  Arena& step = ctx.step;
+  BufferSource& step = ctx.step;
   const DType t = x_NC.dtype;
   const std::int64_t rows = batch.rows, N = x_NC.dim(0), C = config_.n_embd, T = N / rows;
   const std::int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim(),
@@ -62,12 +64,14 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const 
   Buffer x1_NC = step.alloc("block.mid", kAct, t, {N, C});
 
   act.a = step.alloc("attn.norm", kAct, t, {N, C});
-  act.stats1 = norm1_.alloc_stats(ctx, "attn.norm_stats", N);
+  act.stats1 = norm1_.alloc_stats(ctx, N);
   norm1_.forward(be, x_NC, act.a, act.stats1);
 
   act.q = step.alloc("attn.q", kAct, t, {N, H, D});
-  act.k = step.alloc("attn.k", kAct, t, {N, G, D});
-  act.v = step.alloc("attn.v", kAct, t, {N, G, D});
+  const bool cached = cache.k.defined();
+  const std::int64_t keys = batch.first_position + T;
+  act.k = cached ? Buffer(cache.k.rows(batch.first_position, T)) : step.alloc("attn.k", kAct, t, {N, G, D});
+  act.v = cached ? Buffer(cache.v.rows(batch.first_position, T)) : step.alloc("attn.v", kAct, t, {N, G, D});
   q_.forward(ctx, act.a, act.q->reshape({N, H * D}));
   k_.forward(ctx, act.a, act.k->reshape({N, G * D}));
   v_.forward(ctx, act.a, act.v->reshape({N, G * D}));
@@ -79,18 +83,21 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const 
       be.run(RopeNormFwd{.x = *x,
                          .y = *x,
                          .rstd = *rstd,
-                         .cos = batch.rope.cos,
-                         .sin = batch.rope.sin,
+                         .cos = rope_.cos,
+                         .sin = rope_.sin,
                          .T = T,
+                         .first_position = batch.first_position,
                          .eps = config_.norm_eps});
     }
   }
 
   act.y = step.alloc("attn.y", kAct, t, {N, H, D});
   act.lse = step.alloc("attn.lse", kAct, DType::f32, {rows, H, T});
+  const TensorView k_all = cached ? cache.k.rows(0, keys) : act.k.view(),
+                   v_all = cached ? cache.v.rows(0, keys) : act.v.view();
   run_with_scratch(ctx, AttentionFwd{.q = act.q->reshape({rows, T, H, D}),
-                                     .k = act.k->reshape({rows, T, G, D}),
-                                     .v = act.v->reshape({rows, T, G, D}),
+                                     .k = k_all.reshape({rows, keys, G, D}),
+                                     .v = v_all.reshape({rows, keys, G, D}),
                                      .y = act.y->reshape({rows, T, H, D}),
                                      .lse = act.lse,
                                      .scratch = {},
@@ -104,7 +111,7 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const 
   be.run(Add{.a = x_NC, .b = x1_NC, .y = x1_NC});
 
   act.m = step.alloc("mlp.norm", kAct, t, {N, C});
-  act.stats2 = norm2_.alloc_stats(ctx, "mlp.norm_stats", N);
+  act.stats2 = norm2_.alloc_stats(ctx, N);
   norm2_.forward(be, x1_NC, act.m, act.stats2);
   act.h = step.alloc("mlp.h", kAct, t, {N, F});
   fc_.forward(ctx, act.m, act.h);
@@ -112,8 +119,8 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const 
 }
 
 void Block::forward(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
-                    BlockActivations& act, const TensorView& out_NC) const {
-  Buffer x1_NC = forward_to_hidden(ctx, x_NC, batch, act);
+                    const KeyValues& cache, BlockActivations& act, const TensorView& out_NC) const {
+  Buffer x1_NC = forward_to_hidden(ctx, x_NC, batch, cache, act);
   {
     const Buffer r_NF =
         ctx.step.alloc("mlp.act", MemoryTag::activations, x_NC.dtype, {x_NC.dim(0), config_.mlp_width()});
@@ -128,7 +135,7 @@ void Block::forward(StepContext& ctx, const TensorView& x_NC, const BatchContext
 void Block::recompute(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
                       BlockActivations& act) const {
   const RecomputeScope recompute(ctx.backend);
-  Buffer x1_NC = forward_to_hidden(ctx, x_NC, batch, act);
+  Buffer x1_NC = forward_to_hidden(ctx, x_NC, batch, {}, act);
   if (norm2_.needs_input()) act.x1 = std::move(x1_NC);
 }
 
@@ -154,7 +161,7 @@ Buffer Block::branch_gradient(StepContext& ctx, const BatchContext& batch, std::
 
 void Block::backward_mlp(StepContext& ctx, BlockActivations& act, const BatchContext& batch,
                          const TensorView& dx_NC) const {
-  Arena& step = ctx.step;
+  BufferSource& step = ctx.step;
   const DType t = dx_NC.dtype;
   const std::int64_t N = dx_NC.dim(0), C = config_.n_embd, F = config_.mlp_width();
   Buffer dropped_NC = branch_gradient(ctx, batch, mlp_place(), dx_NC);
@@ -188,7 +195,7 @@ void Block::backward_mlp(StepContext& ctx, BlockActivations& act, const BatchCon
 void Block::backward_attention(StepContext& ctx, BlockActivations& act, const TensorView& x_NC,
                                const BatchContext& batch, const TensorView& dx_NC) const {
   Backend& be = ctx.backend;
-  Arena& step = ctx.step;
+  BufferSource& step = ctx.step;
   const DType t = dx_NC.dtype;
   const std::int64_t rows = batch.rows, N = dx_NC.dim(0), C = config_.n_embd, T = N / rows;
   const std::int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim();
@@ -225,7 +232,7 @@ void Block::backward_attention(StepContext& ctx, BlockActivations& act, const Te
   if (config_.positions == Positions::rope) {
     for (const auto& [y, rstd, d] : {std::tuple{&act.q, &act.rq, &dq}, std::tuple{&act.k, &act.rk, &dk}}) {
       be.run(RopeNormBwd{
-          .y = *y, .rstd = *rstd, .dy = *d, .dx = *d, .cos = batch.rope.cos, .sin = batch.rope.sin, .T = T});
+          .y = *y, .rstd = *rstd, .dy = *d, .dx = *d, .cos = rope_.cos, .sin = rope_.sin, .T = T});
     }
   }
   act.q.release();

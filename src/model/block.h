@@ -20,8 +20,8 @@ struct RopeTables {
 
 // What the blocks of one micro-batch share.
 struct BatchContext {
-  std::int64_t rows = 0;  // B, the number of sequences
-  RopeTables rope;
+  std::int64_t rows = 0;            // B, the number of sequences
+  std::int64_t first_position = 0;  // of each sequence's first token; above 0 only behind a cache
   // Dropout: a mask depends on (seed, place in the model, row of the run, element), so that a recomputation
   // draws it again and the size of the micro-batch does not matter.
   double dropout = 0;  // 0 outside training
@@ -31,6 +31,13 @@ struct BatchContext {
   RngStream rng(std::uint64_t place) const {
     return RngStream{.seed = seed, .purpose = RngPurpose::dropout, .stream = place};
   }
+};
+
+// Where decoding keeps the keys and values of one sequence in one block, rows by position; undefined elsewhere,
+// where they are the batch's own.
+struct KeyValues {
+  TensorView k;  // [positions, G, D]
+  TensorView v;  // [positions, G, D]
 };
 
 // x [N, C] with elements dropped in place; nothing is run where dropout is off.
@@ -57,11 +64,13 @@ struct BlockActivations {
 class Block {
  public:
   // params must outlive the block and keep its address; index counts blocks from 0.
-  Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, std::int64_t index);
+  Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, const RopeTables& rope,
+        std::int64_t index);
 
-  // out [N, C] = block(x [N, C]); fills `act`.
-  void forward(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch, BlockActivations& act,
-               const TensorView& out_NC) const;
+  // out [N, C] = block(x [N, C]); fills `act`. out may be x where nobody reads x afterwards. With a cache, whose
+  // rows up to batch.first_position are filled, keys and values of the N tokens of one sequence are added to it.
+  void forward(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch, const KeyValues& cache,
+               BlockActivations& act, const TensorView& out_NC) const;
   // The same work up to what backward reads: without the last product and the last residual add.
   void recompute(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
                  BlockActivations& act) const;
@@ -73,22 +82,12 @@ class Block {
 
   bool needs_input() const { return norm1_.needs_input(); }
 
-  const Norm& norm1() const { return norm1_; }
-  const Norm& norm2() const { return norm2_; }
-  const Linear& q() const { return q_; }
-  const Linear& k() const { return k_; }
-  const Linear& v() const { return v_; }
-  const Linear& proj() const { return proj_; }
-  const Linear& fc() const { return fc_; }
-  const Linear& mlp_proj() const { return mlp_proj_; }
-  float attention_scale() const { return scale_; }
-  // y [N, F] = activation(h).
-  void activate(Backend& backend, const TensorView& h_NF, const TensorView& y_NF) const;
-
  private:
   // Returns the residual stream between the halves.
   Buffer forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
-                           BlockActivations& act) const;
+                           const KeyValues& cache, BlockActivations& act) const;
+  // y [N, F] = activation(h).
+  void activate(Backend& backend, const TensorView& h_NF, const TensorView& y_NF) const;
   // dx [N, C] as it enters a residual branch: with its dropout. Undefined buffer: dx itself.
   Buffer branch_gradient(StepContext& ctx, const BatchContext& batch, std::uint64_t place,
                          const TensorView& dx_NC) const;
@@ -104,6 +103,7 @@ class Block {
   std::uint64_t mlp_place() const { return attention_place() + 2; }
 
   const ModelConfig& config_;
+  RopeTables rope_;
   Norm norm1_, norm2_;
   Linear q_, k_, v_, proj_, fc_, mlp_proj_;
   std::uint64_t index_;

@@ -1,13 +1,14 @@
 // Decoder: next-token logits with a key/value cache, one sequence at a time.
 //
-// All its memory is requested at construction, inside one open phase of the step arena: feeding tokens then
-// runs ops only, so that any number of tokens fits the plan.
+// The forward pass is the Model's. Its buffers are the Decoder's: all memory is requested at construction,
+// inside one open phase of the step arena, so that feeding any number of tokens fits the plan.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "src/memory/fixed_buffers.h"
 #include "src/model/model.h"
 
 namespace qt {
@@ -17,6 +18,8 @@ class Decoder {
   // Room for max_tokens positions, at most the model's sequence length. The phase must stay open for the
   // decoder's life.
   Decoder(Model& model, std::int64_t max_tokens);
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
 
   std::int64_t position() const { return position_; }
   std::int64_t capacity() const { return max_tokens_; }
@@ -31,24 +34,21 @@ class Decoder {
  private:
   static constexpr std::int64_t kPrefillTokens = 128;
 
-  void feed_piece(std::span<const std::int32_t> tokens);
-  void block(std::size_t index, std::int64_t n);
-  void norm(const Norm& norm, const TensorView& x, const TensorView& y);
+  void plan_buffers(BufferSource& step);
+  // The largest scratch of any op of any piece, by running them on a backend that only counts.
+  std::int64_t largest_scratch_bytes();
+  static BatchContext batch_at(std::int64_t position) { return {.rows = 1, .first_position = position}; }
 
   Model& model_;
   std::int64_t max_tokens_;
   std::int64_t piece_tokens_;
   std::int64_t position_ = 0;
 
-  std::vector<Buffer> k_cache_, v_cache_;  // per layer [capacity, G, D]
-  Buffer ids_;                             // [P]
-  Buffer x_, x1_, a_, q_, y_;              // [P, C]
-  Buffer h_, r_;                           // [P, F]
-  Buffer rstd_;                            // [P * max(1, H)] f32
-  Buffer mean_;                            // [P] f32, LayerNorm only
-  Buffer lse_;                             // [H * P] f32
-  Buffer logits_;                          // [1, V] f32
-  Buffer scratch_;
+  std::vector<Buffer> cache_buffers_;
+  std::vector<KeyValues> caches_;  // per layer [capacity, G, D]
+  FixedBuffers memory_;
+  StepContext ctx_;
+  Buffer logits_;  // [1, V] f32
 };
 
 }  // namespace qt

@@ -12,10 +12,11 @@
 
 namespace qt {
 
-// Where a step's work goes: ops to the backend, bytes from the step arena.
+// Where a step's work goes: ops to the backend. And where its bytes come from: the step arena, or buffers that
+// were planned once.
 struct StepContext {
   Backend& backend;
-  Arena& step;
+  BufferSource& step;
 };
 
 // Runs an op after planning the scratch it asks for; the scratch is given back at once.
@@ -50,12 +51,6 @@ class Linear {
   void backward_input(StepContext& ctx, const TensorView& dy_MN, const TensorView& dx_MK) const;
   // grad [N, K] += dy^T x, and the bias's += the column sums of dy.
   void backward_weight(StepContext& ctx, const TensorView& dy_MN, const TensorView& x_MK) const;
-
-  // For callers that plan their scratch once: what forward() would need for any number of rows up to M.
-  std::int64_t forward_scratch_bytes(const Target& target, DType dtype, std::int64_t M) const;
-  // forward() with scratch from the caller.
-  void forward_in(Backend& backend, const TensorView& x_MK, const TensorView& y_MN,
-                  const TensorView& scratch) const;
 
  private:
   // Calls use(op) for each op of y = x W^T + bias (GemmLayout::nt) or y = x W (nn), in their order, without

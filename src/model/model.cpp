@@ -15,6 +15,12 @@ constexpr std::int64_t kParamAlignment = 256;
 // Of dropout; the blocks count on from here.
 constexpr std::uint64_t kEmbeddingPlace = 0;
 
+Buffer upload_ids(StepContext& ctx, const char* name, std::span<const std::int32_t> ids) {
+  Buffer ids_N = ctx.step.alloc(name, MemoryTag::inputs, DType::i32, {static_cast<std::int64_t>(ids.size())});
+  ctx.backend.upload(std::as_bytes(ids), ids_N);
+  return ids_N;
+}
+
 std::int64_t aligned_elems(std::int64_t elems) {
   return (elems + kParamAlignment - 1) / kParamAlignment * kParamAlignment;
 }
@@ -44,7 +50,7 @@ Model::Model(Backend& backend, Arena& state, Arena& step, ModelConfig config, Mo
   place(state);
   blocks_.reserve(roles_.blocks.size());
   for (std::size_t i = 0; i < roles_.blocks.size(); ++i)
-    blocks_.emplace_back(config_, params_, roles_.blocks[i], static_cast<std::int64_t>(i));
+    blocks_.emplace_back(config_, params_, roles_.blocks[i], rope_, static_cast<std::int64_t>(i));
 }
 
 void Model::place(Arena& state) {
@@ -98,67 +104,80 @@ void Model::prepare() {
 
 BatchContext Model::batch_context(const HostBatch& batch, bool training) const {
   return BatchContext{.rows = options_.micro_batch_rows,
-                      .rope = rope_,
                       .dropout = training ? config_.dropout : 0,
                       .seed = options_.seed,
                       .first_row = batch.first_row};
 }
 
-Norm Model::final_norm() const {
+Norm Model::last_norm() const {
   const auto at = [&](const ParamIndex& index) { return index ? &params_[*index] : nullptr; };
   return {config_, at(roles_.final_norm.weight), at(roles_.final_norm.bias)};
 }
 
-void Model::embed(const TensorView& ids_N, const BatchContext& batch, const TensorView& x_NC,
-                  const TensorView& rstd_N) {
+void Model::embed(Backend& backend, const TensorView& ids_N, const BatchContext& batch,
+                  const TensorView& x_NC, const TensorView& rstd_N) const {
   EmbeddingFwd op{.ids = ids_N, .table = params_[roles_.embedding].weight.dense, .y = x_NC};
   if (roles_.positions) {
     op.positions = params_[*roles_.positions].weight.dense;
     op.T = x_NC.dim(0) / batch.rows;
+    op.first_position = batch.first_position;
   }
-  backend_.run(op);
-  drop(backend_, batch, kEmbeddingPlace, x_NC);
+  backend.run(op);
+  drop(backend, batch, kEmbeddingPlace, x_NC);
   if (config_.embedding_norm)
-    backend_.run(RmsNormFwd{.x = x_NC, .y = x_NC, .rstd = rstd_N, .eps = config_.norm_eps});
+    backend.run(RmsNormFwd{.x = x_NC, .y = x_NC, .rstd = rstd_N, .eps = config_.norm_eps});
 }
 
-Buffer Model::upload_ids(const char* name, std::span<const std::int32_t> ids) {
+void Model::require_batch(std::span<const std::int32_t> ids) const {
   QT_CHECK(static_cast<std::int64_t>(ids.size()) == batch_tokens(), ShapeError,
            "a micro-batch has {} tokens, got {}", batch_tokens(), ids.size());
-  Buffer ids_N = ctx_.step.alloc(name, MemoryTag::inputs, DType::i32, {batch_tokens()});
-  backend_.upload(std::as_bytes(ids), ids_N);
-  return ids_N;
 }
 
-Buffer Model::forward_hidden(const HostBatch& batch) {
-  const std::int64_t N = batch_tokens(), C = config_.n_embd;
+Buffer Model::hidden(StepContext& ctx, std::span<const std::int32_t> ids, const BatchContext& batch,
+                     std::span<const KeyValues> caches) const {
+  const std::int64_t N = static_cast<std::int64_t>(ids.size()), C = config_.n_embd;
   const DType t = options_.compute;
-  const BatchContext context = batch_context(batch, false);
-  Buffer x_NC = ctx_.step.alloc("x", MemoryTag::activations, t, {N, C});
+  Buffer x_NC = ctx.step.alloc("x", MemoryTag::activations, t, {N, C});
   {
     Buffer rstd_N;
-    if (config_.embedding_norm) rstd_N = ctx_.step.alloc("x.rstd", MemoryTag::activations, DType::f32, {N});
-    const Buffer ids_N = upload_ids("ids", batch.ids);
-    embed(ids_N, context, x_NC, rstd_N);
+    if (config_.embedding_norm) rstd_N = ctx.step.alloc("x.rstd", MemoryTag::activations, DType::f32, {N});
+    const Buffer ids_N = upload_ids(ctx, "ids", ids);
+    embed(ctx.backend, ids_N, batch, x_NC, rstd_N);
   }
-  for (const Block& block : blocks_) {
-    Buffer out_NC = ctx_.step.alloc("block.out", MemoryTag::activations, t, {N, C});
+  for (std::size_t l = 0; l < blocks_.size(); ++l) {
+    Buffer out_NC = ctx.step.alloc("block.out", MemoryTag::activations, t, {N, C});
     {
       BlockActivations act;
-      block.forward(ctx_, x_NC, context, act, out_NC);
+      blocks_[l].forward(ctx, x_NC, batch, caches.empty() ? KeyValues() : caches[l], act, out_NC);
     }
     x_NC = std::move(out_NC);
   }
-  const Norm norm = final_norm();
-  const NormStats stats = norm.alloc_stats(ctx_, "final.norm_stats", N);
-  norm.forward(backend_, x_NC, x_NC, stats);
+  return x_NC;
+}
+
+void Model::final_norm(StepContext& ctx, const TensorView& x_NC) const {
+  const Norm norm = last_norm();
+  const NormStats stats = norm.alloc_stats(ctx, x_NC.dim(0));
+  norm.forward(ctx.backend, x_NC, x_NC, stats);
+}
+
+void Model::head(StepContext& ctx, const TensorView& xf_MC, const TensorView& logits_MV) const {
+  head_weight().forward(ctx, xf_MC, logits_MV);
+  if (config_.logit_softcap > 0)
+    ctx.backend.run(Softcap{.x = logits_MV.flat(), .softcap = config_.logit_softcap});
+}
+
+Buffer Model::forward_hidden(const HostBatch& batch) {
+  require_batch(batch.ids);
+  Buffer x_NC = hidden(ctx_, batch.ids, batch_context(batch, false));
+  final_norm(ctx_, x_NC);
   return x_NC;
 }
 
 void Model::loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals,
                         float grad_scale, const TensorView& dx_NC) {
   const std::int64_t N = xf_NC.dim(0), V = config_.vocab_size;
-  const Linear head = this->head();
+  const Linear head = head_weight();
   const Buffer logits_MV = ctx_.step.alloc("loss.logits", MemoryTag::logits, DType::f32, {chunk_tokens_, V});
   const Buffer nll_M = ctx_.step.alloc("loss.nll", MemoryTag::logits, DType::f32, {chunk_tokens_});
   for (std::int64_t first = 0; first < N; first += chunk_tokens_) {
@@ -182,15 +201,17 @@ void Model::loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, co
 }
 
 void Model::forward_backward(const HostBatch& batch, float grad_scale, const TensorView& totals) {
-  Arena& step = ctx_.step;
+  BufferSource& step = ctx_.step;
   const std::int64_t N = batch_tokens(), C = config_.n_embd;
   const DType t = options_.compute;
   const std::size_t L = blocks_.size();
   const bool keep_all = !options_.checkpoint_activations;
 
   const BatchContext context = batch_context(batch, true);
-  const Buffer ids_N = upload_ids("ids", batch.ids);
-  const Buffer targets_N = upload_ids("targets", batch.targets);
+  require_batch(batch.ids);
+  require_batch(batch.targets);
+  const Buffer ids_N = upload_ids(ctx_, "ids", batch.ids);
+  const Buffer targets_N = upload_ids(ctx_, "targets", batch.targets);
 
   // x[l] is the input of block l. With checkpointing all of them live to their block's backward. Without, a
   // block's backward reads its kept activations, and x[l] only where its norm's gradient needs the input;
@@ -201,22 +222,22 @@ void Model::forward_backward(const HostBatch& batch, float grad_scale, const Ten
   x[0] = step.alloc("x", MemoryTag::activations, t, {N, C});
   Buffer rstd0_N;
   if (config_.embedding_norm) rstd0_N = step.alloc("x.rstd", MemoryTag::activations, DType::f32, {N});
-  embed(ids_N, context, x[0], rstd0_N);
+  embed(backend_, ids_N, context, x[0], rstd0_N);
   for (std::size_t l = 0; l < L; ++l) {
     x[l + 1] = step.alloc("block.out", MemoryTag::activations, t, {N, C});
     BlockActivations passing;
-    blocks_[l].forward(ctx_, x[l], context, keep_all ? kept[l] : passing, x[l + 1]);
+    blocks_[l].forward(ctx_, x[l], context, {}, keep_all ? kept[l] : passing, x[l + 1]);
     if (!keep_inputs && l > 0) x[l].release();
   }
 
   const Buffer dx_NC = step.alloc("dx", MemoryTag::activations, t, {N, C});
   {
     // In place where the gradient needs only the output.
-    const Norm norm = final_norm();
+    const Norm norm = last_norm();
     Buffer separate_NC;
     if (norm.needs_input()) separate_NC = step.alloc("final.norm", MemoryTag::activations, t, {N, C});
     const TensorView xf_NC = norm.needs_input() ? separate_NC.view() : x[L].view();
-    const NormStats stats = norm.alloc_stats(ctx_, "final.norm_stats", N);
+    const NormStats stats = norm.alloc_stats(ctx_, N);
     norm.forward(backend_, x[L], xf_NC, stats);
     loss_chunks(xf_NC, targets_N, totals, grad_scale, dx_NC);
     norm.backward(ctx_, x[L], xf_NC, stats, dx_NC, dx_NC, false);
@@ -242,7 +263,8 @@ void Model::forward_backward(const HostBatch& batch, float grad_scale, const Ten
 }
 
 void Model::evaluate(const HostBatch& batch, const TensorView& totals) {
-  const Buffer targets_N = upload_ids("targets", batch.targets);
+  require_batch(batch.targets);
+  const Buffer targets_N = upload_ids(ctx_, "targets", batch.targets);
   const Buffer xf_NC = forward_hidden(batch);
   loss_chunks(xf_NC, targets_N, totals, 0.0f, {});
 }
@@ -251,9 +273,7 @@ void Model::logits(std::span<const std::int32_t> ids, std::span<float> out) {
   const std::int64_t N = batch_tokens(), V = config_.vocab_size;
   const Buffer xf_NC = forward_hidden(HostBatch{.ids = ids, .targets = {}});
   const Buffer logits_NV = ctx_.step.alloc("logits", MemoryTag::logits, DType::f32, {N, V});
-  head().forward(ctx_, xf_NC, logits_NV);
-  if (config_.logit_softcap > 0)
-    backend_.run(Softcap{.x = logits_NV->flat(), .softcap = config_.logit_softcap});
+  head(ctx_, xf_NC, logits_NV);
   if (!out.empty()) backend_.download(logits_NV, std::as_writable_bytes(out));
 }
 

@@ -64,6 +64,9 @@ class Model {
   // without gradients. Each param's part starts on a multiple of 256 elements, gaps are zero.
   const std::vector<TensorView>& gradients() const { return gradients_; }
   std::int64_t loss_chunk_tokens() const { return chunk_tokens_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
+  // The backend, and the step arena.
+  StepContext& context() { return ctx_; }
 
   // Fills what is derived and never stored: RoPE tables. Once, before the first step.
   void prepare();
@@ -79,20 +82,26 @@ class Model {
   // them at once.
   void logits(std::span<const std::int32_t> ids, std::span<float> out);
 
- private:
-  friend class Decoder;
+  // The parts of a forward pass that keeps nothing, in their order, for callers that bring a memory of their
+  // own. hidden(): embedding and blocks, x [N, C] of batch.rows sequences; caches: one a block, or none.
+  // final_norm(): in place. head(): f32 logits [M, V] after the softcap.
+  Buffer hidden(StepContext& ctx, std::span<const std::int32_t> ids, const BatchContext& batch,
+                std::span<const KeyValues> caches = {}) const;
+  void final_norm(StepContext& ctx, const TensorView& x_NC) const;
+  void head(StepContext& ctx, const TensorView& xf_MC, const TensorView& logits_MV) const;
 
+ private:
   void place(Arena& state);
   void place_gradients(Arena& state);
   BatchContext batch_context(const HostBatch& batch, bool training) const;
-  Norm final_norm() const;
-  Linear head() const { return Linear(params_[roles_.head]); }
+  Norm last_norm() const;
+  Linear head_weight() const { return Linear(params_[roles_.head]); }
   // Token and position embedding, dropout, and the norm where there is one.
-  void embed(const TensorView& ids_N, const BatchContext& batch, const TensorView& x_NC,
-             const TensorView& rstd_N);
+  void embed(Backend& backend, const TensorView& ids_N, const BatchContext& batch, const TensorView& x_NC,
+             const TensorView& rstd_N) const;
   std::int64_t batch_tokens() const { return options_.micro_batch_rows * config_.seq_len; }
-  Buffer upload_ids(const char* name, std::span<const std::int32_t> ids);
-  // Embedding, blocks, last norm: the final hidden state [N, C], nothing kept.
+  void require_batch(std::span<const std::int32_t> ids) const;
+  // As of evaluation: hidden() and final_norm() in the step arena.
   Buffer forward_hidden(const HostBatch& batch);
   void loss_chunks(const TensorView& xf_NC, const TensorView& targets_N, const TensorView& totals,
                    float grad_scale, const TensorView& dx_NC);

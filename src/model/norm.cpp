@@ -2,25 +2,25 @@
 
 namespace qt {
 
-NormStats Norm::alloc_stats(StepContext& ctx, const char* name, std::int64_t N) const {
+NormStats Norm::alloc_stats(StepContext& ctx, std::int64_t N) const {
   NormStats stats;
-  stats.rstd = ctx.step.alloc(name, MemoryTag::activations, DType::f32, {N});
-  if (needs_input()) stats.mean = ctx.step.alloc(name, MemoryTag::activations, DType::f32, {N});
+  stats.rstd = ctx.step.alloc("norm.rstd", MemoryTag::activations, DType::f32, {N});
+  if (needs_input()) stats.mean = ctx.step.alloc("norm.mean", MemoryTag::activations, DType::f32, {N});
   return stats;
 }
 
-void Norm::forward(Backend& backend, const TensorView& x_NC, const TensorView& y_NC, const TensorView& rstd_N,
-                   const TensorView& mean_N) const {
+void Norm::forward(Backend& backend, const TensorView& x_NC, const TensorView& y_NC,
+                   const NormStats& stats) const {
   if (!needs_input()) {
-    backend.run(RmsNormFwd{.x = x_NC, .y = y_NC, .rstd = rstd_N, .eps = eps_});
+    backend.run(RmsNormFwd{.x = x_NC, .y = y_NC, .rstd = stats.rstd, .eps = eps_});
     return;
   }
   backend.run(LayerNormFwd{.x = x_NC,
                            .weight = weight_->weight.dense.flat(),
                            .bias = vector_weight(bias_),
                            .y = y_NC,
-                           .mean = mean_N,
-                           .rstd = rstd_N,
+                           .mean = stats.mean,
+                           .rstd = stats.rstd,
                            .eps = eps_});
 }
 

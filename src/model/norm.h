@@ -32,15 +32,11 @@ class Norm {
   // forward pass.
   bool needs_input() const { return weight_ != nullptr; }
 
-  NormStats alloc_stats(StepContext& ctx, const char* name, std::int64_t N) const;
+  NormStats alloc_stats(StepContext& ctx, std::int64_t N) const;
 
   // y [N, C] = norm(x); y may be x.
-  void forward(Backend& backend, const TensorView& x_NC, const TensorView& y_NC, const TensorView& rstd_N,
-               const TensorView& mean_N) const;
   void forward(Backend& backend, const TensorView& x_NC, const TensorView& y_NC,
-               const NormStats& stats) const {
-    forward(backend, x_NC, y_NC, stats.rstd, stats.mean);
-  }
+               const NormStats& stats) const;
 
   // dx (+)= the gradient of the input; adds to the gradients of weight and bias. x_NC is read where
   // needs_input(), y_NC otherwise. dx may be dy when not accumulating.
