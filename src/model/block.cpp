@@ -6,18 +6,6 @@
 
 namespace qt {
 
-namespace {
-
-const Param* at(const ParamList& params, const ParamIndex& index) {
-  return index ? &params[*index] : nullptr;
-}
-
-Linear make_linear(const ParamList& params, const LinearRoles& roles) {
-  return Linear(params[roles.weight], at(params, roles.bias));
-}
-
-}  // namespace
-
 void drop(Backend& backend, const BatchContext& batch, std::uint64_t place, const TensorView& x_NC) {
   if (batch.dropout == 0) return;
   const std::int64_t row_elems = x_NC.elems() / batch.rows;
@@ -32,24 +20,15 @@ Block::Block(const ModelConfig& config, const ParamList& params, const BlockRole
              const RopeTables& rope, std::int64_t index)
     : config_(config),
       rope_(rope),
-      norm1_(config, at(params, roles.norm1.weight), at(params, roles.norm1.bias)),
-      norm2_(config, at(params, roles.norm2.weight), at(params, roles.norm2.bias)),
-      q_(make_linear(params, roles.q)),
-      k_(make_linear(params, roles.k)),
-      v_(make_linear(params, roles.v)),
-      proj_(make_linear(params, roles.proj)),
-      fc_(make_linear(params, roles.fc)),
-      mlp_proj_(make_linear(params, roles.mlp_proj)),
+      norm1_(config, params, roles.norm1),
+      norm2_(config, params, roles.norm2),
+      q_(params, roles.q),
+      k_(params, roles.k),
+      v_(params, roles.v),
+      proj_(params, roles.proj),
+      mlp_(config, params, roles),
       index_(static_cast<std::uint64_t>(index)),
       scale_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim())))) {}
-
-void Block::activate(Backend& backend, const TensorView& h_NF, const TensorView& y_NF) const {
-  if (config_.activation == Activation::relu2) {
-    backend.run(Relu2Fwd{.x = h_NF, .y = y_NF});
-  } else {
-    backend.run(GeluFwd{.x = h_NF, .y = y_NF});
-  }
-}
 
 Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
                                 const KeyValues& cache, BlockActivations& act) const {
@@ -57,8 +36,7 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const 
   BufferSource& step = ctx.step;
   const DType t = x_NC.dtype;
   const std::int64_t rows = batch.rows, N = x_NC.dim(0), C = config_.n_embd, T = N / rows;
-  const std::int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim(),
-                     F = config_.mlp_width();
+  const std::int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim();
   constexpr MemoryTag kAct = MemoryTag::activations;
 
   Buffer x1_NC = step.alloc("block.mid", kAct, t, {N, C});
@@ -113,20 +91,14 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const 
   act.m = step.alloc("mlp.norm", kAct, t, {N, C});
   act.stats2 = norm2_.alloc_stats(ctx, N);
   norm2_.forward(be, x1_NC, act.m, act.stats2);
-  act.h = step.alloc("mlp.h", kAct, t, {N, F});
-  fc_.forward(ctx, act.m, act.h);
+  mlp_.forward_hidden(ctx, act.m, act.mlp);
   return x1_NC;
 }
 
 void Block::forward(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
                     const KeyValues& cache, BlockActivations& act, const TensorView& out_NC) const {
   Buffer x1_NC = forward_to_hidden(ctx, x_NC, batch, cache, act);
-  {
-    const Buffer r_NF =
-        ctx.step.alloc("mlp.act", MemoryTag::activations, x_NC.dtype, {x_NC.dim(0), config_.mlp_width()});
-    activate(ctx.backend, act.h, r_NF);
-    mlp_proj_.forward(ctx, r_NF, out_NC);
-  }
+  mlp_.forward_output(ctx, act.mlp, out_NC);
   drop(ctx.backend, batch, mlp_place(), out_NC);
   ctx.backend.run(Add{.a = x1_NC, .b = out_NC, .y = out_NC});
   if (norm2_.needs_input()) act.x1 = std::move(x1_NC);
@@ -161,31 +133,11 @@ Buffer Block::branch_gradient(StepContext& ctx, const BatchContext& batch, std::
 
 void Block::backward_mlp(StepContext& ctx, BlockActivations& act, const BatchContext& batch,
                          const TensorView& dx_NC) const {
-  BufferSource& step = ctx.step;
-  const DType t = dx_NC.dtype;
-  const std::int64_t N = dx_NC.dim(0), C = config_.n_embd, F = config_.mlp_width();
   Buffer dropped_NC = branch_gradient(ctx, batch, mlp_place(), dx_NC);
   const TensorView dout_NC = dropped_NC->defined() ? dropped_NC.view() : dx_NC;
-  {
-    // The activation is computed again: it is one cheap pass, and h and dh are then the only wide buffers
-    // alive together.
-    const Buffer r_NF = step.alloc("mlp.act", MemoryTag::activations, t, {N, F});
-    activate(ctx.backend, act.h, r_NF);
-    mlp_proj_.backward_weight(ctx, dout_NC, r_NF);
-  }
-  Buffer dh_NF = step.alloc("mlp.dh", MemoryTag::activations, t, {N, F});
-  mlp_proj_.backward_input(ctx, dout_NC, dh_NF);
+  Buffer dh_NF = mlp_.backward_output(ctx, act.mlp, dout_NC);
   dropped_NC.release();
-  if (config_.activation == Activation::relu2) {
-    ctx.backend.run(Relu2Bwd{.x = act.h, .dy = dh_NF, .dx = dh_NF});
-  } else {
-    ctx.backend.run(GeluBwd{.x = act.h, .dy = dh_NF, .dx = dh_NF});
-  }
-  act.h.release();
-  fc_.backward_weight(ctx, dh_NF, act.m);
-  const Buffer dm_NC = step.alloc("mlp.dm", MemoryTag::activations, t, {N, C});
-  fc_.backward_input(ctx, dh_NF, dm_NC);
-  dh_NF.release();
+  const Buffer dm_NC = mlp_.backward_hidden(ctx, act.mlp, act.m, std::move(dh_NF));
   norm2_.backward(ctx, act.x1, act.m, act.stats2, dm_NC, dx_NC, true);
   act.x1.release();
   act.m.release();

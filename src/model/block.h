@@ -1,12 +1,13 @@
 // One transformer block: the order of its ops, forward and backward, and what backward needs.
 //
-// Legend: B rows of T tokens, N = B T, C width, H query heads, G key/value heads, D head width, F MLP width.
+// Legend: B rows of T tokens, N = B T, C width, H query heads, G key/value heads, D head width.
 #pragma once
 
 #include "src/core/rng.h"
 #include "src/memory/arena.h"
 #include "src/model/config.h"
 #include "src/model/linear.h"
+#include "src/model/mlp.h"
 #include "src/model/norm.h"
 #include "src/model/params.h"
 
@@ -58,7 +59,7 @@ struct BlockActivations {
   Buffer x1;   // [N, C] residual stream between the halves, LayerNorm only
   Buffer m;    // [N, C] normed input of the MLP half
   NormStats stats2;
-  Buffer h;  // [N, F] before the activation
+  MlpActivations mlp;
 };
 
 class Block {
@@ -86,8 +87,6 @@ class Block {
   // Returns the residual stream between the halves.
   Buffer forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch,
                            const KeyValues& cache, BlockActivations& act) const;
-  // y [N, F] = activation(h).
-  void activate(Backend& backend, const TensorView& h_NF, const TensorView& y_NF) const;
   // dx [N, C] as it enters a residual branch: with its dropout. Undefined buffer: dx itself.
   Buffer branch_gradient(StepContext& ctx, const BatchContext& batch, std::uint64_t place,
                          const TensorView& dx_NC) const;
@@ -105,7 +104,8 @@ class Block {
   const ModelConfig& config_;
   RopeTables rope_;
   Norm norm1_, norm2_;
-  Linear q_, k_, v_, proj_, fc_, mlp_proj_;
+  Linear q_, k_, v_, proj_;
+  Mlp mlp_;
   std::uint64_t index_;
   float scale_;
 };

@@ -9,6 +9,7 @@
 #include "quant/packed.h"
 #include "quant/param.h"
 #include "src/memory/arena.h"
+#include "src/model/params.h"
 
 namespace qt {
 
@@ -42,6 +43,8 @@ class Linear {
  public:
   // The params must outlive the Linear and keep their addresses. bias may be null.
   explicit Linear(const Param& param, const Param* bias = nullptr) : param_(&param), bias_(bias) {}
+  Linear(const ParamList& params, const LinearRoles& roles)
+      : Linear(params[roles.weight], param_at(params, roles.bias)) {}
 
   const Param& param() const { return *param_; }
 

@@ -109,11 +109,6 @@ BatchContext Model::batch_context(const HostBatch& batch, bool training) const {
                       .first_row = batch.first_row};
 }
 
-Norm Model::last_norm() const {
-  const auto at = [&](const ParamIndex& index) { return index ? &params_[*index] : nullptr; };
-  return {config_, at(roles_.final_norm.weight), at(roles_.final_norm.bias)};
-}
-
 void Model::embed(Backend& backend, const TensorView& ids_N, const BatchContext& batch,
                   const TensorView& x_NC, const TensorView& rstd_N) const {
   EmbeddingFwd op{.ids = ids_N, .table = params_[roles_.embedding].weight.dense, .y = x_NC};

@@ -94,7 +94,7 @@ class Model {
   void place(Arena& state);
   void place_gradients(Arena& state);
   BatchContext batch_context(const HostBatch& batch, bool training) const;
-  Norm last_norm() const;
+  Norm last_norm() const { return {config_, params_, roles_.final_norm}; }
   Linear head_weight() const { return Linear(params_[roles_.head]); }
   // Token and position embedding, dropout, and the norm where there is one.
   void embed(Backend& backend, const TensorView& ids_N, const BatchContext& batch, const TensorView& x_NC,

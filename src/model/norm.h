@@ -23,10 +23,9 @@ struct NormStats {
 
 class Norm {
  public:
-  // weight and bias are null for RMSNorm; bias may be for LayerNorm. They must outlive the Norm and keep
-  // their addresses.
-  Norm(const ModelConfig& config, const Param* weight, const Param* bias)
-      : weight_(weight), bias_(bias), eps_(config.norm_eps) {}
+  // The params must outlive the Norm and keep their addresses.
+  Norm(const ModelConfig& config, const ParamList& params, const NormRoles& roles)
+      : weight_(param_at(params, roles.weight)), bias_(param_at(params, roles.bias)), eps_(config.norm_eps) {}
 
   // RMSNorm's gradient is taken from its output, LayerNorm's from its input, which must then outlive the
   // forward pass.

@@ -14,6 +14,10 @@ namespace qt {
 // Indices into a ParamList; none where the architecture has no such parameter.
 using ParamIndex = std::optional<std::size_t>;
 
+inline const Param* param_at(const ParamList& params, const ParamIndex& index) {
+  return index ? &params[*index] : nullptr;
+}
+
 struct LinearRoles {
   std::size_t weight = 0;
   ParamIndex bias;
