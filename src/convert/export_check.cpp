@@ -34,11 +34,7 @@ class Forward {
     for (const BlockRoles& block : m_.roles.blocks) {
       const Channels a = normed(x_, block.norm1);
       add(linear(block.proj, attention(block, a)));
-      Channels h = linear(block.fc, normed(x_, block.norm2));
-      for (Lanes& lanes : h) {
-        for (float& v : lanes) v = activated(v);
-      }
-      add(linear(block.mlp_proj, h));
+      add(mlp(block, normed(x_, block.norm2)));
     }
     const Channels out = linear({m_.roles.head, {}}, normed(x_, m_.roles.final_norm));
     std::vector<float> logits(tokens_ * out.size());
@@ -167,7 +163,7 @@ class Forward {
       rotate_and_norm(k, c_.n_kv_head);
     }
     const std::int64_t D = c_.head_dim(), shared = c_.n_head / c_.n_kv_head;
-    Channels y(at(c_.n_embd), Lanes{});
+    Channels y(q.size(), Lanes{});
     for (std::int64_t head = 0; head < c_.n_head; ++head) {
       const std::int64_t qh = head * D, kh = head / shared * D;
       for (std::size_t t = 0; t < tokens_; ++t) {
@@ -189,6 +185,20 @@ class Forward {
       }
     }
     return y;
+  }
+
+  Channels mlp(const BlockRoles& block, const Channels& m) {
+    Channels h = linear(block.gate.value_or(block.fc), m);
+    for (Lanes& lanes : h) {
+      for (float& v : lanes) v = activated(v);
+    }
+    if (block.gate) {
+      const Channels up = linear(block.fc, m);
+      for (std::size_t i = 0; i < h.size(); ++i) {
+        for (std::size_t t = 0; t < kLanes; ++t) h[i][t] *= up[i][t];
+      }
+    }
+    return linear(block.mlp_proj, h);
   }
 
   float activated(float x) const {

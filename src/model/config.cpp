@@ -117,7 +117,8 @@ ModelConfig nanochat_model(std::string_view name, const ModelOverrides& o) {
 }  // namespace
 
 std::int64_t ModelConfig::matrix_params() const {
-  return n_layer * (2 * n_embd * n_embd + 2 * n_embd * kv_width() + 2 * n_embd * mlp_width());
+  const std::int64_t mlp_matrices = gated_mlp ? 3 : 2;
+  return n_layer * n_embd * (2 * q_width() + 2 * kv_width() + mlp_matrices * mlp_width());
 }
 
 std::int64_t ModelConfig::position_params() const {
@@ -128,8 +129,8 @@ std::int64_t ModelConfig::vector_params() const {
   std::int64_t params = 0;
   const std::int64_t norms = 2 * n_layer + 1 + (embedding_norm ? 1 : 0);
   if (norm == NormKind::layer) params += norms * n_embd * (bias ? 2 : 1);
-  // q, attention projection, MLP projection; k and v; fc
-  if (bias) params += n_layer * (3 * n_embd + 2 * kv_width() + mlp_width());
+  // q; k and v; both projections; fc and gate
+  if (bias) params += n_layer * (q_width() + 2 * kv_width() + 2 * n_embd + (gated_mlp ? 2 : 1) * mlp_width());
   return params;
 }
 
@@ -140,7 +141,7 @@ std::int64_t ModelConfig::param_count() const {
 double ModelConfig::model_flops_per_token() const {
   const std::int64_t idle = tied_head ? position_params() : vocab_size * n_embd;
   const double weights = static_cast<double>(param_count() - idle);
-  return 6.0 * weights + 12.0 * static_cast<double>(n_layer * n_embd) * static_cast<double>(seq_len);
+  return 6.0 * weights + 12.0 * static_cast<double>(n_layer * q_width()) * static_cast<double>(seq_len);
 }
 
 void ModelConfig::validate() const {
@@ -150,8 +151,10 @@ void ModelConfig::validate() const {
            "vocabulary {}, "
            "sequence length {})",
            name, n_layer, n_embd, n_head, n_kv_head, vocab_size, seq_len);
-  QT_CHECK(n_embd % n_head == 0, ConfigError, "model '{}': width {} is not divisible by {} heads", name,
-           n_embd, n_head);
+  QT_CHECK(head_width >= 0 && n_inner >= 0, ConfigError,
+           "model '{}': heads of {} and an MLP of {} are too narrow", name, head_width, n_inner);
+  QT_CHECK(head_width > 0 || n_embd % n_head == 0, ConfigError,
+           "model '{}': width {} is not divisible by {} heads", name, n_embd, n_head);
   QT_CHECK(positions != Positions::rope || head_dim() % 2 == 0, ConfigError,
            "model '{}': head width {} is odd; RoPE rotates halves of it", name, head_dim());
   QT_CHECK(n_head % n_kv_head == 0, ConfigError,

@@ -27,12 +27,15 @@ struct ModelConfig {
   std::int64_t n_head = 0;
   std::int64_t n_kv_head = 0;
   std::int64_t n_embd = 0;
+  std::int64_t head_width = 0;  // 0: n_embd / n_head
+  std::int64_t n_inner = 0;     // width of the MLP; 0: 4 n_embd
   std::int64_t vocab_size = 65536;
   std::int64_t seq_len = 2048;
   NormKind norm = NormKind::rms;
   Activation activation = Activation::relu2;
   Positions positions = Positions::rope;
   InitScheme init = InitScheme::nanochat;
+  bool gated_mlp = false;      // h = act(gate) * fc instead of h = act(fc)
   bool embedding_norm = true;  // a norm right after the embedding
   bool tied_head = false;      // the head is the embedding
   bool bias = false;           // of linear layers and LayerNorms
@@ -41,9 +44,10 @@ struct ModelConfig {
   float rope_base = 10000.0f;
   float logit_softcap = 15.0f;  // 0: none
 
-  std::int64_t head_dim() const { return n_embd / n_head; }
+  std::int64_t head_dim() const { return head_width > 0 ? head_width : n_embd / n_head; }
+  std::int64_t q_width() const { return n_head * head_dim(); }
   std::int64_t kv_width() const { return n_kv_head * head_dim(); }
-  std::int64_t mlp_width() const { return 4 * n_embd; }
+  std::int64_t mlp_width() const { return n_inner > 0 ? n_inner : 4 * n_embd; }
   std::int64_t matrix_params() const;    // block matrices alone: what --quant packs
   std::int64_t position_params() const;  // of the learned position table
   std::int64_t vector_params() const;    // norm weights and biases

@@ -1,7 +1,10 @@
 // Mlp: the half of a block that mixes channels, from its normed input to before the residual add.
-//
-// Legend: N tokens, C width, F MLP width.
+//   plain  out = act(m Wfc^T) Wproj^T
+//   gated  out = (act(m Wgate^T) * (m Wfc^T)) Wproj^T
+// Linear's biases are left out here. Legend: N tokens, C width, F MLP width.
 #pragma once
+
+#include <optional>
 
 #include "src/memory/arena.h"
 #include "src/model/config.h"
@@ -12,7 +15,8 @@ namespace qt {
 
 // What an Mlp leaves for its backward pass, beside its input.
 struct MlpActivations {
-  Buffer h;  // [N, F] before the activation
+  Buffer h;     // [N, F] the product with fc: before the activation, or what the gate multiplies
+  Buffer gate;  // [N, F] the product with the gate, before the activation; gated only
 };
 
 class Mlp {
@@ -31,11 +35,15 @@ class Mlp {
   Buffer backward_hidden(StepContext& ctx, MlpActivations& act, const TensorView& m_NC, Buffer dh_NF) const;
 
  private:
-  // y [N, F]: the input of the last product.
+  Buffer alloc_wide(StepContext& ctx, const char* name, const TensorView& x) const;
+  // y [N, F] = act of its input, which is that of the gate where there is one.
+  Buffer activated(StepContext& ctx, const MlpActivations& act) const;
+  // What the last product reads.
   Buffer wide(StepContext& ctx, const MlpActivations& act) const;
 
   Activation activation_;
   Linear fc_, proj_;
+  std::optional<Linear> gate_;
 };
 
 }  // namespace qt

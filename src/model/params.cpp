@@ -53,15 +53,16 @@ class Lister {
   }
 
   void block(std::int64_t index) {
-    const std::int64_t C = c_.n_embd, KV = c_.kv_width(), F = c_.mlp_width();
+    const std::int64_t C = c_.n_embd, Q = c_.q_width(), KV = c_.kv_width(), F = c_.mlp_width();
     const std::string prefix = fmt::format("transformer.h.{}.", index);
     BlockRoles r;
     r.norm1 = norm(prefix + "ln_1");
-    r.q = linear(prefix + "attn.c_q", C, C, inner_stddev(C, C));
+    r.q = linear(prefix + "attn.c_q", Q, C, inner_stddev(Q, C));
     r.k = linear(prefix + "attn.c_k", KV, C, inner_stddev(KV, C));
     r.v = linear(prefix + "attn.c_v", KV, C, inner_stddev(KV, C));
-    r.proj = linear(prefix + "attn.c_proj", C, C, residual_stddev());
+    r.proj = linear(prefix + "attn.c_proj", C, Q, residual_stddev());
     r.norm2 = norm(prefix + "ln_2");
+    if (c_.gated_mlp) r.gate = linear(prefix + "mlp.c_gate", F, C, inner_stddev(F, C));
     r.fc = linear(prefix + "mlp.c_fc", F, C, inner_stddev(F, C));
     r.mlp_proj = linear(prefix + "mlp.c_proj", C, F, residual_stddev());
     made_.roles.blocks.push_back(r);

@@ -30,6 +30,7 @@ struct NormRoles {
 struct BlockRoles {
   NormRoles norm1, norm2;
   LinearRoles q, k, v, proj, fc, mlp_proj;
+  std::optional<LinearRoles> gate;  // of a gated MLP
 };
 
 struct ModelRoles {
@@ -46,7 +47,7 @@ struct ModelParams {
 };
 
 // Names are upstream's (nanochat; nanoGPT with c_attn as three matrices c_q, c_k, c_v, whose rows it holds in
-// this order). Vectors (norm weights and biases) are params of one row in ParamGroup::norm.
+// this order; c_gate is ours). Vectors (norm weights and biases) are params of one row in ParamGroup::norm.
 // Inits: nanochat sigma = 1 / sqrt(fan_in) * min(1, sqrt(fan_out / fan_in)) for what feeds attention and the
 // MLP, zero for the projections back into the residual stream and for the head, N(0, 1) for the embedding.
 // gpt2 N(0, 0.02), projections back into the residual stream N(0, 0.02 / sqrt(2 L)), biases 0, norm

@@ -161,7 +161,7 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
   // A third of what blocks do, embedding and head left out: two operations a weight, and the full square.
   const double forward_of_blocks =
       2.0 * static_cast<double>(model.matrix_params()) +
-      4.0 * static_cast<double>(model.n_layer * model.n_embd) * static_cast<double>(model.seq_len);
+      4.0 * static_cast<double>(model.n_layer * model.q_width()) * static_cast<double>(model.seq_len);
   e.flops_total_recompute = e.flops_total + forward_of_blocks * tokens;
 
   const double eval_batches = evaluation_batches(run, in.eval_tokens);
