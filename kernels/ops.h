@@ -215,13 +215,14 @@ struct RmsNormBwd {
 
 // y = (x - mean) * rstd * weight + bias per row, rstd = 1 / sqrt(mean((x - mean)^2) + eps). Two passes over
 // the row in f32, first the mean, then the squares of what is left: no cancellation between large sums.
+// Without a mean, which then counts as 0, it is RMSNorm with a weight.
 struct LayerNormFwd {
   static constexpr const char* kName = "layernorm_fwd";
   TensorView x;       // in  [N, C] f
   TensorView weight;  // in  [C] f32
   TensorView bias;    // in  [C] f32, or undefined: none
   TensorView y;       // out [N, C] f; may be x
-  TensorView mean;    // out [N] f32
+  TensorView mean;    // out [N] f32, or undefined: RMSNorm
   TensorView rstd;    // out [N] f32
   float eps = 0;
   void check() const;
@@ -230,12 +231,13 @@ struct LayerNormFwd {
 
 // With h = (x - mean) * rstd and g = dy * weight:
 //   dx (+)= rstd * (g - mean(g) - h * mean(g h)),  dweight += sum of dy h,  dbias += sum of dy
+// and without a mean h = x * rstd, and no mean(g).
 // The sums over rows run over blocks of rows that depend on N alone (kernels/row_blocks.h), in ascending
 // order within a block, and the blocks in ascending order.
 struct LayerNormBwd {
   static constexpr const char* kName = "layernorm_bwd";
   TensorView x;             // in  [N, C] f, the input of the forward op
-  TensorView mean;          // in  [N] f32
+  TensorView mean;          // in  [N] f32, or undefined as in the forward op
   TensorView rstd;          // in  [N] f32
   TensorView weight;        // in  [C] f32
   TensorView dy;            // in  [N, C] f

@@ -195,7 +195,7 @@ void LayerNormFwd::check() const {
   c.dense({"weight", weight}, {C}, {DType::f32});
   if (bias.defined()) c.dense({"bias", bias}, {C}, {DType::f32});
   c.dense({"y", y}, {N, C}, {x.dtype});
-  c.dense({"mean", mean}, {N}, {DType::f32});
+  if (mean.defined()) c.dense({"mean", mean}, {N}, {DType::f32});
   c.dense({"rstd", rstd}, {N}, {DType::f32});
   c.separate({{"y", y}, {"mean", mean}, {"rstd", rstd}}, {{"x", x}, {"weight", weight}, {"bias", bias}},
              {"x"});
@@ -206,7 +206,7 @@ void LayerNormBwd::check() const {
   c.dense({"x", x}, {-1, -1}, kFloats);
   const std::int64_t N = x.dim(0), C = x.dim(1);
   c.at_least(C, 1, "the width of x");
-  c.dense({"mean", mean}, {N}, {DType::f32});
+  if (mean.defined()) c.dense({"mean", mean}, {N}, {DType::f32});
   c.dense({"rstd", rstd}, {N}, {DType::f32});
   c.dense({"weight", weight}, {C}, {DType::f32});
   c.dense({"dy", dy}, {N, C}, {x.dtype});

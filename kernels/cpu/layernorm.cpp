@@ -1,4 +1,4 @@
-// LayerNorm with weight and bias on the cpu. A row is read a few times, from cache but for the first. Sums
+// LayerNorm with weight and bias on the cpu, and without a mean RMSNorm with a weight. A row is read a few times, from cache but for the first. Sums
 // over a row run in f32 in four vectors side by side, added in a fixed order; sums over rows by the blocks of
 // kernels/row_blocks.h.
 #undef HWY_TARGET_INCLUDE
@@ -42,14 +42,18 @@ void LayerNormFwdTyped(const LayerNormFwd& op, std::int64_t begin, std::int64_t 
   const std::int64_t C = op.x.dim(1);
   const float* weight = op.weight.as<float>();
   const float* bias = op.bias.defined() ? op.bias.as<float>() : nullptr;
+  float* mean_N = op.mean.defined() ? op.mean.as<float>() : nullptr;
   for (std::int64_t row = begin; row < end; ++row) {
     const T* x = op.x.as<T>() + row * C;
     T* y = op.y.as<T>() + row * C;
-    const float mean =
-        SumRow(
-            C, [&](std::int64_t i) HWY_ATTR { return LoadF32(d, x + i); },
-            [&](std::int64_t i, std::size_t n) HWY_ATTR { return LoadF32Partial(d, x + i, n); }) /
-        static_cast<float>(C);
+    float mean = 0;
+    if (mean_N != nullptr) {
+      mean = SumRow(
+                 C, [&](std::int64_t i) HWY_ATTR { return LoadF32(d, x + i); },
+                 [&](std::int64_t i, std::size_t n) HWY_ATTR { return LoadF32Partial(d, x + i, n); }) /
+             static_cast<float>(C);
+      mean_N[row] = mean;
+    }
     const F32Vec centre = hn::Set(d, mean);
     const auto square = [&](F32Vec v) HWY_ATTR {
       const F32Vec off = hn::Sub(v, centre);
@@ -77,7 +81,6 @@ void LayerNormFwdTyped(const LayerNormFwd& op, std::int64_t begin, std::int64_t 
           StoreF32Partial(d, normal(LoadF32Partial(d, x + i, n), LoadF32Partial(d, weight + i, n), b), y + i,
                           n);
         });
-    op.mean.as<float>()[row] = mean;
     op.rstd.as<float>()[row] = rstd;
   }
 }
@@ -92,19 +95,21 @@ void LayerNormBwdTyped(const LayerNormBwd& op, std::int64_t begin, std::int64_t 
   const F32Tag d;
   const std::int64_t C = op.x.dim(1);
   const float* weight = op.weight.as<float>();
+  const float* mean_N = op.mean.defined() ? op.mean.as<float>() : nullptr;
   float *const dweight = sums, *const dbias = sums + C;
   for (std::int64_t row = begin; row < end; ++row) {
     const T* x = op.x.as<T>() + row * C;
     const T* dy = op.dy.as<T>() + row * C;
     T* dx = op.dx.as<T>() + row * C;
-    const F32Vec centre = hn::Set(d, op.mean.as<float>()[row]), rstd = hn::Set(d, op.rstd.as<float>()[row]);
+    const F32Vec centre = hn::Set(d, mean_N == nullptr ? 0.0f : mean_N[row]),
+                 rstd = hn::Set(d, op.rstd.as<float>()[row]);
     const auto normal = [&](F32Vec v) HWY_ATTR { return hn::Mul(hn::Sub(v, centre), rstd); };
     const auto g = [&](std::int64_t i)
                        HWY_ATTR { return hn::Mul(LoadF32(d, dy + i), LoadF32(d, weight + i)); };
     const auto g_partial = [&](std::int64_t i, std::size_t n) HWY_ATTR {
       return hn::Mul(LoadF32Partial(d, dy + i, n), LoadF32Partial(d, weight + i, n));
     };
-    const float mean_g = SumRow(C, g, g_partial) / static_cast<float>(C);
+    const float mean_g = mean_N == nullptr ? 0.0f : SumRow(C, g, g_partial) / static_cast<float>(C);
     const float mean_gh =
         SumRow(
             C, [&](std::int64_t i) HWY_ATTR { return hn::Mul(g(i), normal(LoadF32(d, x + i))); },

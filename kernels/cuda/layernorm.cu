@@ -1,6 +1,7 @@
-// LayerNorm with weight and bias. The gradient takes three passes: sums over blocks of rows, with threads
-// along the columns; those blocks in ascending order into the gradients of weight and bias; and last the
-// gradient of the input, which may overwrite dy. Legend: N tokens, C width.
+// LayerNorm with weight and bias, and RMSNorm with a weight, where mean_N is null. The gradient takes three
+// passes: sums over blocks of rows, with threads along the columns; those blocks in ascending order into the
+// gradients of weight and bias; and last the gradient of the input, which may overwrite dy. Legend: N tokens, C
+// width.
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
@@ -19,12 +20,15 @@ __global__ void layernorm_fwd_kernel(const T* x_NC, const float* weight_C, const
   const std::int64_t row = group.row();
   if (row >= N) return;
   const Row<T, kGroup, kVectors> x(group, x_NC + row * C, C);
-  float sum = 0;
-  group.for_each(C, [&](int v, int first, int count) {
-    const Floats f = x.get(v, first, count);
-    for (int i = 0; i < kVectorElems; ++i) sum += f.x[i];
-  });
-  const float mean = group.sum(sum) / static_cast<float>(C);
+  float mean = 0;
+  if (mean_N != nullptr) {
+    float sum = 0;
+    group.for_each(C, [&](int v, int first, int count) {
+      const Floats f = x.get(v, first, count);
+      for (int i = 0; i < kVectorElems; ++i) sum += f.x[i];
+    });
+    mean = group.sum(sum) / static_cast<float>(C);
+  }
   float squares = 0;
   group.for_each(C, [&](int v, int first, int count) {
     const Floats f = x.get(v, first, count);
@@ -45,7 +49,7 @@ __global__ void layernorm_fwd_kernel(const T* x_NC, const float* weight_C, const
     group.store(y + first, count, f);
   });
   if (group.is_first()) {
-    mean_N[row] = mean;
+    if (mean_N != nullptr) mean_N[row] = mean;
     rstd_N[row] = rstd;
   }
 }
@@ -59,7 +63,7 @@ __global__ void layernorm_bwd_kernel(const T* x_NC, const float* mean_N, const f
   const std::int64_t row = group.row();
   if (row >= N) return;
   const Row<T, kGroup, kVectors> x(group, x_NC + row * C, C), dy(group, dy_NC + row * C, C);
-  const float mean = mean_N[row], rstd = rstd_N[row];
+  const float mean = mean_N == nullptr ? 0.0f : mean_N[row], rstd = rstd_N[row];
   float sum_g = 0, sum_gh = 0;
   group.for_each(C, [&](int v, int first, int count) {
     const Floats x_v = x.get(v, first, count), dy_v = dy.get(v, first, count);
@@ -70,7 +74,7 @@ __global__ void layernorm_bwd_kernel(const T* x_NC, const float* mean_N, const f
       if (i < count) sum_gh = fmaf(g, (x_v.x[i] - mean) * rstd, sum_gh);
     }
   });
-  const float mean_g = group.sum(sum_g) / static_cast<float>(C);
+  const float mean_g = mean_N == nullptr ? 0.0f : group.sum(sum_g) / static_cast<float>(C);
   const float mean_gh = group.sum(sum_gh) / static_cast<float>(C);
   T* const dx = dx_NC + row * C;
   group.for_each(C, [&](int v, int first, int count) {
@@ -121,7 +125,7 @@ __global__ void layernorm_bwd_sums_kernel(const T* x_NC, const float* mean_N, co
     float x[kColumns], dy[kColumns];
     load_columns(x_NC + row * C + column, x);
     load_columns(dy_NC + row * C + column, dy);
-    const float mean = mean_N[row], rstd = rstd_N[row];
+    const float mean = mean_N == nullptr ? 0.0f : mean_N[row], rstd = rstd_N[row];
     for (int k = 0; k < kColumns; ++k) {
       dweight[k] += dy[k] * ((x[k] - mean) * rstd);
       dbias[k] += dy[k];
@@ -157,7 +161,7 @@ void sum_rows(const LayerNormBwd& op, const Context& context) {
                             .blocks_y = blocks.count,
                             .threads = kColumnThreads,
                             .stream = context.stream};
-    launch(shape, layernorm_bwd_sums_kernel<T, kColumns>, op.x.as<T>(), op.mean.as<float>(),
+    launch(shape, layernorm_bwd_sums_kernel<T, kColumns>, op.x.as<T>(), floats_or_null(op.mean),
            op.rstd.as<float>(), op.dy.as<T>(), sums, N, blocks.rows, C);
   };
   if (C % 4 == 0 && all_aligned16(op.x, op.dy)) {
@@ -170,19 +174,19 @@ void sum_rows(const LayerNormBwd& op, const Context& context) {
                           .threads = kColumnThreads,
                           .stream = context.stream};
   launch(shape, layernorm_bwd_weights_kernel, sums, blocks.count, C, op.dweight.as<float>(),
-         op.dbias.defined() ? op.dbias.as<float>() : nullptr);
+         floats_or_null(op.dbias));
 }
 
 }  // namespace
 
 void run(const LayerNormFwd& op, const Context& context) {
   const std::int64_t N = op.x.dim(0), C = op.x.dim(1);
-  const float* const bias = op.bias.defined() ? op.bias.as<float>() : nullptr;
   with_float(op.x.dtype, [&]<class T>() {
     with_row_group(C, all_aligned16(op.x, op.y, op.weight, op.bias), [&]<int kGroup, int kVectors>() {
       launch(rows_shape<kGroup>("layernorm_fwd_kernel", N, context),
-             layernorm_fwd_kernel<T, kGroup, kVectors>, op.x.as<T>(), op.weight.as<float>(), bias,
-             op.y.as<T>(), op.mean.as<float>(), op.rstd.as<float>(), N, C, op.eps);
+             layernorm_fwd_kernel<T, kGroup, kVectors>, op.x.as<T>(), op.weight.as<float>(),
+             floats_or_null(op.bias), op.y.as<T>(), floats_or_null(op.mean), op.rstd.as<float>(), N, C,
+             op.eps);
     });
   });
 }
@@ -194,7 +198,7 @@ void run(const LayerNormBwd& op, const Context& context) {
     sum_rows<T>(op, context);
     with_row_group(C, all_aligned16(op.x, op.dy, op.dx, op.weight), [&]<int kGroup, int kVectors>() {
       launch(rows_shape<kGroup>("layernorm_bwd_kernel", N, context),
-             layernorm_bwd_kernel<T, kGroup, kVectors>, op.x.as<T>(), op.mean.as<float>(),
+             layernorm_bwd_kernel<T, kGroup, kVectors>, op.x.as<T>(), floats_or_null(op.mean),
              op.rstd.as<float>(), op.weight.as<float>(), op.dy.as<T>(), op.dx.as<T>(), N, C, op.accumulate);
     });
   });

@@ -116,6 +116,9 @@ bool all_aligned16(const Views&... views) {
   return (is_aligned16(views.data) && ...);
 }
 
+// Of a view that may be undefined.
+inline float* floats_or_null(const TensorView& view) { return view.defined() ? view.as<float>() : nullptr; }
+
 // Calls fn.operator()<kGroup, kVectors>() with what rows of C elements ask for; aligned: where they begin, in
 // every tensor, is.
 template <class Fn>

@@ -44,8 +44,8 @@ struct KeyValues {
 // x [N, C] with elements dropped in place; nothing is run where dropout is off.
 void drop(Backend& backend, const BatchContext& batch, std::uint64_t place, const TensorView& x_NC);
 
-// Everything backward reads. RMSNorm's gradient is taken from its output, so neither the block's input nor
-// the residual stream between the halves is needed with it; LayerNorm's needs both.
+// Everything backward reads. The gradient of a norm without a weight is taken from its output, so that neither
+// the block's input nor the residual stream between the halves is needed; Norm::needs_input() tells.
 struct BlockActivations {
   Buffer a;  // [N, C] normed input of the attention half
   NormStats stats1;
@@ -56,7 +56,7 @@ struct BlockActivations {
   Buffer rk;   // [N, G] f32, RoPE only
   Buffer y;    // [N, H, D] attention output
   Buffer lse;  // [B, H, T] f32
-  Buffer x1;   // [N, C] residual stream between the halves, LayerNorm only
+  Buffer x1;   // [N, C] residual stream between the halves, where norms need their input
   Buffer m;    // [N, C] normed input of the MLP half
   NormStats stats2;
   MlpActivations mlp;

@@ -127,8 +127,8 @@ std::int64_t ModelConfig::position_params() const {
 
 std::int64_t ModelConfig::vector_params() const {
   std::int64_t params = 0;
-  const std::int64_t norms = 2 * n_layer + 1 + (embedding_norm ? 1 : 0);
-  if (norm == NormKind::layer) params += norms * n_embd * (bias ? 2 : 1);
+  const std::int64_t norms = 2 * n_layer + 1;  // that after the embedding has no weight
+  if (norm != NormKind::rms) params += norms * n_embd * (bias && norm == NormKind::layer ? 2 : 1);
   // q; k and v; both projections; fc and gate
   if (bias) params += n_layer * (q_width() + 2 * kv_width() + 2 * n_embd + (gated_mlp ? 2 : 1) * mlp_width());
   return params;

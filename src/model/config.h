@@ -9,10 +9,10 @@
 
 namespace qt {
 
-enum class NormKind : std::uint8_t { rms, layer };        // without and with learned weight
-enum class Activation : std::uint8_t { relu2, gelu };     // of the MLP
-enum class Positions : std::uint8_t { rope, learned };    // rope brings QK-norm with it
-enum class InitScheme : std::uint8_t { nanochat, gpt2 };  // src/model/params.cpp
+enum class NormKind : std::uint8_t { rms, layer, weighted_rms };  // all but rms have learned weights
+enum class Activation : std::uint8_t { relu2, gelu };             // of the MLP
+enum class Positions : std::uint8_t { rope, learned };            // rope brings QK-norm with it
+enum class InitScheme : std::uint8_t { nanochat, gpt2 };          // src/model/params.cpp
 
 // Two families:
 //   nanochat  as of October 2025 (the architecture of d32 and of Hugging Face's NanoChatForCausalLM): pre-norm

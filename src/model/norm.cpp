@@ -5,7 +5,8 @@ namespace qt {
 NormStats Norm::alloc_stats(StepContext& ctx, std::int64_t N) const {
   NormStats stats;
   stats.rstd = ctx.step.alloc("norm.rstd", MemoryTag::activations, DType::f32, {N});
-  if (needs_input()) stats.mean = ctx.step.alloc("norm.mean", MemoryTag::activations, DType::f32, {N});
+  if (kind_ == NormKind::layer)
+    stats.mean = ctx.step.alloc("norm.mean", MemoryTag::activations, DType::f32, {N});
   return stats;
 }
 

@@ -1,4 +1,4 @@
-// Norm: RMSNorm without a weight, or LayerNorm with one: the only class that knows which.
+// Norm: RMSNorm without or with a weight, or LayerNorm: the only class that knows which.
 //
 // Legend: N tokens, C width.
 #pragma once
@@ -25,11 +25,14 @@ class Norm {
  public:
   // The params must outlive the Norm and keep their addresses.
   Norm(const ModelConfig& config, const ParamList& params, const NormRoles& roles)
-      : weight_(param_at(params, roles.weight)), bias_(param_at(params, roles.bias)), eps_(config.norm_eps) {}
+      : kind_(config.norm),
+        weight_(param_at(params, roles.weight)),
+        bias_(param_at(params, roles.bias)),
+        eps_(config.norm_eps) {}
 
-  // RMSNorm's gradient is taken from its output, LayerNorm's from its input, which must then outlive the
-  // forward pass.
-  bool needs_input() const { return weight_ != nullptr; }
+  // Without a weight the gradient is taken from the output, otherwise from the input, which must then outlive
+  // the forward pass.
+  bool needs_input() const { return kind_ != NormKind::rms; }
 
   NormStats alloc_stats(StepContext& ctx, std::int64_t N) const;
 
@@ -43,6 +46,7 @@ class Norm {
                 const TensorView& dy_NC, const TensorView& dx_NC, bool accumulate) const;
 
  private:
+  NormKind kind_;
   const Param* weight_;
   const Param* bias_;
   float eps_;

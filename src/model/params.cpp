@@ -29,9 +29,10 @@ class Lister {
 
   NormRoles norm(const std::string& name) {
     NormRoles roles;
-    if (c_.norm != NormKind::layer) return roles;
+    if (c_.norm == NormKind::rms) return roles;
     roles.weight = add(name + ".weight", ParamGroup::norm, 1, c_.n_embd, {.stddev = 0, .constant = 1});
-    if (c_.bias) roles.bias = add(name + ".bias", ParamGroup::norm, 1, c_.n_embd, {});
+    if (c_.bias && c_.norm == NormKind::layer)
+      roles.bias = add(name + ".bias", ParamGroup::norm, 1, c_.n_embd, {});
     return roles;
   }
 

@@ -36,10 +36,11 @@ void layernorm_fwd(Case& t) {
     struct Kind {
       const char* name;
       double mean, stddev;
-      bool bias;
+      bool bias, centred = true;
     };
-    for (const Kind kind : {Kind{"ordinary", 0.3, 1, true}, Kind{"no bias", 0.3, 1, false},
-                            Kind{"far off", 50, 1, true}, Kind{"small", 0, 1e-3, true}}) {
+    for (const Kind kind :
+         {Kind{"ordinary", 0.3, 1, true}, Kind{"no bias", 0.3, 1, false}, Kind{"far off", 50, 1, true},
+          Kind{"small", 0, 1e-3, true}, Kind{"no mean", 0.3, 1, true, false}}) {
       if (!t.next(fmt::format("N={} C={} {}", N, C, kind.name))) return;
       const auto x = t.normal(static_cast<size_t>(N * C), kind.stddev, kind.mean);
       const auto weight = t.normal_as(DType::f32, static_cast<size_t>(C), 0.2, 1);
@@ -48,7 +49,7 @@ void layernorm_fwd(Case& t) {
                       .weight = t.in(weight, {C}, DType::f32),
                       .bias = kind.bias ? t.in(bias, {C}, DType::f32) : TensorView(),
                       .y = t.out({N, C}),
-                      .mean = t.out({N}, DType::f32),
+                      .mean = kind.centred ? t.out({N}, DType::f32) : TensorView(),
                       .rstd = t.out({N}, DType::f32),
                       .eps = kEps};
       t.run(op);
@@ -58,9 +59,10 @@ void layernorm_fwd(Case& t) {
                                      {.unbiased = t.is("the variance is divided by C - 1") && C > 1,
                                       .keeps_mean = t.is("the mean is not subtracted"),
                                       .drops_weight = t.is("the weight is dropped"),
-                                      .drops_bias = t.is("the bias is dropped")});
+                                      .drops_bias = t.is("the bias is dropped")},
+                                     kind.centred || t.is("rows without a mean are centred"));
       t.expect("y", op.y, want.y);
-      t.expect("mean", op.mean, want.mean);
+      if (kind.centred) t.expect("mean", op.mean, want.mean);
       t.expect("rstd", op.rstd, want.rstd);
       if (t.mutating() || !kind.bias) continue;
 
@@ -71,7 +73,7 @@ void layernorm_fwd(Case& t) {
                          .weight = t.in(weight, {C}, DType::f32),
                          .bias = t.in(bias, {C}, DType::f32),
                          .y = in_place,
-                         .mean = t.out({N}, DType::f32),
+                         .mean = kind.centred ? t.out({N}, DType::f32) : TensorView(),
                          .rstd = t.out({N}, DType::f32),
                          .eps = kEps});
       EXPECT_EQ(t.bits(in_place), bits);
@@ -80,20 +82,24 @@ void layernorm_fwd(Case& t) {
 }
 
 void layernorm_bwd(Case& t) {
+  struct Kind {
+    bool accumulate, centred;
+  };
   for (const auto [N, C] : kRows) {
-    for (const bool accumulate : {false, true}) {
-      if (!t.next(fmt::format("N={} C={} accumulate={}", N, C, accumulate))) return;
+    for (const auto [accumulate, centred] : {Kind{false, true}, Kind{true, true}, Kind{false, false}}) {
+      if (!t.next(fmt::format("N={} C={} accumulate={}{}", N, C, accumulate, centred ? "" : " no mean")))
+        return;
       const auto width = static_cast<size_t>(C);
       const auto x = t.normal(static_cast<size_t>(N * C), 1, 0.5), dy = t.normal(x.size());
       auto before = t.normal(x.size());
       const auto weight = t.normal_as(DType::f32, width, 0.2, 1);
       auto dweight = t.normal_as(DType::f32, width, 3), dbias = t.normal_as(DType::f32, width, 3);
-      const auto forward =
-          oracle::layernorm<Tracked>(tracked(x), tracked(weight), {}, static_cast<double>(kEps), t.dtype());
+      const auto forward = oracle::layernorm<Tracked>(tracked(x), tracked(weight), {},
+                                                      static_cast<double>(kEps), t.dtype(), {}, centred);
       const auto mean = rounded(forward.mean, DType::f32), rstd = rounded(forward.rstd, DType::f32);
       const bool has_bias = !accumulate || C % 2 == 0;
       LayerNormBwd op{.x = t.in(x, {N, C}),
-                      .mean = t.in(mean, {N}, DType::f32),
+                      .mean = centred ? t.in(mean, {N}, DType::f32) : TensorView(),
                       .rstd = t.in(rstd, {N}, DType::f32),
                       .weight = t.in(weight, {C}, DType::f32),
                       .dy = t.in(dy, {N, C}),
@@ -108,7 +114,8 @@ void layernorm_bwd(Case& t) {
           tracked(x), tracked(mean), tracked(rstd), tracked(weight), tracked(dy),
           {.drops_weight = t.is("the weight is dropped"),
            .drops_mean_term = t.is("the mean of g is dropped"),
-           .drops_slope_term = t.is("the mean of g h is dropped")});
+           .drops_slope_term = t.is("the mean of g h is dropped")},
+          centred || t.is("rows without a mean have the mean of g"));
       if (!accumulate || t.is("dx is overwritten")) std::fill(before.begin(), before.end(), 0.0);
       if (t.is("the gradients of the weights are overwritten"))
         dweight.assign(width, 0), dbias.assign(width, 0);
@@ -130,7 +137,7 @@ void layernorm_bwd(Case& t) {
       t.next(fmt::format("N={} C={} over dy", N, C));
       const TensorView in_place = t.inout(dy, {N, C});
       LayerNormBwd over{.x = t.in(x, {N, C}),
-                        .mean = t.in(mean, {N}, DType::f32),
+                        .mean = centred ? t.in(mean, {N}, DType::f32) : TensorView(),
                         .rstd = t.in(rstd, {N}, DType::f32),
                         .weight = t.in(weight, {C}, DType::f32),
                         .dy = in_place,
@@ -220,13 +227,14 @@ void position_bwd(Case& t) {
 const Proves kLayerNorm({"layernorm_fwd",
                          kFloats,
                          {"eps is left out", "the variance is divided by C - 1", "the mean is not subtracted",
-                          "the weight is dropped", "the bias is dropped"},
+                          "the weight is dropped", "the bias is dropped", "rows without a mean are centred"},
                          layernorm_fwd});
 const Proves kLayerNormBwd(
     {"layernorm_bwd",
      kFloats,
      {"the weight is dropped", "the mean of g is dropped", "the mean of g h is dropped", "dx is overwritten",
-      "the gradients of the weights are overwritten", "the gradients of weight and bias change places"},
+      "the gradients of the weights are overwritten", "the gradients of weight and bias change places",
+      "rows without a mean have the mean of g"},
      layernorm_bwd});
 const Proves kColumnSum(
     {"column_sum", kFloats, {"the last row is left out", "out is overwritten"}, column_sum});

@@ -103,18 +103,21 @@ TEST(ClosedForm, OfLayerNormBackwardIsTheDerivativeOfForward) {
   const std::size_t C = 13, N = 3;
   const auto x = normal(N * C, 31), weight = normal(C, 32), bias = normal(C, 33), dy = normal(N * C, 34);
   const double eps = 0.01;
-  const auto loss = [&](std::span<const Complex> a, std::span<const Complex> w, std::span<const Complex> b) {
-    return weighted_sum(layernorm<Complex>(a, w, b, eps, DType::f32).y, dy);
-  };
-  const auto x_C = constants(x), weight_C = constants(weight), bias_C = constants(bias);
-  const auto forward = layernorm<double>(x, weight, bias, eps, DType::f32);
-  const auto got = layernorm_backward<double>(x, forward.mean, forward.rstd, weight, dy);
-  using Z = const std::vector<Complex>&;
-  EXPECT_LT(distance(got.dx, complex_step(x, [&](Z z) { return loss(z, weight_C, bias_C); })), kClosedForm);
-  EXPECT_LT(distance(got.dweight, complex_step(weight, [&](Z z) { return loss(x_C, z, bias_C); })),
-            kClosedForm);
-  EXPECT_LT(distance(got.dbias, complex_step(bias, [&](Z z) { return loss(x_C, weight_C, z); })),
-            kClosedForm);
+  for (const bool centred : {true, false}) {
+    const auto loss = [&](std::span<const Complex> a, std::span<const Complex> w,
+                          std::span<const Complex> b) {
+      return weighted_sum(layernorm<Complex>(a, w, b, eps, DType::f32, {}, centred).y, dy);
+    };
+    const auto x_C = constants(x), weight_C = constants(weight), bias_C = constants(bias);
+    const auto forward = layernorm<double>(x, weight, bias, eps, DType::f32, {}, centred);
+    const auto got = layernorm_backward<double>(x, forward.mean, forward.rstd, weight, dy, {}, centred);
+    using Z = const std::vector<Complex>&;
+    EXPECT_LT(distance(got.dx, complex_step(x, [&](Z z) { return loss(z, weight_C, bias_C); })), kClosedForm);
+    EXPECT_LT(distance(got.dweight, complex_step(weight, [&](Z z) { return loss(x_C, z, bias_C); })),
+              kClosedForm);
+    EXPECT_LT(distance(got.dbias, complex_step(bias, [&](Z z) { return loss(x_C, weight_C, z); })),
+              kClosedForm);
+  }
 }
 
 TEST(ClosedForm, OfLearnedPositionsIsTheirDerivative) {

@@ -1,5 +1,5 @@
 // Switches of ModelConfig that no named model has: a gated MLP, an MLP of another width, heads that do not divide
-// the width. Logits, loss and every gradient against the definition in complex double, with derivatives by complex
+// the width, RMSNorm with a weight. Logits, loss and every gradient against the definition in complex double, with derivatives by complex
 // step; checkpointing, the decoder, and counts of parameters and work. Mistakes that a port makes must break the
 // same bounds.
 #include <algorithm>
@@ -78,8 +78,12 @@ class Reference {
 
   Numbers norm(const std::string& name, const Numbers& x) const {
     const double eps = static_cast<double>(c_.norm_eps);
-    if (c_.norm == NormKind::rms) return oracle::rmsnorm<Complex>(x, index(c_.n_embd), eps, DType::f32).y;
-    return oracle::layernorm<Complex>(x, at(name + ".weight"), at(name + ".bias"), eps, DType::f32).y;
+    if (c_.norm == NormKind::layer)
+      return oracle::layernorm<Complex>(x, at(name + ".weight"), at(name + ".bias"), eps, DType::f32).y;
+    Numbers y = oracle::rmsnorm<Complex>(x, index(c_.n_embd), eps, DType::f32).y;
+    const auto weight = at(name + ".weight");
+    for (std::size_t i = 0; i < y.size() && !weight.empty(); ++i) y[i] *= weight[i % weight.size()];
+    return y;
   }
 
   Numbers linear(const std::string& name, const Numbers& x, std::size_t K) const {
@@ -147,6 +151,7 @@ ModelConfig config_of(const std::string& kind) {
     c.n_layer = 2, c.n_head = 2, c.n_kv_head = 1, c.n_embd = 6;
     c.head_width = 4;
     c.activation = kind == "relu2" ? Activation::relu2 : Activation::gelu;
+    if (kind == "weighted") c.norm = NormKind::weighted_rms, c.embedding_norm = false, c.logit_softcap = 0;
   }
   c.name = kind;
   c.vocab_size = 11, c.seq_len = 5;
@@ -306,7 +311,7 @@ TEST_P(Gated, ParametersAndWorkAreCounted) {
   EXPECT_EQ(done.model_flops / static_cast<double>(o.step_tokens()), counted);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, Gated, ::testing::Values("relu2", "gelu", "gpt"),
+INSTANTIATE_TEST_SUITE_P(Kinds, Gated, ::testing::Values("relu2", "gelu", "weighted", "gpt"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace

@@ -26,17 +26,17 @@ struct LayerNormed {
   std::vector<T> mean, rstd;  // [N]
 };
 
-// y = (x - mean) / sqrt(var + eps) * weight + bias for each row of C.
+// y = (x - mean) / sqrt(var + eps) * weight + bias for each row of C; not centred: mean = 0, RMSNorm.
 template <class T>
 LayerNormed<T> layernorm(std::span<const T> x, std::span<const T> weight, std::span<const T> bias, double eps,
-                         DType dtype, const LayerNormMistakes& wrong = {}) {
+                         DType dtype, const LayerNormMistakes& wrong = {}, bool centred = true) {
   using std::sqrt;
   const std::size_t C = weight.size(), N = x.size() / C;
   LayerNormed<T> out{.y = std::vector<T>(x.size()), .mean = std::vector<T>(N), .rstd = std::vector<T>(N)};
   for (std::size_t row = 0; row < N; ++row) {
     Sum<T> sum, squares;
     for (std::size_t c = 0; c < C; ++c) sum.add(x[row * C + c]);
-    const T mean = sum.value() / T(static_cast<double>(C));
+    const T mean = centred ? T(sum.value() / T(static_cast<double>(C))) : T(0.0);
     for (std::size_t c = 0; c < C; ++c) {
       const T off = x[row * C + c] - mean;
       squares.add(off * off);
@@ -64,7 +64,8 @@ struct LayerNormGradient {
 template <class T>
 LayerNormGradient<T> layernorm_backward(std::span<const T> x, std::span<const T> mean,
                                         std::span<const T> rstd, std::span<const T> weight,
-                                        std::span<const T> dy, const LayerNormMistakes& wrong = {}) {
+                                        std::span<const T> dy, const LayerNormMistakes& wrong = {},
+                                        bool centred = true) {
   const std::size_t C = weight.size(), N = mean.size();
   LayerNormGradient<T> out;
   out.dx.resize(x.size());
@@ -85,7 +86,7 @@ LayerNormGradient<T> layernorm_backward(std::span<const T> x, std::span<const T>
             mean_gh = gh_sum.value() / T(static_cast<double>(C));
     for (std::size_t c = 0; c < C; ++c) {
       T inner = g[c];
-      if (!wrong.drops_mean_term) inner = inner - mean_g;
+      if (centred && !wrong.drops_mean_term) inner = inner - mean_g;
       if (!wrong.drops_slope_term) inner = inner - h[c] * mean_gh;
       out.dx[row * C + c] = rstd[row] * inner;
     }
