@@ -263,12 +263,12 @@ struct RopeTable {
 
 // Rotation by -theta in half-split layout (nanochat's convention), then RMSNorm over the head (QK-norm):
 //   r[i] = x[i] cos + x[i + D/2] sin,  r[i + D/2] = -x[i] sin + x[i + D/2] cos,  y = r * rstd(r)
-// Computed in f32, rounded once. Token n stands at position first_position + n % T.
+// Computed in f32, rounded once. Token n stands at position first_position + n % T. Without rstd y = r: no norm.
 struct RopeNormFwd {
   static constexpr const char* kName = "rope_norm_fwd";
   TensorView x;     // in  [N, H, D] f
   TensorView y;     // out [N, H, D] f; may be x
-  TensorView rstd;  // out [N, H] f32
+  TensorView rstd;  // out [N, H] f32, or undefined: no norm
   TensorView cos;   // in  [P, D/2] f, P > every position
   TensorView sin;   // in  [P, D/2] f
   std::int64_t T = 0;
@@ -278,11 +278,12 @@ struct RopeNormFwd {
   Cost cost() const;
 };
 
-// The gradient of RopeNormFwd from its output: dr = rstd (dy - y mean(dy y)), then the rotation by +theta.
+// The gradient of RopeNormFwd from its output: dr = rstd (dy - y mean(dy y)), then the rotation by +theta; without
+// rstd dr = dy.
 struct RopeNormBwd {
   static constexpr const char* kName = "rope_norm_bwd";
-  TensorView y;     // in  [N, H, D] f
-  TensorView rstd;  // in  [N, H] f32
+  TensorView y;     // in  [N, H, D] f; not read without rstd
+  TensorView rstd;  // in  [N, H] f32, or undefined as in the forward op
   TensorView dy;    // in  [N, H, D] f
   TensorView dx;    // out [N, H, D] f; may be dy
   TensorView cos;   // in  [P, D/2] f

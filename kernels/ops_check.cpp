@@ -242,7 +242,7 @@ void check_rope(const Checker& c, const Field& y, const TensorView& rstd, const 
   c.dense(y, {-1, -1, -1}, kFloats);
   const std::int64_t N = y.view.dim(0), D = y.view.dim(2);
   c.require(D >= 2 && D % 2 == 0, "the head width must be even");
-  c.dense({"rstd", rstd}, {N, y.view.dim(1)}, {DType::f32});
+  if (rstd.defined()) c.dense({"rstd", rstd}, {N, y.view.dim(1)}, {DType::f32});
   c.dense({"cos", cos}, {-1, D / 2}, {y.view.dtype});
   c.dense({"sin", sin}, {cos.dim(0), D / 2}, {y.view.dtype});
   c.at_least(T, 1, "T");
@@ -262,9 +262,10 @@ void RopeNormFwd::check() const {
 
 void RopeNormBwd::check() const {
   const Checker c(kName);
-  check_rope(c, {"y", y}, rstd, cos, sin, T, T);
-  c.dense({"dy", dy}, {y.dim(0), y.dim(1), y.dim(2)}, {y.dtype});
-  c.dense({"dx", dx}, {y.dim(0), y.dim(1), y.dim(2)}, {y.dtype});
+  const Field heads = rstd.defined() ? Field{"y", y} : Field{"dy", dy};
+  check_rope(c, heads, rstd, cos, sin, T, T);
+  c.dense({"dy", dy}, {heads.view.dim(0), heads.view.dim(1), heads.view.dim(2)}, {heads.view.dtype});
+  c.dense({"dx", dx}, {dy.dim(0), dy.dim(1), dy.dim(2)}, {dy.dtype});
   c.separate({{"dx", dx}}, {{"dy", dy}, {"y", y}, {"rstd", rstd}, {"cos", cos}, {"sin", sin}}, {"dy"});
 }
 

@@ -109,7 +109,7 @@ Cost RopeNormFwd::cost() const {
 }
 
 Cost RopeNormBwd::cost() const {
-  return elementwise(8, y, bytes(y) + bytes(dy) + bytes(rstd) + bytes(cos) + bytes(sin), bytes(dx));
+  return elementwise(8, dy, bytes(y) + bytes(dy) + bytes(rstd) + bytes(cos) + bytes(sin), bytes(dx));
 }
 
 // Two products: scores and their product with v.

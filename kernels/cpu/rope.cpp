@@ -1,4 +1,4 @@
-// Rotary positions and the norm over the head that follows them, in one op each way: the rotated head is
+// Rotary positions and the norm over the head that may follow them, in one op each way: the rotated head is
 // never stored between the two. The cosines and sines of a token stay in cache while its heads pass by.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rope.cpp"
@@ -56,6 +56,7 @@ template <class T>
 void RopeNormFwdTyped(const RopeNormFwd& op, std::int64_t begin, std::int64_t end) {
   const F32Tag d;
   const std::int64_t H = op.x.dim(1), D = op.x.dim(2), half = D / 2;
+  float* rstd_NH = op.rstd.defined() ? op.rstd.as<float>() : nullptr;
   for (std::int64_t n = begin; n < end; ++n) {
     const std::int64_t position = op.first_position + n % op.T;
     const T* cos = op.cos.as<T>() + position * half;
@@ -64,19 +65,23 @@ void RopeNormFwdTyped(const RopeNormFwd& op, std::int64_t begin, std::int64_t en
       const T* x = op.x.as<T>() + (n * H + h) * D;
       T* y = op.y.as<T>() + (n * H + h) * D;
       // The rotation is done twice rather than kept: x may be y, and D has no bound to size a buffer by.
-      F32Vec sum_lo = hn::Zero(d), sum_hi = sum_lo;
-      const auto add_squares = [&](Halves r) HWY_ATTR {
-        sum_lo = hn::MulAdd(r.lo, r.lo, sum_lo);
-        sum_hi = hn::MulAdd(r.hi, r.hi, sum_hi);
-      };
-      ForHalf(
-          cos, sin, half,
-          [&](std::int64_t i, F32Vec c, F32Vec s)
-              HWY_ATTR { add_squares(RotateBack(LoadHalves(x, half, i), c, s)); },
-          [&](std::int64_t i, std::size_t count, F32Vec c, F32Vec s)
-              HWY_ATTR { add_squares(RotateBack(LoadHalvesPartial(x, half, i, count), c, s)); });
-      const float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(sum_lo, sum_hi)));
-      const float rstd = 1.0f / std::sqrt(sum / static_cast<float>(D) + op.eps);
+      float rstd = 1;
+      if (rstd_NH != nullptr) {
+        F32Vec sum_lo = hn::Zero(d), sum_hi = sum_lo;
+        const auto add_squares = [&](Halves r) HWY_ATTR {
+          sum_lo = hn::MulAdd(r.lo, r.lo, sum_lo);
+          sum_hi = hn::MulAdd(r.hi, r.hi, sum_hi);
+        };
+        ForHalf(
+            cos, sin, half,
+            [&](std::int64_t i, F32Vec c, F32Vec s)
+                HWY_ATTR { add_squares(RotateBack(LoadHalves(x, half, i), c, s)); },
+            [&](std::int64_t i, std::size_t count, F32Vec c, F32Vec s)
+                HWY_ATTR { add_squares(RotateBack(LoadHalvesPartial(x, half, i, count), c, s)); });
+        const float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(sum_lo, sum_hi)));
+        rstd = 1.0f / std::sqrt(sum / static_cast<float>(D) + op.eps);
+        rstd_NH[n * H + h] = rstd;
+      }
       const F32Vec scale = hn::Set(d, rstd);
       ForHalf(
           cos, sin, half,
@@ -90,7 +95,6 @@ void RopeNormFwdTyped(const RopeNormFwd& op, std::int64_t begin, std::int64_t en
             StoreF32Partial(d, hn::Mul(r.lo, scale), y + i, count);
             StoreF32Partial(d, hn::Mul(r.hi, scale), y + half + i, count);
           });
-      op.rstd.as<float>()[n * H + h] = rstd;
     }
   }
 }
@@ -102,12 +106,15 @@ void RopeNormFwdRange(const RopeNormFwd& op, std::int64_t begin, std::int64_t en
 template <class T>
 void RopeNormBwdTyped(const RopeNormBwd& op, std::int64_t begin, std::int64_t end) {
   const F32Tag d;
-  const std::int64_t H = op.y.dim(1), D = op.y.dim(2), half = D / 2;
+  const std::int64_t H = op.dy.dim(1), D = op.dy.dim(2), half = D / 2;
+  const float* rstd_NH = op.rstd.defined() ? op.rstd.as<float>() : nullptr;
+  // Without a norm dy stands for y and counts 0 times.
+  const T* y_NHD = rstd_NH == nullptr ? op.dy.as<T>() : op.y.as<T>();
   for (std::int64_t n = begin; n < end; ++n) {
     const T* cos = op.cos.as<T>() + n % op.T * half;
     const T* sin = op.sin.as<T>() + n % op.T * half;
     for (std::int64_t h = 0; h < H; ++h) {
-      const T* y = op.y.as<T>() + (n * H + h) * D;
+      const T* y = y_NHD + (n * H + h) * D;
       const T* dy = op.dy.as<T>() + (n * H + h) * D;
       T* dx = op.dx.as<T>() + (n * H + h) * D;
       F32Vec sum_lo = hn::Zero(d), sum_hi = sum_lo;
@@ -122,8 +129,8 @@ void RopeNormBwdTyped(const RopeNormBwd& op, std::int64_t begin, std::int64_t en
             add_products(LoadHalvesPartial(dy, half, i, count), LoadHalvesPartial(y, half, i, count));
           });
       const float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(sum_lo, sum_hi)));
-      const F32Vec mean = hn::Set(d, sum / static_cast<float>(D));
-      const F32Vec rstd = hn::Set(d, op.rstd.as<float>()[n * H + h]);
+      const F32Vec mean = hn::Set(d, rstd_NH == nullptr ? 0.0f : sum / static_cast<float>(D));
+      const F32Vec rstd = hn::Set(d, rstd_NH == nullptr ? 1.0f : rstd_NH[n * H + h]);
       const auto gradient = [&](Halves y_v, Halves dy_v, F32Vec c, F32Vec s) HWY_ATTR {
         const Halves dr = {hn::Mul(rstd, hn::NegMulAdd(y_v.lo, mean, dy_v.lo)),
                            hn::Mul(rstd, hn::NegMulAdd(y_v.hi, mean, dy_v.hi))};
@@ -147,7 +154,7 @@ void RopeNormBwdTyped(const RopeNormBwd& op, std::int64_t begin, std::int64_t en
 }
 
 void RopeNormBwdRange(const RopeNormBwd& op, std::int64_t begin, std::int64_t end) {
-  with_float(op.y.dtype, [&]<class T>() { RopeNormBwdTyped<T>(op, begin, end); });
+  with_float(op.dy.dtype, [&]<class T>() { RopeNormBwdTyped<T>(op, begin, end); });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -201,8 +208,8 @@ void run(const RopeNormFwd& op, Context& ctx) {
 }
 
 void run(const RopeNormBwd& op, Context& ctx) {
-  const std::int64_t grain = token_grain(op.y.dim(1), op.y.dim(2));
-  parallel_ranges(ctx, op.y.dim(0), grain, [&](std::int64_t begin, std::int64_t end, int) {
+  const std::int64_t grain = token_grain(op.dy.dim(1), op.dy.dim(2));
+  parallel_ranges(ctx, op.dy.dim(0), grain, [&](std::int64_t begin, std::int64_t end, int) {
     HWY_DYNAMIC_DISPATCH(RopeNormBwdRange)(op, begin, end);
   });
 }

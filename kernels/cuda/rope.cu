@@ -1,4 +1,4 @@
-// Rotary positions and the norm over the head that follows them, in one op each way; and the table of cosines
+// Rotary positions and the norm over the head that may follow them, in one op each way; and the table of cosines
 // and sines. Legend: N tokens, H heads, D head width, T tokens of a row, P positions of the table.
 //
 // A head belongs to a power of two of lanes, as many as its halves have vectors of eight elements, at most a
@@ -141,7 +141,7 @@ class HeadLane {
   bool exists_ = false;
 };
 
-// y_NHD may be x_NHD.
+// y_NHD may be x_NHD. rstd_NH may be null: no norm.
 template <class T, bool kHeld>
 __global__ void rope_norm_fwd_kernel(const T* x_NHD, T* y_NHD, float* rstd_NH, const T* cos_P, const T* sin_P,
                                      HeadShape shape, float eps) {
@@ -163,7 +163,7 @@ __global__ void rope_norm_fwd_kernel(const T* x_NHD, T* y_NHD, float* rstd_NH, c
     if constexpr (kHeld) held = r;
   });
   const float D = static_cast<float>(2 * shape.half);
-  const float rstd = 1.0f / sqrtf(lane.sum(squares) / D + eps);
+  const float rstd = rstd_NH == nullptr ? 1.0f : 1.0f / sqrtf(lane.sum(squares) / D + eps);
   lane.for_each([&](int first, int count) {
     Halves y = kHeld ? held : rotated(first, count);
     for (int i = 0; i < kVectorElems; ++i) {
@@ -172,15 +172,15 @@ __global__ void rope_norm_fwd_kernel(const T* x_NHD, T* y_NHD, float* rstd_NH, c
     }
     lane.store_halves(y_NHD + lane.offset(), first, count, y);
   });
-  if (lane.is_first()) rstd_NH[lane.head()] = rstd;
+  if (rstd_NH != nullptr && lane.is_first()) rstd_NH[lane.head()] = rstd;
 }
 
-// dx_NHD may be dy_NHD.
+// dx_NHD may be dy_NHD. rstd_NH may be null: no norm. Then dy stands for y and counts 0 times.
 template <class T, bool kHeld>
 __global__ void rope_norm_bwd_kernel(const T* y_NHD, const float* rstd_NH, const T* dy_NHD, T* dx_NHD,
                                      const T* cos_P, const T* sin_P, HeadShape shape) {
   const HeadLane<kHeld> lane(shape);
-  const T *const y = y_NHD + lane.offset(), *const dy = dy_NHD + lane.offset();
+  const T *const dy = dy_NHD + lane.offset(), *const y = rstd_NH == nullptr ? dy : y_NHD + lane.offset();
   Halves held_y{}, held_dy{};
   float products = 0;
   lane.for_each([&](int first, int count) {
@@ -194,8 +194,9 @@ __global__ void rope_norm_bwd_kernel(const T* y_NHD, const float* rstd_NH, const
       held_dy = dy_v;
     }
   });
-  const float mean = lane.sum(products) / static_cast<float>(2 * shape.half);
-  const float rstd = lane.exists() ? rstd_NH[lane.head()] : 0.0f;
+  const bool normed = rstd_NH != nullptr;
+  const float mean = normed ? lane.sum(products) / static_cast<float>(2 * shape.half) : 0.0f;
+  const float rstd = !normed ? 1.0f : lane.exists() ? rstd_NH[lane.head()] : 0.0f;
   lane.for_each([&](int first, int count) {
     const Halves y_v = kHeld ? held_y : lane.load_halves(y, first, count);
     const Halves dy_v = kHeld ? held_dy : lane.load_halves(dy, first, count);
@@ -255,17 +256,18 @@ void run(const RopeNormFwd& op, const Context& context) {
     const bool held = fits_registers(shape) && all_aligned16(op.x, op.y, op.cos, op.sin);
     launch(heads_launch("rope_norm_fwd_kernel", shape, context),
            held ? rope_norm_fwd_kernel<T, true> : rope_norm_fwd_kernel<T, false>, op.x.as<T>(), op.y.as<T>(),
-           op.rstd.as<float>(), op.cos.as<T>(), op.sin.as<T>(), shape, op.eps);
+           floats_or_null(op.rstd), op.cos.as<T>(), op.sin.as<T>(), shape, op.eps);
   });
 }
 
 void run(const RopeNormBwd& op, const Context& context) {
-  const HeadShape shape = head_shape(op.y, op.T, 0);
-  with_float(op.y.dtype, [&]<class T>() {
+  const HeadShape shape = head_shape(op.dy, op.T, 0);
+  with_float(op.dy.dtype, [&]<class T>() {
     const bool held = fits_registers(shape) && all_aligned16(op.y, op.dy, op.dx, op.cos, op.sin);
     launch(heads_launch("rope_norm_bwd_kernel", shape, context),
-           held ? rope_norm_bwd_kernel<T, true> : rope_norm_bwd_kernel<T, false>, op.y.as<T>(),
-           op.rstd.as<float>(), op.dy.as<T>(), op.dx.as<T>(), op.cos.as<T>(), op.sin.as<T>(), shape);
+           held ? rope_norm_bwd_kernel<T, true> : rope_norm_bwd_kernel<T, false>,
+           op.rstd.defined() ? op.y.as<T>() : nullptr, floats_or_null(op.rstd), op.dy.as<T>(), op.dx.as<T>(),
+           op.cos.as<T>(), op.sin.as<T>(), shape);
   });
 }
 

@@ -129,7 +129,7 @@ class Forward {
     return y;
   }
 
-  // RoPE by -theta, then the norm over the head, in place.
+  // RoPE by -theta, then the norm over the head where there is one, in place.
   void rotate_and_norm(Channels& x, std::int64_t heads) const {
     const std::int64_t D = c_.head_dim(), half = D / 2;
     for (std::int64_t head = 0; head < heads; ++head) {
@@ -146,6 +146,7 @@ class Forward {
           b = static_cast<float>(high);
           square += low * low + high * high;
         }
+        if (!c_.qk_norm) continue;
         const double scale = 1.0 / std::sqrt(square / static_cast<double>(D) + c_.norm_eps);
         for (std::int64_t i = 0; i < D; ++i) {
           float& v = x[at(head * D + i)][t];

@@ -55,8 +55,10 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const 
   v_.forward(ctx, act.a, act.v->reshape({N, G * D}));
 
   if (config_.positions == Positions::rope) {
-    act.rq = step.alloc("attn.rstd_q", kAct, DType::f32, {N, H});
-    act.rk = step.alloc("attn.rstd_k", kAct, DType::f32, {N, G});
+    if (config_.qk_norm) {
+      act.rq = step.alloc("attn.rstd_q", kAct, DType::f32, {N, H});
+      act.rk = step.alloc("attn.rstd_k", kAct, DType::f32, {N, G});
+    }
     for (const auto& [x, rstd] : {std::pair{&act.q, &act.rq}, std::pair{&act.k, &act.rk}}) {
       be.run(RopeNormFwd{.x = *x,
                          .y = *x,

@@ -52,8 +52,8 @@ struct BlockActivations {
   Buffer q;    // [N, H, D] after RoPE and QK-norm
   Buffer k;    // [N, G, D] after RoPE and QK-norm
   Buffer v;    // [N, G, D]
-  Buffer rq;   // [N, H] f32, RoPE only
-  Buffer rk;   // [N, G] f32, RoPE only
+  Buffer rq;   // [N, H] f32, QK-norm only
+  Buffer rk;   // [N, G] f32, QK-norm only
   Buffer y;    // [N, H, D] attention output
   Buffer lse;  // [B, H, T] f32
   Buffer x1;   // [N, C] residual stream between the halves, where norms need their input

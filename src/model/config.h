@@ -11,8 +11,8 @@ namespace qt {
 
 enum class NormKind : std::uint8_t { rms, layer, weighted_rms };  // all but rms have learned weights
 enum class Activation : std::uint8_t { relu2, gelu };             // of the MLP
-enum class Positions : std::uint8_t { rope, learned };            // rope brings QK-norm with it
-enum class InitScheme : std::uint8_t { nanochat, gpt2 };          // src/model/params.cpp
+enum class Positions : std::uint8_t { rope, learned };
+enum class InitScheme : std::uint8_t { nanochat, gpt2 };  // src/model/params.cpp
 
 // Two families:
 //   nanochat  as of October 2025 (the architecture of d32 and of Hugging Face's NanoChatForCausalLM): pre-norm
@@ -35,6 +35,7 @@ struct ModelConfig {
   Activation activation = Activation::relu2;
   Positions positions = Positions::rope;
   InitScheme init = InitScheme::nanochat;
+  bool qk_norm = true;         // RMSNorm of queries and keys after RoPE; nothing without RoPE
   bool gated_mlp = false;      // h = act(gate) * fc instead of h = act(fc)
   bool embedding_norm = true;  // a norm right after the embedding
   bool tied_head = false;      // the head is the embedding

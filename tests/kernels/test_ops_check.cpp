@@ -167,6 +167,7 @@ void check_norm_and_rope() {
                     .sin = view({9, 4}),
                     .T = 3})
       .accept([](auto& o) { o.y = o.x; })
+      .accept([](auto& o) { o.rstd = {}; })
       .accept([](auto& o) { o.first_position = 6; })
       .shape_error("positions", [](auto& o) { o.first_position = 7; })
       .shape_error("first_position", [](auto& o) { o.first_position = -1; })
@@ -191,7 +192,9 @@ void check_norm_and_rope() {
                     .sin = view({9, 4}),
                     .T = 3})
       .accept([](auto& o) { o.dx = o.dy; })
+      .accept([](auto& o) { o.y = o.rstd = {}; })
       .shape_error("dx", [](auto& o) { o.dx = o.y; })
+      .shape_error("y", [](auto& o) { o.y = {}; })
       .shape_error("rstd",
                    [](auto& o) {
                      o.rstd = view({2, 6});

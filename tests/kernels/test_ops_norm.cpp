@@ -146,53 +146,60 @@ Angles angles(std::int64_t P, std::int64_t D, DType dtype) {
 }
 
 oracle::Normed<Tracked> rope_norm(const Heads& s, std::span<const double> x, const Angles& a, double eps,
-                                  DType dtype, size_t first, oracle::RopeConvention convention) {
+                                  DType dtype, size_t first, oracle::RopeConvention convention,
+                                  bool normed = true) {
   const auto r = oracle::rotate<Tracked>(tracked(x), static_cast<size_t>(s.H), static_cast<size_t>(s.D),
                                          static_cast<size_t>(s.T), first, a.cos, a.sin, convention);
-  return oracle::rmsnorm<Tracked>(r, static_cast<size_t>(s.D), eps, dtype);
+  if (normed) return oracle::rmsnorm<Tracked>(r, static_cast<size_t>(s.D), eps, dtype);
+  oracle::Normed<Tracked> plain;
+  for (const Tracked& v : r) plain.y.push_back(oracle::stored(v, dtype));
+  return plain;
 }
 
 void rope_norm_fwd(Case& t) {
   for (const Heads& s : kHeads) {
     const auto [B, T, H, D, first] = s;
-    if (!t.next(fmt::format("B={} T={} H={} D={} first={}", B, T, H, D, first))) return;
-    const std::int64_t N = B * T, P = first + T + 2;
-    auto x = t.normal(static_cast<size_t>(N * H * D), 1, 0.3);
-    for (size_t i = 0; i < static_cast<size_t>(D); ++i)
-      x[i] = oracle::round_to(x[i] * 1e-3, t.dtype());  // one head where eps counts
-    const Angles a = angles(P, D, t.dtype());
-    const TensorView cos = t.in(a.cos, {P, D / 2}), sin = t.in(a.sin, {P, D / 2});
-    const TensorView y = t.out({N, H, D}), rstd = t.out({N, H}, DType::f32);
-    t.run(RopeNormFwd{.x = t.in(x, {N, H, D}),
-                      .y = y,
-                      .rstd = rstd,
-                      .cos = cos,
-                      .sin = sin,
-                      .T = T,
-                      .first_position = first,
-                      .eps = kEps});
+    for (const bool normed : {true, false}) {
+      if (!t.next(fmt::format("B={} T={} H={} D={} first={}{}", B, T, H, D, first, normed ? "" : " no norm")))
+        return;
+      const std::int64_t N = B * T, P = first + T + 2;
+      auto x = t.normal(static_cast<size_t>(N * H * D), 1, 0.3);
+      for (size_t i = 0; i < static_cast<size_t>(D); ++i)
+        x[i] = oracle::round_to(x[i] * 1e-3, t.dtype());  // one head where eps counts
+      const Angles a = angles(P, D, t.dtype());
+      const TensorView cos = t.in(a.cos, {P, D / 2}), sin = t.in(a.sin, {P, D / 2});
+      const TensorView y = t.out({N, H, D}), rstd = normed ? t.out({N, H}, DType::f32) : TensorView();
+      t.run(RopeNormFwd{.x = t.in(x, {N, H, D}),
+                        .y = y,
+                        .rstd = rstd,
+                        .cos = cos,
+                        .sin = sin,
+                        .T = T,
+                        .first_position = first,
+                        .eps = kEps});
 
-    const oracle::RopeConvention convention{.direction = t.is("the rotation turns by +theta") ? 1.0 : -1.0,
-                                            .interleaved = t.is("pairs are neighbours instead of halves")};
-    const auto want =
-        rope_norm(s, x, a, t.is("eps is left out") ? 0 : static_cast<double>(kEps), t.dtype(),
-                  t.is("first_position is ignored") ? 0 : static_cast<size_t>(first), convention);
-    t.expect("y", y, want.y);
-    t.expect("rstd", rstd, want.rstd);
-    if (t.mutating()) continue;
+      const oracle::RopeConvention convention{.direction = t.is("the rotation turns by +theta") ? 1.0 : -1.0,
+                                              .interleaved = t.is("pairs are neighbours instead of halves")};
+      const auto want = rope_norm(s, x, a, t.is("eps is left out") ? 0 : static_cast<double>(kEps), t.dtype(),
+                                  t.is("first_position is ignored") ? 0 : static_cast<size_t>(first),
+                                  convention, normed || t.is("heads without rstd are normed"));
+      t.expect("y", y, want.y);
+      if (normed) t.expect("rstd", rstd, want.rstd);
+      if (t.mutating()) continue;
 
-    const auto bits = t.bits(y);
-    t.next(fmt::format("B={} T={} H={} D={} in place", B, T, H, D));
-    const TensorView in_place = t.inout(x, {N, H, D});
-    t.run(RopeNormFwd{.x = in_place,
-                      .y = in_place,
-                      .rstd = t.out({N, H}, DType::f32),
-                      .cos = t.in(a.cos, {P, D / 2}),
-                      .sin = t.in(a.sin, {P, D / 2}),
-                      .T = T,
-                      .first_position = first,
-                      .eps = kEps});
-    EXPECT_EQ(t.bits(in_place), bits);
+      const auto bits = t.bits(y);
+      t.next(fmt::format("B={} T={} H={} D={} in place", B, T, H, D));
+      const TensorView in_place = t.inout(x, {N, H, D});
+      t.run(RopeNormFwd{.x = in_place,
+                        .y = in_place,
+                        .rstd = normed ? t.out({N, H}, DType::f32) : TensorView(),
+                        .cos = t.in(a.cos, {P, D / 2}),
+                        .sin = t.in(a.sin, {P, D / 2}),
+                        .T = T,
+                        .first_position = first,
+                        .eps = kEps});
+      EXPECT_EQ(t.bits(in_place), bits);
+    }
   }
 }
 
@@ -200,45 +207,48 @@ void rope_norm_bwd(Case& t) {
   for (const Heads& s : kHeads) {
     const auto [B, T, H, D, first] = s;
     if (first != 0 && T == 1) continue;  // a decoding shape: it has no backward pass
-    if (!t.next(fmt::format("B={} T={} H={} D={}", B, T, H, D))) return;
-    const std::int64_t N = B * T;
-    const auto x = t.normal(static_cast<size_t>(N * H * D), 1, 0.3), dy = t.normal(x.size());
-    const Angles a = angles(T, D, t.dtype());
-    const auto forward = rope_norm(s, x, a, static_cast<double>(kEps), t.dtype(), 0, {});
-    const auto y = rounded(forward.y, t.dtype()), rstd = rounded(forward.rstd, DType::f32);
-    const TensorView dx = t.out({N, H, D});
-    RopeNormBwd op{.y = t.in(y, {N, H, D}),
-                   .rstd = t.in(rstd, {N, H}, DType::f32),
-                   .dy = t.in(dy, {N, H, D}),
-                   .dx = dx,
-                   .cos = t.in(a.cos, {T, D / 2}),
-                   .sin = t.in(a.sin, {T, D / 2}),
-                   .T = T};
-    t.run(op);
+    for (const bool normed : {true, false}) {
+      if (!t.next(fmt::format("B={} T={} H={} D={}{}", B, T, H, D, normed ? "" : " no norm"))) return;
+      const std::int64_t N = B * T;
+      const auto x = t.normal(static_cast<size_t>(N * H * D), 1, 0.3), dy = t.normal(x.size());
+      const Angles a = angles(T, D, t.dtype());
+      const auto forward = rope_norm(s, x, a, static_cast<double>(kEps), t.dtype(), 0, {});
+      const auto y = rounded(forward.y, t.dtype()), rstd = rounded(forward.rstd, DType::f32);
+      const TensorView dx = t.out({N, H, D});
+      RopeNormBwd op{.y = normed ? t.in(y, {N, H, D}) : TensorView(),
+                     .rstd = normed ? t.in(rstd, {N, H}, DType::f32) : TensorView(),
+                     .dy = t.in(dy, {N, H, D}),
+                     .dx = dx,
+                     .cos = t.in(a.cos, {T, D / 2}),
+                     .sin = t.in(a.sin, {T, D / 2}),
+                     .T = T};
+      t.run(op);
 
-    auto dr =
-        oracle::rmsnorm_backward<Tracked>(tracked(y), tracked(rstd), tracked(dy), static_cast<size_t>(D));
-    if (t.is("the mean of dy y is dropped")) {
-      for (size_t i = 0; i < dr.size(); ++i) dr[i] = Tracked(rstd[i / static_cast<size_t>(D)]) * dy[i];
+      auto dr =
+          oracle::rmsnorm_backward<Tracked>(tracked(y), tracked(rstd), tracked(dy), static_cast<size_t>(D));
+      if (t.is("the mean of dy y is dropped")) {
+        for (size_t i = 0; i < dr.size(); ++i) dr[i] = Tracked(rstd[i / static_cast<size_t>(D)]) * dy[i];
+      }
+      if (!normed && !t.is("heads without rstd have a norm's gradient")) dr = tracked(dy);
+      auto want = oracle::rotate<Tracked>(dr, static_cast<size_t>(H), static_cast<size_t>(D),
+                                          static_cast<size_t>(T), 0, a.cos, a.sin,
+                                          {.direction = t.is("backward turns by -theta again") ? -1.0 : 1.0});
+      for (auto& v : want) v = oracle::stored(v, t.dtype());
+      t.expect("dx", dx, want);
+      if (t.mutating()) continue;
+
+      const auto bits = t.bits(dx);
+      t.next(fmt::format("B={} T={} H={} D={} over dy", B, T, H, D));
+      const TensorView in_place = t.inout(dy, {N, H, D});
+      t.run(RopeNormBwd{.y = normed ? t.in(y, {N, H, D}) : TensorView(),
+                        .rstd = normed ? t.in(rstd, {N, H}, DType::f32) : TensorView(),
+                        .dy = in_place,
+                        .dx = in_place,
+                        .cos = t.in(a.cos, {T, D / 2}),
+                        .sin = t.in(a.sin, {T, D / 2}),
+                        .T = T});
+      EXPECT_EQ(t.bits(in_place), bits);
     }
-    auto want = oracle::rotate<Tracked>(dr, static_cast<size_t>(H), static_cast<size_t>(D),
-                                        static_cast<size_t>(T), 0, a.cos, a.sin,
-                                        {.direction = t.is("backward turns by -theta again") ? -1.0 : 1.0});
-    for (auto& v : want) v = oracle::stored(v, t.dtype());
-    t.expect("dx", dx, want);
-    if (t.mutating()) continue;
-
-    const auto bits = t.bits(dx);
-    t.next(fmt::format("B={} T={} H={} D={} over dy", B, T, H, D));
-    const TensorView in_place = t.inout(dy, {N, H, D});
-    t.run(RopeNormBwd{.y = t.in(y, {N, H, D}),
-                      .rstd = t.in(rstd, {N, H}, DType::f32),
-                      .dy = in_place,
-                      .dx = in_place,
-                      .cos = t.in(a.cos, {T, D / 2}),
-                      .sin = t.in(a.sin, {T, D / 2}),
-                      .T = T});
-    EXPECT_EQ(t.bits(in_place), bits);
   }
 }
 
@@ -255,11 +265,12 @@ const Proves kRopeTable({"rope_table",
 const Proves kRope({"rope_norm_fwd",
                     kFloats,
                     {"the rotation turns by +theta", "pairs are neighbours instead of halves",
-                     "first_position is ignored", "eps is left out"},
+                     "first_position is ignored", "eps is left out", "heads without rstd are normed"},
                     rope_norm_fwd});
 const Proves kRopeBwd({"rope_norm_bwd",
                        kFloats,
-                       {"backward turns by -theta again", "the mean of dy y is dropped"},
+                       {"backward turns by -theta again", "the mean of dy y is dropped",
+                        "heads without rstd have a norm's gradient"},
                        rope_norm_bwd});
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Switches of ModelConfig that no named model has: a gated MLP, an MLP of another width, heads that do not divide
-// the width, RMSNorm with a weight. Logits, loss and every gradient against the definition in complex double, with derivatives by complex
+// the width, RMSNorm with a weight, RoPE without QK-norm. Logits, loss and every gradient against the definition in complex double, with derivatives by complex
 // step; checkpointing, the decoder, and counts of parameters and work. Mistakes that a port makes must break the
 // same bounds.
 #include <algorithm>
@@ -103,7 +103,7 @@ class Reference {
       }
     }
     const Numbers r = oracle::rotate<Complex>(x, heads, D, index(c_.seq_len), 0, cos, sin);
-    return oracle::rmsnorm<Complex>(r, D, static_cast<double>(c_.norm_eps), DType::f32).y;
+    return c_.qk_norm ? oracle::rmsnorm<Complex>(r, D, static_cast<double>(c_.norm_eps), DType::f32).y : r;
   }
 
   Numbers attention(const std::string& prefix, const Numbers& a) const {
@@ -152,6 +152,7 @@ ModelConfig config_of(const std::string& kind) {
     c.head_width = 4;
     c.activation = kind == "relu2" ? Activation::relu2 : Activation::gelu;
     if (kind == "weighted") c.norm = NormKind::weighted_rms, c.embedding_norm = false, c.logit_softcap = 0;
+    c.qk_norm = kind != "weighted";
   }
   c.name = kind;
   c.vocab_size = 11, c.seq_len = 5;
