@@ -8,6 +8,7 @@
 
 #include "src/convert/init_from.h"
 #include "src/io/run_folder.h"
+#include "src/model/family.h"
 #include "src/plan/command.h"
 
 namespace qt {
@@ -66,7 +67,7 @@ std::map<std::string, std::string> effective_options(const Options& options, con
   effective.arch = on_card ? run.target.name : "auto";
   if (!on_card) effective.gemm = "auto";  // there is one route
   // Naming the shape that the model has anyway is no change.
-  if (is_gpt_name(options.model)) {
+  if (!run.engine.model.family->has_fixed_shapes()) {
     effective.n_layer = run.engine.model.n_layer;
     effective.n_head = run.engine.model.n_head;
     effective.n_embd = run.engine.model.n_embd;

@@ -13,6 +13,7 @@
 #include "src/core/log.h"
 #include "src/io/json.h"
 #include "src/io/safetensors_writer.h"
+#include "src/model/family.h"
 #include "src/plan/planner.h"
 
 namespace qt {
@@ -242,7 +243,7 @@ class Exporter {
 
   void verify() {
     Options shape;
-    shape.model = config_.arch == "gpt" ? "gpt" : "d2";
+    shape.model = config_.family->name;
     set_hf_shape(temporary_, shape);
     const ModelConfig read = model_from_options(shape, 0);
     if (hf_config_json(read, {}, options_.type) != hf_config_json(config_, {}, options_.type))

@@ -7,6 +7,7 @@
 #include "src/core/log.h"
 #include "src/io/file.h"
 #include "src/io/json.h"
+#include "src/model/family.h"
 #include "src/plan/planner.h"
 
 namespace qt {
@@ -183,7 +184,7 @@ void set_gpt2(const Fields& f, Options& o) {
   } else {
     f.require("activation_function", gelu, std::string("gelu"));
   }
-  if (!is_gpt_name(o.model)) o.model = "gpt";
+  if (find_family(o.model) != &families::gpt) o.model = "gpt";
   const std::int64_t positions = f.count("n_positions", f.count("n_ctx", default_seq_len("gpt")));
   if (o.seq_len == 0) o.seq_len = positions;
   const ModelConfig own = model_by_name("gpt2");
@@ -195,7 +196,7 @@ void set_gpt2(const Fields& f, Options& o) {
 std::string hf_config_json(const ModelConfig& config, const HfSpecialIds& ids, DType type) {
   Ordered json;
   json["architectures"] = {hf_class(config)};
-  json.update(config.arch == "gpt" ? gpt2_json(config) : nanochat_json(config));
+  json.update(config.family == &families::gpt ? gpt2_json(config) : nanochat_json(config));
   add_ids(json, ids);
   json["use_cache"] = true;
   json["dtype"] = torch_name(type);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "src/core/error.h"
+#include "src/model/family.h"
 
 namespace qt {
 
@@ -84,7 +85,7 @@ class Table {
   std::vector<HfTensor> tensors_;
 };
 
-bool is_gpt(const ModelConfig& config) { return config.arch == "gpt"; }
+bool is_gpt(const ModelConfig& config) { return config.family == &families::gpt; }
 
 }  // namespace
 

@@ -14,6 +14,7 @@
 #include "src/io/file.h"
 #include "src/io/json.h"
 #include "src/io/run_folder.h"
+#include "src/model/family.h"
 #include "src/plan/planner.h"
 
 namespace qt {
@@ -52,14 +53,17 @@ bool has_tokenizer(const std::string& folder) {
 }
 
 void adopt_weights(Options& o) {
-  const bool was_gpt = is_gpt_name(o.model);
+  const Family* const named = find_family(o.model);
   adopt_weights_shape(o);
   if (!fs::is_directory(o.init_from) || !is_hf_folder(o.init_from)) return;
-  if (is_gpt_name(o.model) != was_gpt) {
-    throw ConfigError(fmt::format("--init-from '{}' holds a {}, another family than --model names",
-                                  o.init_from, was_gpt ? "nanochat model" : "GPT"),
-                      was_gpt ? "leave --model out: the folder tells it"
-                              : "add --model gpt: a GPT trains with other rates");
+  const Family* const held = find_family(o.model);
+  if (held != named) {
+    const bool is_default = held == find_family(Options().model);
+    throw ConfigError(
+        fmt::format("--init-from '{}' holds a {}, another family than --model names", o.init_from,
+                    held->noun),
+        is_default ? "leave --model out: the folder tells it"
+                   : fmt::format("add --model {}: a {} trains with other rates", held->name, held->noun));
   }
   if (o.tokenizer.empty() && has_tokenizer(o.init_from)) o.tokenizer = o.init_from;
 }
@@ -90,9 +94,12 @@ void adopt_weights_shape(Options& o) {
   const std::string origin = config.string();
   const Json json = parse_json(read_file(config, JsonLimits{}.max_bytes), origin);
   QT_CHECK(json.is_object(), DataError, "{}: not a JSON object", origin);
-  if (!is_gpt_name(o.model)) {
-    throw ConfigError(fmt::format("--init-from '{}' holds a GPT, --model {} is none", o.init_from, o.model),
-                      "use --model gpt");
+  // Written by tools/convert_nanogpt.py.
+  const Family& family = families::gpt;
+  if (find_family(o.model) != &family) {
+    throw ConfigError(
+        fmt::format("--init-from '{}' holds a {}, --model {} is none", o.init_from, family.noun, o.model),
+        fmt::format("use --model {}", family.name));
   }
   o.n_layer = json_int(json, "n_layer", origin, 1);
   o.n_head = json_int(json, "n_head", origin, 1);

@@ -11,6 +11,7 @@
 #include "src/io/json.h"
 #include "src/io/manifest.h"
 #include "src/io/run_folder.h"
+#include "src/model/family.h"
 
 namespace qt {
 
@@ -186,8 +187,8 @@ HfParams::HfParams(const fs::path& folder, const ModelConfig& config, const Mode
     files_.push_back(std::make_unique<TensorFile>(folder / name));
     for (const StoredTensor& t : files_.back()->header().tensors()) {
       // OpenAI's own files lack the prefix.
-      const bool bare =
-          config.arch == "gpt" && !t.name.starts_with("transformer.") && t.name != "lm_head.weight";
+      const bool bare = config.family == &families::gpt && !t.name.starts_with("transformer.") &&
+                        t.name != "lm_head.weight";
       const std::string full = bare ? "transformer." + t.name : t.name;
       QT_CHECK(found.emplace(full, Stored{files_.back().get(), &t}).second, DataError,
                "{}: tensor {} is there twice", files_.back()->header().file(), in_quotes(t.name));

@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "src/core/error.h"
-#include "src/model/config.h"
+#include "src/model/family.h"
 #include "src/options/nanogpt_file.h"
 
 namespace qt {
@@ -64,7 +64,7 @@ constexpr Default kGptDefaults[] = {
 constexpr const char* kGptRate = "6e-4";
 constexpr const char* kGroupRates[] = {"matrix-lr", "embedding-lr", "head-lr"};
 
-bool is_gpt(const Options& o) { return is_gpt_name(o.model); }
+bool is_gpt(const Options& o) { return find_family(o.model) == &families::gpt; }
 
 // Above every bound that the plan checks, rather than wrapped around.
 std::int64_t product(std::int64_t a, std::int64_t b) {
@@ -228,7 +228,8 @@ void settle_batch(LoadedOptions& loaded) {
 
 void refuse_pretrained_names(const LoadedOptions& loaded) {
   const std::string& from = loaded.options.init_from;
-  if (!is_gpt_name(from) || from == "gpt") return;
+  const Family* const family = find_family(from);
+  if (family == nullptr || family->has_fixed_shapes() || from == family->name) return;
   throw ConfigError(
       fmt::format("{}: nothing is downloaded here", given_as(loaded, "init-from")),
       "fetch the weights and run tools/convert_nanogpt.py on them, then give --init-from FOLDER");

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "src/core/units.h"
+#include "src/model/family.h"
 #include "src/plan/command.h"
 
 namespace qt {
@@ -125,7 +126,7 @@ void add_without_recompute(Comparison& comparison, const Options& o, CompareTabl
 
 void add_smaller_models(Comparison& comparison, const Options& o, const ModelConfig& model,
                         CompareTable& table) {
-  const bool gpt = is_gpt_name(o.model);
+  const bool gpt = find_family(o.model) == &families::gpt;
   const std::span<const char* const> names = gpt ? std::span<const char* const>(kGpt) : kNanochat;
   for (const char* name : names) {
     Options smaller = o;
@@ -216,7 +217,7 @@ CompareTable compare_choices(const Options& o, const Target& target, const Limit
 
   table.notes = {
       "Fewer bits are never faster: the products stay 16-bit, expanding the weights comes on top."};
-  if (!is_gpt_name(o.model)) {
+  if (find_family(o.model) != &families::gpt) {
     table.notes.insert(
         table.notes.end(),
         {"d21 does not exist: its width of 1,344 does not divide into heads of 128, and it would have",

@@ -8,6 +8,7 @@
 
 #include "src/core/log.h"
 #include "src/core/units.h"
+#include "src/model/family.h"
 
 namespace qt {
 
@@ -171,9 +172,9 @@ std::string estimate_text(const PlannedRun& run, const EstimateInput& in, const 
                           const EstimateView& view) {
   const ModelConfig& m = run.engine.model;
   std::string text =
-      fmt::format("  model       {} {}: {} parameters ({} in blocks), {:.4g} GFLOP per token\n", m.arch,
-                  m.name, format_thousands(m.param_count()), format_thousands(m.matrix_params()),
-                  m.model_flops_per_token() * 1e-9);
+      fmt::format("  model       {} {}: {} parameters ({} in blocks), {:.4g} GFLOP per token\n",
+                  m.family->name, m.name, format_thousands(m.param_count()),
+                  format_thousands(m.matrix_params()), m.model_flops_per_token() * 1e-9);
   text += fmt::format("  tokens      {} = {} steps x {}\n", format_thousands(e.tokens),
                       format_thousands(e.steps), format_thousands(run.engine.step_tokens()));
   if (in.card != nullptr) {

@@ -13,6 +13,7 @@
 
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"
+#include "src/model/family.h"
 #include "src/plan/command.h"
 #include "src/plan/estimate.h"
 #include "src/plan/machine.h"
@@ -245,7 +246,8 @@ class Proposer {
   std::vector<Options> smaller_models() const {
     const ModelConfig& model = run_.engine.model;
     std::vector<Options> all;
-    if (o_.model == "gpt") {
+    const Family& family = *model.family;
+    if (o_.model == family.name && !family.has_fixed_shapes()) {
       for (std::int64_t blocks = model.n_layer - 1; blocks >= 1; --blocks) {
         all.push_back(o_);
         all.back().n_layer = blocks;
@@ -253,10 +255,9 @@ class Proposer {
       return all;
     }
     const auto params = [&](const Options& o) { return model_from_options(o, vocab_size_).param_count(); };
-    for (const std::string& name : model_names()) {
-      if (name == "gpt" || is_gpt_name(name) != is_gpt_name(o_.model)) continue;
+    for (const NamedShape& shape : family.shapes) {
       Options o = o_;
-      o.model = name;
+      o.model = shape.name;
       o.n_layer = o.n_head = o.n_embd = o.n_kv_head = 0;
       o.vocab_size = model.vocab_size;
       o.seq_len = model.seq_len;

@@ -6,6 +6,7 @@
 
 #include "src/core/log.h"
 #include "src/core/units.h"
+#include "src/model/family.h"
 
 namespace qt {
 
@@ -99,8 +100,8 @@ std::string weights_text(const PlannedRun& run) {
 std::string model_text(const ModelConfig& c) {
   return fmt::format(
       "{} {}: {} parameters ({} in blocks), {} layers, width {}, {} heads, vocabulary {}, sequence {}",
-      c.arch, c.name, format_count(c.param_count()), format_count(c.matrix_params()), c.n_layer, c.n_embd,
-      c.n_head, c.vocab_size, c.seq_len);
+      c.family->name, c.name, format_count(c.param_count()), format_count(c.matrix_params()), c.n_layer,
+      c.n_embd, c.n_head, c.vocab_size, c.seq_len);
 }
 
 std::string batch_text(const PlannedRun& run) {

@@ -9,6 +9,7 @@
 
 #include "src/cli/resume.h"
 #include "src/core/units.h"
+#include "src/model/family.h"
 #include "src/options/option_table.h"
 #include "src/plan/machine.h"
 #include "src/plan/planner.h"
@@ -430,11 +431,20 @@ TEST(Models, HaveThePublishedSizesAndCosts) {
     o.micro_batch = 1;
     EXPECT_EQ(plan(o, 0).steps, row.steps) << name;
   }
-  EXPECT_EQ(model_names().size(), 17u + 5u);
-  for (const std::string& name : model_names()) {
-    const ModelOverrides shape =
-        name == "gpt" ? ModelOverrides{.n_layer = 2, .n_head = 2, .n_embd = 32} : ModelOverrides{};
-    EXPECT_EQ(model_by_name(name, shape).name, name);
+}
+
+TEST(Models, AreFoundByTheirNames) {
+  EXPECT_EQ(families::nanochat.shapes.size(), 17u);
+  EXPECT_EQ(families::gpt.shapes.size(), 4u);
+  for (const Family* family : all_families()) {
+    for (const NamedShape& shape : family->shapes) {
+      const ModelConfig model = model_by_name(shape.name);
+      EXPECT_EQ(model.name, shape.name);
+      EXPECT_EQ(model.family, family) << shape.name;
+    }
+    const ModelConfig own = model_by_name(family->name, {.n_layer = 2, .n_head = 2, .n_embd = 32});
+    EXPECT_EQ(own.name, family->name);
+    EXPECT_EQ(own.family, family) << own.name;
   }
 }
 
@@ -464,7 +474,7 @@ TEST(Models, CountTheParametersThatTheModelPlaces) {
     o.model = name;
     o.micro_batch = 1;
     o.n_kv_head = 1;
-    o.bias = is_gpt_name(name);
+    o.bias = find_family(name) == &families::gpt;
     const PlannedRun run = plan(o, 0);
     EXPECT_EQ(row_bytes(run.host_rows, "master"), 4 * run.engine.model.param_count()) << name;
   }

@@ -1,0 +1,68 @@
+// A model family: all that differs between nanochat, GPT-2 and the next, as one row.
+//
+// Adding a family: a file in src/model that defines its row, and its name in QT_FOR_EACH_FAMILY.
+// tests/model/test_toy_family.cpp adds one in this way alone.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "src/model/config.h"
+
+namespace qt {
+
+// A model with a name: d20, gpt2.
+struct NamedShape {
+  std::string_view name;
+  std::int64_t n_layer, n_head, n_embd;
+};
+
+struct Family {
+  std::string_view name;  // "gpt": in logs, and the word of --model for a shape of one's own
+  std::string_view noun;  // "GPT", as in "holds a GPT"
+
+  // --- models ---
+  std::span<const NamedShape> shapes;
+  std::string_view shapes_text;        // the names of `shapes`, as messages list them
+  std::string_view own_shape_example;  // after "for example"
+  // What fixes the shape of a name, "its depth", and what to do for another one. Empty: options may change it.
+  std::string_view fixed_by, fixed_hint;
+  // What to say of a name that `shapes` lacks but that is made like one of them; empty: nothing. May be null.
+  std::string (*explain_unknown)(std::string_view name) = nullptr;
+
+  ModelSwitches switches;
+  bool has_bias_and_dropout = false;  // takes --bias and --dropout
+  std::int64_t vocab_size = 0;        // where neither an option nor a tokenizer says otherwise
+  std::int64_t seq_len = 0;           // likewise
+  // Vocabularies of this size and more are padded to a multiple of `pad_vocab_to`.
+  std::int64_t pad_vocab_from = 0, pad_vocab_to = 1;
+  // Params that the family's published FLOP count leaves out: a lookup multiplies nothing.
+  std::int64_t (*idle_params)(const ModelConfig& config) = nullptr;
+
+  bool has_fixed_shapes() const { return !fixed_by.empty(); }
+  const NamedShape* find_shape(std::string_view model) const;  // nullptr: no such name
+};
+
+// Rows in the order of messages; each is defined in the file of its name, src/model/<name>.cpp.
+#ifndef QTRAIN_FAMILIES
+#define QT_FOR_EACH_FAMILY(X) X(nanochat) X(gpt)
+#else  // a test names the file that has the list, with a family of its own
+}  // namespace qt
+#include QTRAIN_FAMILIES
+namespace qt {
+#endif
+
+namespace families {
+#define QT_DECLARE_FAMILY(name) extern const Family name;
+QT_FOR_EACH_FAMILY(QT_DECLARE_FAMILY)
+#undef QT_DECLARE_FAMILY
+}  // namespace families
+
+std::span<const Family* const> all_families();
+
+// The family of a --model name; nullptr for a name that does not exist.
+const Family* find_family(std::string_view model);
+
+}  // namespace qt

@@ -1,0 +1,55 @@
+// The nanochat family.
+#include <charconv>
+
+#include <fmt/format.h>
+
+#include "src/model/family.h"
+
+namespace qt {
+
+namespace {
+
+constexpr std::int64_t kAspect = 64;  // n_embd = 64 * depth
+constexpr std::int64_t kHeadDim = 128;
+
+constexpr NamedShape named(std::string_view name, std::int64_t depth) {
+  return {name, depth, kAspect * depth / kHeadDim, kAspect * depth};
+}
+constexpr NamedShape kShapes[] = {
+    named("d2", 2),   named("d4", 4),   named("d6", 6),   named("d8", 8),   named("d10", 10),
+    named("d12", 12), named("d14", 14), named("d16", 16), named("d18", 18), named("d20", 20),
+    named("d22", 22), named("d24", 24), named("d26", 26), named("d28", 28), named("d30", 30),
+    named("d32", 32), named("d34", 34),
+};
+
+std::string explain_unknown(std::string_view name) {
+  std::int64_t depth = 0;
+  const char* end = name.data() + name.size();
+  if (name.size() < 2 || name[0] != 'd') return {};
+  const auto [stop, error] = std::from_chars(name.data() + 1, end, depth);
+  if (error != std::errc{} || stop != end) return {};
+  if (depth % 2 == 0) return fmt::format("model '{}' is outside d2 .. d34", name);
+  return fmt::format("model '{}' does not exist: width {} does not divide into heads of {} (odd depth)", name,
+                     kAspect * depth, kHeadDim);
+}
+
+}  // namespace
+
+// As of October 2025, the architecture of d32 and of Hugging Face's NanoChatForCausalLM: pre-norm blocks
+// without learned norm weights, RoPE by -theta with QK-norm after it, relu^2, softcapped logits, untied head.
+constinit const Family families::nanochat = {
+    .name = "nanochat",
+    .noun = "nanochat model",
+    .shapes = kShapes,
+    .shapes_text = "d2, d4, d6 ... d34 (nanochat; width is 64 times the depth)",
+    .own_shape_example = "--n-layer 4 --n-head 4 --n-embd 256; or use --model d4",
+    .fixed_by = "its depth",
+    .fixed_hint = "leave them out, or use --model gpt for a shape of your own",
+    .explain_unknown = explain_unknown,
+    .switches = {},
+    .vocab_size = 65536,
+    .seq_len = 2048,
+    .idle_params = [](const ModelConfig& c) { return c.vocab_size * c.n_embd; },
+};
+
+}  // namespace qt
