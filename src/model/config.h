@@ -11,14 +11,12 @@ namespace qt {
 enum class NormKind : std::uint8_t { rms, layer, weighted_rms };  // all but rms have learned weights
 enum class Activation : std::uint8_t { relu2, gelu };             // of the MLP
 enum class Positions : std::uint8_t { rope, learned };
-enum class InitScheme : std::uint8_t { nanochat, gpt2 };  // src/model/params.cpp
 
 // Of what the blocks of an architecture consist. The defaults are nanochat's.
 struct ModelSwitches {
   NormKind norm = NormKind::rms;
   Activation activation = Activation::relu2;
   Positions positions = Positions::rope;
-  InitScheme init = InitScheme::nanochat;
   bool qk_norm = true;         // RMSNorm of queries and keys after RoPE; nothing without RoPE
   bool gated_mlp = false;      // h = act(gate) * fc instead of h = act(fc)
   bool embedding_norm = true;  // a norm right after the embedding

@@ -19,6 +19,41 @@ struct NamedShape {
   std::int64_t n_layer, n_head, n_embd;
 };
 
+// Names of a model's tensors, ours or another program's, without the ".weight" and ".bias" at their ends; those of
+// a block without its beginning, "<blocks>.<index>.". Of linear layers that share a name the rows lie in one
+// tensor, one after the other.
+struct TensorNames {
+  std::string_view embedding, positions, blocks;
+  std::string_view norm1, q, k, v, proj, norm2, gate, fc, mlp_proj;
+  std::string_view final_norm, head;
+};
+
+// nanoGPT's, which nanochat uses too, but for c_attn: here it is three matrices c_q, c_k, c_v; c_attn holds their rows
+// in this order. Neither program has a c_gate.
+inline constexpr TensorNames kNanogptNames = {.embedding = "transformer.wte",
+                                              .positions = "transformer.wpe",
+                                              .blocks = "transformer.h",
+                                              .norm1 = "ln_1",
+                                              .q = "attn.c_q",
+                                              .k = "attn.c_k",
+                                              .v = "attn.c_v",
+                                              .proj = "attn.c_proj",
+                                              .norm2 = "ln_2",
+                                              .gate = "mlp.c_gate",
+                                              .fc = "mlp.c_fc",
+                                              .mlp_proj = "mlp.c_proj",
+                                              .final_norm = "transformer.ln_f",
+                                              .head = "lm_head"};
+
+// Standard deviations that weights are drawn with; biases begin at 0, norm weights at 1.
+struct Inits {
+  float embedding = 0, head = 0;  // `embedding` of positions, too
+  // Of what feeds attention and the MLP, [fan_out, fan_in].
+  float (*inner)(std::int64_t fan_out, std::int64_t fan_in) = nullptr;
+  // Of the projections back into the residual stream.
+  float (*residual)(const ModelConfig& config) = nullptr;
+};
+
 struct Family {
   std::string_view name;  // "gpt": in logs, and the word of --model for a shape of one's own
   std::string_view noun;  // "GPT", as in "holds a GPT"
@@ -40,6 +75,10 @@ struct Family {
   std::int64_t pad_vocab_from = 0, pad_vocab_to = 1;
   // Params that the family's published FLOP count leaves out: a lookup multiplies nothing.
   std::int64_t (*idle_params)(const ModelConfig& config) = nullptr;
+
+  // --- parameters ---
+  TensorNames names;
+  Inits inits;
 
   bool has_fixed_shapes() const { return !fixed_by.empty(); }
   const NamedShape* find_shape(std::string_view model) const;  // nullptr: no such name

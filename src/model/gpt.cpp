@@ -1,4 +1,6 @@
 // The gpt family: GPT-2 as nanoGPT trains it.
+#include <cmath>
+
 #include "src/model/family.h"
 
 namespace qt {
@@ -9,6 +11,12 @@ constexpr NamedShape kShapes[] = {{"gpt2", 12, 12, 768},
                                   {"gpt2-medium", 24, 16, 1024},
                                   {"gpt2-large", 36, 20, 1280},
                                   {"gpt2-xl", 48, 25, 1600}};
+
+constexpr float kStddev = 0.02f;
+
+float residual_stddev(const ModelConfig& c) {
+  return static_cast<float>(0.02 / std::sqrt(2.0 * static_cast<double>(c.n_layer)));
+}
 
 }  // namespace
 
@@ -23,7 +31,6 @@ constinit const Family families::gpt = {
     .switches = {.norm = NormKind::layer,
                  .activation = Activation::gelu,
                  .positions = Positions::learned,
-                 .init = InitScheme::gpt2,
                  .embedding_norm = false,
                  .tied_head = true,
                  .norm_eps = 1e-5f,
@@ -34,6 +41,10 @@ constinit const Family families::gpt = {
     .pad_vocab_from = 4096,
     .pad_vocab_to = 64,
     .idle_params = [](const ModelConfig& c) { return c.position_params(); },
+    .names = kNanogptNames,
+    .inits = {.embedding = kStddev,
+              .inner = [](std::int64_t, std::int64_t) { return kStddev; },
+              .residual = residual_stddev},
 };
 
 }  // namespace qt

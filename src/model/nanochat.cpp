@@ -1,5 +1,7 @@
 // The nanochat family.
+#include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include <fmt/format.h>
 
@@ -33,6 +35,11 @@ std::string explain_unknown(std::string_view name) {
                      kAspect * depth, kHeadDim);
 }
 
+float inner_stddev(std::int64_t fan_out, std::int64_t fan_in) {
+  const double in = static_cast<double>(fan_in), out = static_cast<double>(fan_out);
+  return static_cast<float>(1.0 / std::sqrt(in) * std::min(1.0, std::sqrt(out / in)));
+}
+
 }  // namespace
 
 // As of October 2025, the architecture of d32 and of Hugging Face's NanoChatForCausalLM: pre-norm blocks
@@ -50,6 +57,11 @@ constinit const Family families::nanochat = {
     .vocab_size = 65536,
     .seq_len = 2048,
     .idle_params = [](const ModelConfig& c) { return c.vocab_size * c.n_embd; },
+    .names = kNanogptNames,
+    .inits = {.embedding = 1,
+              .head = 0,
+              .inner = inner_stddev,
+              .residual = [](const ModelConfig&) { return 0.0f; }},
 };
 
 }  // namespace qt

@@ -1,11 +1,12 @@
 #include "src/model/params.h"
 
-#include <algorithm>
-#include <cmath>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
+
+#include "src/model/family.h"
 
 namespace qt {
 
@@ -44,53 +45,54 @@ class Lister {
   }
 
   void embedding() {
-    const bool gpt2 = c_.init == InitScheme::gpt2;
-    made_.roles.embedding = add("transformer.wte.weight", ParamGroup::embedding, c_.vocab_size, c_.n_embd,
-                                {.stddev = gpt2 ? kGpt2Stddev : 1.0f});
+    const ParamInit init{.stddev = inits_.embedding};
+    made_.roles.embedding =
+        add(weight(names_.embedding), ParamGroup::embedding, c_.vocab_size, c_.n_embd, init);
     if (c_.positions == Positions::learned) {
-      made_.roles.positions = add("transformer.wpe.weight", ParamGroup::embedding, c_.seq_len, c_.n_embd,
-                                  {.stddev = kGpt2Stddev});
+      made_.roles.positions =
+          add(weight(names_.positions), ParamGroup::embedding, c_.seq_len, c_.n_embd, init);
     }
   }
 
   void block(std::int64_t index) {
     const std::int64_t C = c_.n_embd, Q = c_.q_width(), KV = c_.kv_width(), F = c_.mlp_width();
-    const std::string prefix = fmt::format("transformer.h.{}.", index);
+    const auto in_block = [&](std::string_view part) {
+      return fmt::format("{}.{}.{}", names_.blocks, index, part);
+    };
+    const auto inner = [&](std::string_view part, std::int64_t N, std::int64_t K) {
+      return linear(in_block(part), N, K, inits_.inner(N, K));
+    };
+    const auto residual = [&](std::string_view part, std::int64_t K) {
+      return linear(in_block(part), C, K, inits_.residual(c_));
+    };
     BlockRoles r;
-    r.norm1 = norm(prefix + "ln_1");
-    r.q = linear(prefix + "attn.c_q", Q, C, inner_stddev(Q, C));
-    r.k = linear(prefix + "attn.c_k", KV, C, inner_stddev(KV, C));
-    r.v = linear(prefix + "attn.c_v", KV, C, inner_stddev(KV, C));
-    r.proj = linear(prefix + "attn.c_proj", C, Q, residual_stddev());
-    r.norm2 = norm(prefix + "ln_2");
-    if (c_.gated_mlp) r.gate = linear(prefix + "mlp.c_gate", F, C, inner_stddev(F, C));
-    r.fc = linear(prefix + "mlp.c_fc", F, C, inner_stddev(F, C));
-    r.mlp_proj = linear(prefix + "mlp.c_proj", C, F, residual_stddev());
+    r.norm1 = norm(in_block(names_.norm1));
+    r.q = inner(names_.q, Q, C);
+    r.k = inner(names_.k, KV, C);
+    r.v = inner(names_.v, KV, C);
+    r.proj = residual(names_.proj, Q);
+    r.norm2 = norm(in_block(names_.norm2));
+    if (c_.gated_mlp) r.gate = inner(names_.gate, F, C);
+    r.fc = inner(names_.fc, F, C);
+    r.mlp_proj = residual(names_.mlp_proj, F);
     made_.roles.blocks.push_back(r);
   }
 
   void head() {
-    made_.roles.final_norm = norm("transformer.ln_f");
+    made_.roles.final_norm = norm(std::string(names_.final_norm));
     made_.roles.head = c_.tied_head ? made_.roles.embedding
-                                    : add("lm_head.weight", ParamGroup::head, c_.vocab_size, c_.n_embd, {});
+                                    : add(weight(names_.head), ParamGroup::head, c_.vocab_size, c_.n_embd,
+                                          {.stddev = inits_.head});
   }
 
   ModelParams take() { return std::move(made_); }
 
  private:
-  static constexpr float kGpt2Stddev = 0.02f;
-
-  float inner_stddev(std::int64_t fan_out, std::int64_t fan_in) const {
-    if (c_.init == InitScheme::gpt2) return kGpt2Stddev;
-    const double in = static_cast<double>(fan_in), out = static_cast<double>(fan_out);
-    return static_cast<float>(1.0 / std::sqrt(in) * std::min(1.0, std::sqrt(out / in)));
-  }
-  float residual_stddev() const {
-    if (c_.init == InitScheme::nanochat) return 0.0f;
-    return static_cast<float>(0.02 / std::sqrt(2.0 * static_cast<double>(c_.n_layer)));
-  }
+  static std::string weight(std::string_view name) { return fmt::format("{}.weight", name); }
 
   const ModelConfig& c_;
+  const TensorNames& names_ = c_.family->names;
+  const Inits& inits_ = c_.family->inits;
   ModelParams made_;
 };
 

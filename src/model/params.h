@@ -1,4 +1,4 @@
-// The parameters of each architecture: names, shapes, groups, inits. Their order is what checkpoints list and
+// The parameters of a model: names, shapes, groups, inits. Their order is what checkpoints list and
 // what fixes the draws of an init; the roles say who is who.
 #pragma once
 
@@ -46,12 +46,8 @@ struct ModelParams {
   ModelRoles roles;
 };
 
-// Names are upstream's (nanochat; nanoGPT with c_attn as three matrices c_q, c_k, c_v, whose rows it holds in
-// this order; c_gate is ours). Vectors (norm weights and biases) are params of one row in ParamGroup::norm.
-// Inits: nanochat sigma = 1 / sqrt(fan_in) * min(1, sqrt(fan_out / fan_in)) for what feeds attention and the
-// MLP, zero for the projections back into the residual stream and for the head, N(0, 1) for the embedding.
-// gpt2 N(0, 0.02), projections back into the residual stream N(0, 0.02 / sqrt(2 L)), biases 0, norm
-// weights 1.
+// Names and inits are the family's. Vectors (norm weights and biases) are params of one row in
+// ParamGroup::norm.
 ModelParams make_params(const ModelConfig& config);
 
 }  // namespace qt
