@@ -44,7 +44,7 @@ TrainedModel from_checkpoint(const std::string& checkpoint, const fs::path& run_
 TrainedModel from_hf_folder(Options o, const Target& target) {
   if (!is_hf_folder(o.init_from)) {
     throw ConfigError(
-        fmt::format("--init-from '{}' is no folder with a config.json of nanochat or gpt2", o.init_from),
+        fmt::format("--init-from '{}' is no folder with a config.json of {}", o.init_from, hf_model_types()),
         "train from it first, then name the run with --out");
   }
   adopt_weights_shape(o);

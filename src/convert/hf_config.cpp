@@ -1,6 +1,9 @@
 #include "src/convert/hf_config.h"
 
+#include <algorithm>
 #include <cmath>
+#include <variant>
+#include <vector>
 
 #include "src/convert/hf_names.h"
 #include "src/core/error.h"
@@ -18,8 +21,12 @@ namespace fs = std::filesystem;
 
 using Ordered = nlohmann::ordered_json;
 
-constexpr double kRopeBase = 10000.0;
-constexpr double kSoftcap = 15.0;
+constexpr const char* kRopeType = "default";
+
+template <class... F>
+struct Overloaded : F... {
+  using F::operator()...;
+};
 
 // The shortest decimal that is the same float, as people write it; a power of two with all its digits, as
 // upstream does.
@@ -41,49 +48,20 @@ const char* torch_name(DType type) {
   return type == DType::bf16 ? "bfloat16" : type == DType::f16 ? "float16" : "float32";
 }
 
-Ordered nanochat_json(const ModelConfig& c) {
-  Ordered json;
-  json["model_type"] = "nanochat";
-  json["vocab_size"] = c.vocab_size;
-  json["hidden_size"] = c.n_embd;
-  json["intermediate_size"] = c.mlp_width();
-  json["num_hidden_layers"] = c.n_layer;
-  json["num_attention_heads"] = c.n_head;
-  json["num_key_value_heads"] = c.n_kv_head;
-  json["max_position_embeddings"] = c.seq_len;
-  json["hidden_act"] = "relu2";
-  json["attention_bias"] = false;
-  json["attention_dropout"] = 0.0;
-  json["rms_norm_eps"] = as_written(c.norm_eps);
-  json["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", static_cast<double>(c.rope_base)}};
-  json["final_logit_softcapping"] = static_cast<double>(c.logit_softcap);
-  json["initializer_range"] = 0.02;
-  json["tie_word_embeddings"] = false;
-  return json;
-}
-
-Ordered gpt2_json(const ModelConfig& c) {
-  Ordered json;
-  json["model_type"] = "gpt2";
-  json["vocab_size"] = c.vocab_size;
-  json["n_positions"] = c.seq_len;
-  json["n_ctx"] = c.seq_len;
-  json["n_embd"] = c.n_embd;
-  json["n_layer"] = c.n_layer;
-  json["n_head"] = c.n_head;
-  json["n_inner"] = c.mlp_width();
-  json["activation_function"] = "gelu";  // the exact one
-  json["layer_norm_epsilon"] = as_written(c.norm_eps);
-  for (const char* dropout : {"resid_pdrop", "embd_pdrop", "attn_pdrop"}) json[dropout] = 0.0;
-  json["initializer_range"] = 0.02;
-  json["scale_attn_weights"] = true;
-  json["scale_attn_by_inverse_layer_idx"] = false;
-  json["reorder_and_upcast_attn"] = false;
-  json["add_cross_attention"] = false;
-  json["tie_word_embeddings"] = true;
-  // Not transformers': its GPT-2 always has biases, and those of a model without are zero.
-  json["bias"] = c.bias;
-  return json;
+Ordered written(const HfValue& value, const ModelConfig& c) {
+  return std::visit(Overloaded{
+                        [](bool constant) { return Ordered(constant); },
+                        [](double constant) { return Ordered(constant); },
+                        [](std::string_view constant) { return Ordered(std::string(constant)); },
+                        [&](HfRope) {
+                          return Ordered{{"rope_type", kRopeType}, {"rope_theta", as_written(c.rope_base)}};
+                        },
+                        [&](float ModelConfig::*number) { return Ordered(as_written(c.*number)); },
+                        [&](bool ModelConfig::*flag) { return Ordered(c.*flag); },
+                        [&](std::int64_t ModelConfig::*count) { return Ordered(c.*count); },
+                        [&](std::int64_t (ModelConfig::*count)() const) { return Ordered((c.*count)()); },
+                    },
+                    value);
 }
 
 // Reads fields that may be absent or null, and refuses those that name another architecture.
@@ -120,75 +98,94 @@ class Fields {
   std::string origin_;
 };
 
-double eps_option(double eps, const ModelConfig& own, const Fields& f, const char* field) {
-  QT_CHECK(eps > 0 && eps < 1, DataError, "{}: field '{}' is {}, not between 0 and 1", f.origin(), field,
-           eps);
-  return static_cast<float>(eps) == own.norm_eps ? 0.0 : eps;
-}
+// Takes a file field by field: dimensions, norm_eps and bias into a config, all else only if it is as the family
+// has it.
+class ShapeReader {
+ public:
+  ModelConfig shape;    // dimensions that no field told are 0
+  double norm_eps = 0;  // 0: the family's own
 
-void set_nanochat(const Fields& f, Options& o) {
-  o.n_layer = f.count("num_hidden_layers");
-  o.n_embd = f.count("hidden_size");
-  o.n_head = f.count("num_attention_heads");
-  o.n_kv_head = f.count("num_key_value_heads", o.n_head);
-  o.vocab_size = f.count("vocab_size");
-  o.bias = false;
-  o.dropout = 0;
-  f.require("intermediate_size", f.count("intermediate_size"), 4 * o.n_embd);
-  f.require("hidden_act", f.text("hidden_act", "relu2"), std::string("relu2"));
-  f.require("attention_bias", f.flag("attention_bias", false), false);
-  f.require("tie_word_embeddings", f.flag("tie_word_embeddings", false), false);
-  const bool capped = !json_has(f.json(), "final_logit_softcapping") || f.has("final_logit_softcapping");
-  f.require("final_logit_softcapping", capped ? f.number("final_logit_softcapping", kSoftcap) : 0.0,
-            kSoftcap);
-  double theta = f.number("rope_theta", kRopeBase);
-  if (f.has("rope_parameters")) {
-    const Fields rope(json_object(f.json(), "rope_parameters", f.origin()), f.origin() + ": rope_parameters");
-    rope.require("rope_type", rope.text("rope_type", "default"), std::string("default"));
-    theta = rope.number("rope_theta", theta);
+  ShapeReader(const Fields& fields, const Family& family, std::int64_t seq_len)
+      : shape{family.switches}, f_(fields), own_{family.switches} {
+    shape.seq_len = seq_len;  // where it is given, the file's does not count
+    shape.vocab_size = 0;
   }
-  f.require("rope_theta", theta, kRopeBase);
-  o.norm_eps = eps_option(f.number("rms_norm_eps", 1e-6), ModelConfig(), f, "rms_norm_eps");
-  if (o.seq_len == 0) o.seq_len = f.count("max_position_embeddings");
-  // A depth that has a name takes it: its run then is the same as one that was begun here.
-  o.model = fmt::format("d{}", o.n_layer);
-  try {
-    const ModelConfig named = model_by_name(o.model);
-    if (named.n_embd == o.n_embd && named.n_head == o.n_head) {
-      o.n_layer = o.n_embd = o.n_head = 0;
+
+  void read(const HfField& field) {
+    if (field.use == HfUse::unread) return;
+    std::visit([&](const auto& value) { read(field, value); }, field.value);
+  }
+
+ private:
+  const Fields& f_;
+  const ModelConfig own_;
+
+  template <class T>
+  static T absent(const HfField& field, const T& own) {
+    const T* value = std::get_if<T>(&field.absent);
+    return value != nullptr ? *value : own;
+  }
+
+  void read(const HfField& field, bool wanted) {
+    f_.require(field.key, f_.flag(field.key, absent(field, wanted)), wanted);
+  }
+  void read(const HfField& field, double wanted) {
+    f_.require(field.key, f_.number(field.key, absent(field, wanted)), wanted);
+  }
+  void read(const HfField& field, std::string_view wanted) {
+    const std::string value = f_.text(field.key, std::string(absent(field, wanted)));
+    if (std::find(field.near.begin(), field.near.end(), value) == field.near.end())
+      return f_.require(field.key, value, std::string(wanted));
+    log_warning("{}: {}", f_.origin(), fmt::format(fmt::runtime(field.near_warning), value));
+  }
+  void read(const HfField& field, HfRope) {
+    const double base = static_cast<double>(own_.rope_base);
+    double theta = f_.number("rope_theta", base);
+    if (f_.has(field.key)) {
+      const Fields rope(json_object(f_.json(), field.key, f_.origin()),
+                        fmt::format("{}: {}", f_.origin(), field.key));
+      rope.require("rope_type", rope.text("rope_type", kRopeType), std::string(kRopeType));
+      theta = rope.number("rope_theta", theta);
+    }
+    f_.require("rope_theta", theta, base);
+  }
+  void read(const HfField& field, std::int64_t ModelConfig::*count) {
+    const bool told = shape.*count != 0;
+    if (!told && (f_.has(field.key) || field.use == HfUse::needed)) shape.*count = f_.count(field.key);
+  }
+  void read(const HfField& field, std::int64_t (ModelConfig::*count)() const) {
+    const std::int64_t wanted = (shape.*count)();
+    const bool told = f_.has(field.key) || field.use == HfUse::needed;
+    f_.require(field.key, told ? f_.count(field.key) : wanted, wanted);
+  }
+  void read(const HfField& field, float ModelConfig::*number) {
+    const double own = static_cast<double>(own_.*number);
+    double value = f_.number(field.key, absent(field, own));
+    if (number == &ModelConfig::norm_eps) {
+      QT_CHECK(value > 0 && value < 1, DataError, "{}: field '{}' is {}, not between 0 and 1", f_.origin(),
+               field.key, value);
+      if (static_cast<float>(value) != own_.norm_eps) norm_eps = value;
       return;
     }
-  } catch (const ConfigError&) {  // no such depth
+    const bool is_null = json_has(f_.json(), field.key) && !f_.has(field.key);
+    if (is_null && number == &ModelConfig::logit_softcap) value = 0;
+    f_.require(field.key, value, own);
   }
-  o.model = "nanochat";
-}
+  void read(const HfField& field, bool ModelConfig::*flag) {
+    const bool value = f_.flag(field.key, absent(field, own_.*flag));
+    if (flag == &ModelConfig::bias) {
+      shape.bias = value;
+    } else {
+      f_.require(field.key, value, own_.*flag);
+    }
+  }
+};
 
-void set_gpt2(const Fields& f, Options& o) {
-  o.n_layer = f.count("n_layer");
-  o.n_embd = f.count("n_embd");
-  o.n_head = f.count("n_head");
-  o.n_kv_head = 0;
-  o.vocab_size = f.count("vocab_size");
-  o.bias = f.flag("bias", true);
-  f.require("n_inner", f.count("n_inner", 4 * o.n_embd), 4 * o.n_embd);
-  f.require("tie_word_embeddings", f.flag("tie_word_embeddings", true), true);
-  f.require("scale_attn_weights", f.flag("scale_attn_weights", true), true);
-  f.require("scale_attn_by_inverse_layer_idx", f.flag("scale_attn_by_inverse_layer_idx", false), false);
-  f.require("add_cross_attention", f.flag("add_cross_attention", false), false);
-  const std::string gelu = f.text("activation_function", "gelu_new");
-  if (gelu == "gelu_new" || gelu == "gelu_pytorch_tanh") {
-    log_warning(
-        "{}: trained with the tanh form of GELU ({}); the exact one is computed here, which changes "
-        "logits a little",
-        f.origin(), gelu);
-  } else {
-    f.require("activation_function", gelu, std::string("gelu"));
+const Family* family_of_type(const Json& json) {
+  for (const Family* family : all_families()) {
+    if (json["model_type"] == family->hf.model_type) return family;
   }
-  if (find_family(o.model) != &families::gpt) o.model = "gpt";
-  const std::int64_t positions = f.count("n_positions", f.count("n_ctx", default_seq_len("gpt")));
-  if (o.seq_len == 0) o.seq_len = positions;
-  const ModelConfig own = model_by_name("gpt2");
-  o.norm_eps = eps_option(f.number("layer_norm_epsilon", 1e-5), own, f, "layer_norm_epsilon");
+  return nullptr;
 }
 
 }  // namespace
@@ -196,7 +193,8 @@ void set_gpt2(const Fields& f, Options& o) {
 std::string hf_config_json(const ModelConfig& config, const HfSpecialIds& ids, DType type) {
   Ordered json;
   json["architectures"] = {hf_class(config)};
-  json.update(config.family == &families::gpt ? gpt2_json(config) : nanochat_json(config));
+  json["model_type"] = config.family->hf.model_type;
+  for (const HfField& field : config.family->hf.fields) json[field.key] = written(field.value, config);
   add_ids(json, ids);
   json["use_cache"] = true;
   json["dtype"] = torch_name(type);
@@ -210,22 +208,48 @@ std::string hf_generation_config_json(const HfSpecialIds& ids) {
   return json.dump(1) + "\n";
 }
 
+std::string hf_model_types() {
+  std::vector<std::string_view> types;
+  for (const Family* family : all_families()) types.push_back(family->hf.model_type);
+  return fmt::format("{}", fmt::join(types, " or "));
+}
+
 bool is_hf_folder(const fs::path& folder) {
   const fs::path config = folder / "config.json";
   if (!fs::is_regular_file(config)) return false;
   const Json json = read_json_file(config);
-  if (!json.is_object() || !json_has(json, "model_type")) return false;
-  return json["model_type"] == "nanochat" || json["model_type"] == "gpt2";
+  return json.is_object() && json_has(json, "model_type") && family_of_type(json) != nullptr;
 }
 
 void set_hf_shape(const fs::path& folder, Options& options) {
   const fs::path config = folder / "config.json";
   const Json json = read_json_file(config);
   const Fields fields(json, config.string());
-  if (json_string(json, "model_type", config.string()) == "gpt2") {
-    set_gpt2(fields, options);
-  } else {
-    set_nanochat(fields, options);
+  const std::string type = json_string(json, "model_type", config.string());
+  const Family* const family = family_of_type(json);
+  QT_CHECK(family != nullptr, DataError, "{}: field 'model_type' is {}, not {}", config.string(), type,
+           hf_model_types());
+  ShapeReader reader(fields, *family, options.seq_len);
+  for (const HfField& field : family->hf.fields) reader.read(field);
+  const ModelConfig& read = reader.shape;
+  options.n_layer = read.n_layer;
+  options.n_embd = read.n_embd;
+  options.n_head = read.n_head;
+  options.n_kv_head = read.n_kv_head > 0 || !family->hf.shares_kv_heads ? read.n_kv_head : read.n_head;
+  options.vocab_size = read.vocab_size;
+  options.seq_len = read.seq_len > 0 ? read.seq_len : family->seq_len;
+  options.norm_eps = reader.norm_eps;
+  options.bias = read.bias;
+  if (!family->has_bias_and_dropout) options.dropout = 0;
+  if (find_family(options.model) != family || family->has_fixed_shapes()) options.model = family->name;
+  // A shape that has a name takes it: its run then is the same as one that was begun here.
+  if (family->has_fixed_shapes()) {
+    for (const NamedShape& named : family->shapes) {
+      if (named.n_layer != read.n_layer || named.n_head != read.n_head || named.n_embd != read.n_embd)
+        continue;
+      options.model = named.name;
+      options.n_layer = options.n_embd = options.n_head = 0;
+    }
   }
   // The bounds of the options hold for a file as well, before anything is made of them.
   Options shape;

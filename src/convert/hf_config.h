@@ -1,5 +1,6 @@
-// config.json and generation_config.json of a Hugging Face folder, to and from a model. What such a file can
-// say and this program cannot compute is refused by field. Tensors are src/convert/hf_names.h.
+// config.json and generation_config.json of a Hugging Face folder, to and from a model, by the HfForm of its
+// family (src/model/family.h). What such a file can say and this program cannot compute is refused by field.
+// Tensors are src/convert/hf_names.h.
 #pragma once
 
 #include <filesystem>
@@ -16,7 +17,10 @@ namespace qt {
 std::string hf_config_json(const ModelConfig& config, const HfSpecialIds& ids, DType type);
 std::string hf_generation_config_json(const HfSpecialIds& ids);
 
-// Whether a folder has a config.json of nanochat or gpt2, as transformers writes it.
+// What config.json may have for model_type: "nanochat or gpt2".
+std::string hf_model_types();
+
+// Whether a folder has a config.json of one of them, as transformers writes it.
 bool is_hf_folder(const std::filesystem::path& folder);
 
 // Sets the options that name the folder's model: --model, --n-layer, --n-head, --n-embd, --n-kv-head, --bias, --norm-eps and

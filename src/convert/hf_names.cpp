@@ -1,5 +1,7 @@
 #include "src/convert/hf_names.h"
 
+#include <algorithm>
+#include <initializer_list>
 #include <utility>
 
 #include "src/core/error.h"
@@ -13,44 +15,27 @@ class Table {
  public:
   Table(const ModelConfig& config, const ModelParams& model) : c_(config), m_(model) {}
 
-  std::vector<HfTensor> nanochat() {
-    plain("model.embed_tokens.weight", m_.roles.embedding);
+  std::vector<HfTensor> make() {
+    plain(names_.embedding, m_.roles.embedding);
+    if (m_.roles.positions) plain(names_.positions, *m_.roles.positions);
     for (std::size_t i = 0; i < m_.roles.blocks.size(); ++i) {
       const BlockRoles& r = m_.roles.blocks[i];
-      const std::string layer = fmt::format("model.layers.{}.", i);
-      plain(layer + "self_attn.q_proj.weight", r.q.weight);
-      plain(layer + "self_attn.k_proj.weight", r.k.weight);
-      plain(layer + "self_attn.v_proj.weight", r.v.weight);
-      plain(layer + "self_attn.o_proj.weight", r.proj.weight);
-      plain(layer + "mlp.fc1.weight", r.fc.weight);
-      plain(layer + "mlp.fc2.weight", r.mlp_proj.weight);
+      const std::string block = fmt::format("{}.{}.", names_.blocks, i);
+      norm(block, names_.norm1, r.norm1);
+      linears(block, {{names_.q, r.q}, {names_.k, r.k}, {names_.v, r.v}, {names_.proj, r.proj}});
+      norm(block, names_.norm2, r.norm2);
+      linears(block, {{names_.fc, r.fc}, {names_.mlp_proj, r.mlp_proj}});
     }
-    plain("lm_head.weight", m_.roles.head);
-    return std::move(tensors_);
-  }
-
-  std::vector<HfTensor> gpt2() {
-    plain("transformer.wte.weight", m_.roles.embedding);
-    plain("transformer.wpe.weight", *m_.roles.positions);
-    for (std::size_t i = 0; i < m_.roles.blocks.size(); ++i) {
-      const BlockRoles& r = m_.roles.blocks[i];
-      const std::string layer = fmt::format("transformer.h.{}.", i);
-      norm(layer + "ln_1", r.norm1);
-      conv(layer + "attn.c_attn", {r.q, r.k, r.v});
-      conv(layer + "attn.c_proj", {r.proj});
-      norm(layer + "ln_2", r.norm2);
-      conv(layer + "mlp.c_fc", {r.fc});
-      conv(layer + "mlp.c_proj", {r.mlp_proj});
-    }
-    norm("transformer.ln_f", m_.roles.final_norm);
+    norm("", names_.final_norm, m_.roles.final_norm);
+    if (!c_.tied_head) plain(names_.head, m_.roles.head);
     return std::move(tensors_);
   }
 
  private:
   const Param& param(std::size_t index) const { return m_.params[index]; }
 
-  void plain(const std::string& name, std::size_t index) {
-    tensors_.push_back({name, {param(index).N, param(index).K}, {index}, false});
+  void plain(std::string_view name, std::size_t index) {
+    tensors_.push_back({fmt::format("{}.weight", name), {param(index).N, param(index).K}, {index}, false});
   }
 
   // A bias or a norm's vector of `size` elements; zeros where the model has none.
@@ -62,51 +47,64 @@ class Table {
     tensors_.push_back(std::move(t));
   }
 
-  void norm(const std::string& name, const NormRoles& roles) {
+  void norm(const std::string& block, std::string_view part, const NormRoles& roles) {
+    if (!roles.weight) return;
+    const std::string name = fmt::format("{}{}", block, part);
     vector(name + ".weight", c_.n_embd, {roles.weight});
-    vector(name + ".bias", c_.n_embd, {roles.bias});
+    if (roles.bias || hf_.always_biased) vector(name + ".bias", c_.n_embd, {roles.bias});
   }
 
-  void conv(const std::string& name, const std::vector<LinearRoles>& parts) {
-    HfTensor t{name + ".weight", {param(parts.front().weight).K, 0}, {}, true};
-    std::vector<ParamIndex> biases;
-    for (const LinearRoles& part : parts) {
-      t.params.push_back(part.weight);
-      t.shape[1] += param(part.weight).N;
-      biases.push_back(part.bias);
+  using NamedLinear = std::pair<std::string_view, LinearRoles>;
+
+  // Those of one name, one after the other, are one tensor.
+  void linears(const std::string& block, std::initializer_list<NamedLinear> parts) {
+    for (const NamedLinear* part = parts.begin(); part != parts.end();) {
+      const std::string_view name = part->first;
+      const std::int64_t K = param(part->second.weight).K;
+      std::int64_t N = 0;
+      HfTensor t{fmt::format("{}{}.weight", block, name), {}, {}, hf_.transposed};
+      std::vector<ParamIndex> biases;
+      for (; part != parts.end() && part->first == name; ++part) {
+        t.params.push_back(part->second.weight);
+        N += param(part->second.weight).N;
+        biases.push_back(part->second.bias);
+      }
+      t.shape = hf_.transposed ? std::vector{K, N} : std::vector{N, K};
+      tensors_.push_back(std::move(t));
+      if (biases.front() || hf_.always_biased) vector(fmt::format("{}{}.bias", block, name), N, biases);
     }
-    const std::int64_t rows = t.shape[1];
-    tensors_.push_back(std::move(t));
-    vector(name + ".bias", rows, biases);
   }
 
   const ModelConfig& c_;
   const ModelParams& m_;
+  const HfForm& hf_ = c_.family->hf;
+  const TensorNames& names_ = hf_.names;
   std::vector<HfTensor> tensors_;
 };
-
-bool is_gpt(const ModelConfig& config) { return config.family == &families::gpt; }
 
 }  // namespace
 
 std::string_view hf_class(const ModelConfig& config) {
-  if (!is_gpt(config)) return "NanoChatForCausalLM";
-  if (config.n_kv_head != config.n_head) {
-    throw ConfigError("GPT2LMHeadModel has no shared key/value heads, this model does (--n-kv-head)",
-                      "only gpt models with as many key/value heads as heads can be exported");
+  const HfForm& hf = config.family->hf;
+  if (config.n_kv_head != config.n_head && !hf.shares_kv_heads) {
+    throw ConfigError(
+        fmt::format("{} has no shared key/value heads, this model does (--n-kv-head)", hf.class_name),
+        fmt::format("only {} models with as many key/value heads as heads can be exported",
+                    config.family->name));
   }
-  return "GPT2LMHeadModel";
+  return hf.class_name;
 }
 
 std::vector<HfTensor> hf_tensors(const ModelConfig& config, const ModelParams& model) {
   hf_class(config);
-  Table table(config, model);
-  return is_gpt(config) ? table.gpt2() : table.nanochat();
+  return Table(config, model).make();
 }
 
 bool hf_ignored(const ModelConfig& config, std::string_view name) {
-  return is_gpt(config) &&
-         (name == "lm_head.weight" || name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"));
+  const HfForm& hf = config.family->hf;
+  return (config.tied_head && name == fmt::format("{}.weight", hf.names.head)) ||
+         std::any_of(hf.ignored_endings.begin(), hf.ignored_endings.end(),
+                     [&](std::string_view ending) { return name.ends_with(ending); });
 }
 
 }  // namespace qt

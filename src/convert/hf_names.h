@@ -1,6 +1,6 @@
-// The one table between our tensors and those of Hugging Face's NanoChatForCausalLM and GPT2LMHeadModel:
-// names, and how each of theirs is made of ours. Export writes by it, import reads by it; config.json is
-// src/convert/hf_config.h.
+// The one table between our tensors and those of the family's class at Hugging Face (HfForm of
+// src/model/family.h): names, and how each of theirs is made of ours. Export writes by it, import reads by it;
+// config.json is src/convert/hf_config.h.
 #pragma once
 
 #include <cstdint>

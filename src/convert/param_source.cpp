@@ -35,6 +35,13 @@ std::string shape_text(std::span<const std::int64_t> shape) {
                   "config.json and the weights beside it must belong together");
 }
 
+// A tensor's name as hf_tensors() has it.
+std::string full_name(const ModelConfig& config, const std::string& name) {
+  const HfForm& hf = config.family->hf;
+  const bool whole = name.starts_with(hf.optional_prefix) || name == fmt::format("{}.weight", hf.names.head);
+  return whole ? name : fmt::format("{}{}", hf.optional_prefix, name);
+}
+
 // What is none of the three is refused when it is read.
 DType float_type(const StoredTensor& t) {
   return t.type == StoredType::bf16 ? DType::bf16 : t.type == StoredType::f16 ? DType::f16 : DType::f32;
@@ -156,7 +163,7 @@ NamedParams::NamedParams(const fs::path& file, const ModelConfig& config, const 
     unused.erase(found);
   }
   // The head of a tied model may be stored once more.
-  if (config.tied_head) unused.erase("lm_head.weight");
+  if (config.tied_head) unused.erase(fmt::format("{}.weight", config.family->names.head));
   if (!unused.empty()) {
     const std::string_view name = unused.begin()->first;
     throw DataError(fmt::format("{}: tensor '{}' belongs to no part of this model", file.string(), name),
@@ -186,10 +193,7 @@ HfParams::HfParams(const fs::path& folder, const ModelConfig& config, const Mode
   const auto open = [&](const std::string& name) -> const TensorFile& {
     files_.push_back(std::make_unique<TensorFile>(folder / name));
     for (const StoredTensor& t : files_.back()->header().tensors()) {
-      // OpenAI's own files lack the prefix.
-      const bool bare = config.family == &families::gpt && !t.name.starts_with("transformer.") &&
-                        t.name != "lm_head.weight";
-      const std::string full = bare ? "transformer." + t.name : t.name;
+      const std::string full = full_name(config, t.name);
       QT_CHECK(found.emplace(full, Stored{files_.back().get(), &t}).second, DataError,
                "{}: tensor {} is there twice", files_.back()->header().file(), in_quotes(t.name));
     }

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <variant>
 
 #include "src/model/config.h"
 
@@ -54,6 +55,45 @@ struct Inits {
   float (*residual)(const ModelConfig& config) = nullptr;
 };
 
+// --- Hugging Face ---
+
+enum class HfUse : std::uint8_t {
+  needed,    // a file without it is refused
+  optional,  // may be absent or null
+  unread,    // written, and of no consequence
+};
+struct HfRope {};  // {"rope_type": "default", "rope_theta": ModelConfig::rope_base}
+// A constant, or what tells it. A file may set dimensions, norm_eps and bias; all else must be as written.
+using HfValue =
+    std::variant<bool, double, std::string_view, HfRope, std::int64_t ModelConfig::*, float ModelConfig::*,
+                 bool ModelConfig::*, std::int64_t (ModelConfig::*)() const>;
+
+// A field of config.json.
+struct HfField {
+  const char* key;
+  HfValue value;
+  HfUse use = HfUse::optional;
+  // What the class takes where the field is absent; none: the family's own. Of two fields for one dimension
+  // the first that is there counts.
+  std::variant<std::monostate, bool, double, std::string_view> absent = {};
+  // Values that are taken for `value`, with this warning, which has {} for them.
+  std::span<const std::string_view> near = {};
+  std::string_view near_warning = {};
+};
+
+// The class of the transformers library that computes the same, and how its files are laid out.
+struct HfForm {
+  std::string_view class_name;      // "GPT2LMHeadModel"
+  std::string_view model_type;      // of config.json
+  std::span<const HfField> fields;  // in the order in which they are written
+  TensorNames names;
+  bool shares_kv_heads = true;
+  bool transposed = false;           // linear weights are stored [in, out], ours are [out, in]
+  bool always_biased = false;        // biases that a model does not have are there all the same, zero
+  std::string_view optional_prefix;  // of tensor names, which some files lack
+  std::span<const std::string_view> ignored_endings;  // of tensors that nobody needs
+};
+
 struct Family {
   std::string_view name;  // "gpt": in logs, and the word of --model for a shape of one's own
   std::string_view noun;  // "GPT", as in "holds a GPT"
@@ -79,6 +119,8 @@ struct Family {
   // --- parameters ---
   TensorNames names;
   Inits inits;
+
+  HfForm hf;
 
   bool has_fixed_shapes() const { return !fixed_by.empty(); }
   const NamedShape* find_shape(std::string_view model) const;  // nullptr: no such name

@@ -40,6 +40,25 @@ float inner_stddev(std::int64_t fan_out, std::int64_t fan_in) {
   return static_cast<float>(1.0 / std::sqrt(in) * std::min(1.0, std::sqrt(out / in)));
 }
 
+using C = ModelConfig;
+constexpr HfField kHfFields[] = {
+    {"vocab_size", &C::vocab_size, HfUse::needed},
+    {"hidden_size", &C::n_embd, HfUse::needed},
+    {"intermediate_size", &C::mlp_width, HfUse::needed},
+    {"num_hidden_layers", &C::n_layer, HfUse::needed},
+    {"num_attention_heads", &C::n_head, HfUse::needed},
+    {"num_key_value_heads", &C::n_kv_head},
+    {"max_position_embeddings", &C::seq_len, HfUse::needed},
+    {"hidden_act", "relu2"},
+    {"attention_bias", false},
+    {"attention_dropout", 0.0, HfUse::unread},
+    {"rms_norm_eps", &C::norm_eps, HfUse::optional, 1e-6},
+    {"rope_parameters", HfRope{}},
+    {"final_logit_softcapping", &C::logit_softcap},
+    {"initializer_range", 0.02, HfUse::unread},
+    {"tie_word_embeddings", &C::tied_head},
+};
+
 }  // namespace
 
 // As of October 2025, the architecture of d32 and of Hugging Face's NanoChatForCausalLM: pre-norm blocks
@@ -62,6 +81,18 @@ constinit const Family families::nanochat = {
               .head = 0,
               .inner = inner_stddev,
               .residual = [](const ModelConfig&) { return 0.0f; }},
+    .hf = {.class_name = "NanoChatForCausalLM",
+           .model_type = "nanochat",
+           .fields = kHfFields,
+           .names = {.embedding = "model.embed_tokens",
+                     .blocks = "model.layers",
+                     .q = "self_attn.q_proj",
+                     .k = "self_attn.k_proj",
+                     .v = "self_attn.v_proj",
+                     .proj = "self_attn.o_proj",
+                     .fc = "mlp.fc1",
+                     .mlp_proj = "mlp.fc2",
+                     .head = "lm_head"}},
 };
 
 }  // namespace qt
