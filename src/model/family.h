@@ -94,6 +94,18 @@ struct HfForm {
   std::span<const std::string_view> ignored_endings;  // of tensors that nobody needs
 };
 
+// --- training ---
+
+// Options that a family trains with where nobody says otherwise, as they are typed.
+struct TrainingDefaults {
+  struct Option {
+    const char* name;
+    const char* text;
+  };
+  std::span<const Option> options;
+  const char* learning_rate = nullptr;  // of every group of params; null: as for nanochat
+};
+
 struct Family {
   std::string_view name;  // "gpt": in logs, and the word of --model for a shape of one's own
   std::string_view noun;  // "GPT", as in "holds a GPT"
@@ -121,6 +133,11 @@ struct Family {
   Inits inits;
 
   HfForm hf;
+  TrainingDefaults training;
+
+  // --- estimate --compare ---
+  std::span<const std::string_view> compared;  // shapes to consider instead of a larger one, smallest first
+  std::span<const std::string_view> compare_notes;  // lines below the table
 
   bool has_fixed_shapes() const { return !fixed_by.empty(); }
   const NamedShape* find_shape(std::string_view model) const;  // nullptr: no such name

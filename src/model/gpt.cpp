@@ -12,6 +12,13 @@ constexpr NamedShape kShapes[] = {{"gpt2", 12, 12, 768},
                                   {"gpt2-large", 36, 20, 1280},
                                   {"gpt2-xl", 48, 25, 1600}};
 
+// nanoGPT's.
+constexpr TrainingDefaults::Option kTraining[] = {
+    {"beta1", "0.9"},       {"beta2", "0.95"},   {"eps", "1e-8"},           {"weight-decay", "0.1"},
+    {"schedule", "cosine"}, {"final-lr", "0.1"}, {"split-pattern", "gpt2"},
+};
+constexpr std::string_view kCompared[] = {"gpt2", "gpt2-medium", "gpt2-large"};
+
 constexpr float kStddev = 0.02f;
 
 float residual_stddev(const ModelConfig& c) {
@@ -93,6 +100,8 @@ constinit const Family families::gpt = {
            .always_biased = true,
            .optional_prefix = "transformer.",  // OpenAI's own files lack it
            .ignored_endings = kMaskBuffers},
+    .training = {.options = kTraining, .learning_rate = "6e-4"},
+    .compared = kCompared,
 };
 
 }  // namespace qt

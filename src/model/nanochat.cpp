@@ -59,6 +59,11 @@ constexpr HfField kHfFields[] = {
     {"tie_word_embeddings", &C::tied_head},
 };
 
+constexpr std::string_view kCompared[] = {"d20", "d24", "d26", "d28"};
+constexpr std::string_view kCompareNotes[] = {
+    "d21 does not exist: its width of 1,344 does not divide into heads of 128, and it would have",
+    "0.63 billion parameters; the model of 1.3 billion is d28."};
+
 }  // namespace
 
 // As of October 2025, the architecture of d32 and of Hugging Face's NanoChatForCausalLM: pre-norm blocks
@@ -93,6 +98,8 @@ constinit const Family families::nanochat = {
                      .fc = "mlp.fc1",
                      .mlp_proj = "mlp.fc2",
                      .head = "lm_head"}},
+    .compared = kCompared,
+    .compare_notes = kCompareNotes,
 };
 
 }  // namespace qt

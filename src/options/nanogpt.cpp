@@ -52,19 +52,7 @@ constexpr Answer kAnswers[] = {
     {"wandb-run-name", kNoWandb},
 };
 
-// nanoGPT's training defaults, for every gpt model.
-struct Default {
-  const char* option;
-  const char* text;
-};
-constexpr Default kGptDefaults[] = {
-    {"beta1", "0.9"},       {"beta2", "0.95"},   {"eps", "1e-8"},           {"weight-decay", "0.1"},
-    {"schedule", "cosine"}, {"final-lr", "0.1"}, {"split-pattern", "gpt2"},
-};
-constexpr const char* kGptRate = "6e-4";
 constexpr const char* kGroupRates[] = {"matrix-lr", "embedding-lr", "head-lr"};
-
-bool is_gpt(const Options& o) { return find_family(o.model) == &families::gpt; }
 
 // Above every bound that the plan checks, rather than wrapped around.
 std::int64_t product(std::int64_t a, std::int64_t b) {
@@ -98,37 +86,43 @@ std::string given_as(const LoadedOptions& loaded, const char* name) {
 void settle_shape(LoadedOptions& loaded) {
   if (!is_nanogpt_file(loaded.config_file)) return;
   Options& o = loaded.options;
+  const Family& gpt = families::gpt;
+  const NamedShape& gpt2 = gpt.shapes.front();
   const bool shaped =
-      loaded.source_of("model") <= OptionSource::file && (o.model == "gpt2" || o.model == "gpt");
+      loaded.source_of("model") <= OptionSource::file && (o.model == gpt2.name || o.model == gpt.name);
   if (!shaped) {
     // Another model by name: the file's shape was not meant for it.
     for (const char* name : {"n-layer", "n-head", "n-embd"}) {
       if (loaded.source_of(name) == OptionSource::file) unset(loaded, name);
     }
+    const Family* const family = find_family(o.model);
+    if (family != nullptr && family->has_bias_and_dropout) return;
     for (const char* name : {"bias", "dropout"}) {
-      if (!is_gpt(o) && loaded.source_of(name) == OptionSource::file) unset(loaded, name);
+      if (loaded.source_of(name) == OptionSource::file) unset(loaded, name);
     }
     return;
   }
-  const ModelConfig gpt2 = model_by_name("gpt2");
-  const bool is_gpt2 = o.n_layer == gpt2.n_layer && o.n_head == gpt2.n_head && o.n_embd == gpt2.n_embd;
-  o.model = is_gpt2 ? "gpt2" : "gpt";
-  if (!is_gpt2) return;
+  const bool named = o.n_layer == gpt2.n_layer && o.n_head == gpt2.n_head && o.n_embd == gpt2.n_embd;
+  o.model = named ? gpt2.name : gpt.name;
+  if (!named) return;
   for (const char* name : {"n-layer", "n-head", "n-embd"}) unset(loaded, name);
 }
 
-void take_gpt_defaults(LoadedOptions& loaded) {
-  if (!is_gpt(loaded.options)) return;
+void take_family_defaults(LoadedOptions& loaded) {
+  const Family* const family = find_family(loaded.options.model);
+  if (family == nullptr) return;
   const auto take = [&](const char* name, const char* text) {
     if (!loaded.given(name)) set(loaded, name, text, OptionSource::model_default);
   };
-  for (const Default& d : kGptDefaults) take(d.option, d.text);
+  for (const TrainingDefaults::Option& d : family->training.options) take(d.name, d.text);
+  const char* const rate = family->training.learning_rate;
+  if (rate == nullptr) return;
   const auto is_given = [&](const char* name) { return loaded.given(name); };
   const bool by_group = std::any_of(std::begin(kGroupRates), std::end(kGroupRates), is_given);
-  if (!by_group) take("learning-rate", kGptRate);
-  // Whoever rules one group should not find another at a rate that was swept for nanochat.
+  if (!by_group) take("learning-rate", rate);
+  // A run that gives the rate of one group does not get the others at rates that were swept for nanochat.
   if (loaded.options.learning_rate > 0) return;
-  for (const char* name : kGroupRates) take(name, kGptRate);
+  for (const char* name : kGroupRates) take(name, rate);
 }
 
 void settle_rates(LoadedOptions& loaded) {
@@ -314,7 +308,7 @@ std::optional<NanogptMeaning> nanogpt_meaning(std::string_view key, const std::s
 
 void settle_nanogpt_words(LoadedOptions& loaded) {
   settle_shape(loaded);
-  take_gpt_defaults(loaded);
+  take_family_defaults(loaded);
   settle_rates(loaded);
   settle_batch(loaded);
   refuse_pretrained_names(loaded);

@@ -35,8 +35,8 @@ std::vector<std::string_view> nanogpt_words();
 // The option of ours that a word of nanoGPT's sets; nullptr where it sets none, or several.
 const OptionSpec* nanogpt_target(std::string_view key);
 
-// Once all sources are read: the shape of an imported file becomes a model's name, gpt models take nanoGPT's
-// training defaults where no source says otherwise, and batch-size, gradient-accumulation-steps, eval-iters
+// Once all sources are read: the shape of an imported file becomes a model's name, models take their
+// family's training defaults where no source says otherwise, and batch-size, gradient-accumulation-steps, eval-iters
 // and min-lr become batch-tokens, eval-tokens and final-lr. Of two ways to say one thing the stronger source
 // counts. Throws ConfigError where the same source says both and they differ, and for pretrained weights by
 // name.

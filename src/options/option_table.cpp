@@ -7,6 +7,7 @@
 
 #include "src/core/error.h"
 #include "src/core/units.h"
+#include "src/model/family.h"
 
 namespace qt {
 
@@ -128,7 +129,7 @@ void require_choice(const OptionSpec& spec, const std::string& value, std::strin
 }
 
 std::string_view option_source_name(OptionSource source) {
-  constexpr std::string_view kSources[] = {"default", "default of gpt models", "file", "environment",
+  constexpr std::string_view kSources[] = {"default", "default of the model", "file", "environment",
                                            "command line"};
   return kSources[static_cast<std::size_t>(source)];
 }
@@ -140,7 +141,10 @@ OptionSource LoadedOptions::source_of(std::string_view name) const {
 
 std::string LoadedOptions::origin_of(std::string_view name) const {
   const OptionSource from = source_of(name);
-  return from == OptionSource::file ? config_file : std::string(option_source_name(from));
+  if (from == OptionSource::file) return config_file;
+  const Family* const family = find_family(options.model);
+  if (from != OptionSource::model_default || family == nullptr) return std::string(option_source_name(from));
+  return fmt::format("default of {} models", family->name);
 }
 
 bool option_flag(const std::string& text, std::string_view label) {

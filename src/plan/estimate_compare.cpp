@@ -23,10 +23,6 @@ struct AbsentFormat {
 constexpr AbsentFormat kAbsent[] = {{"3 bits", 3.125}, {"2.6 bits", 2.625}};
 constexpr double kDenseBits = 16;
 
-// Those that a person would consider instead, the smallest first.
-constexpr const char* kNanochat[] = {"d20", "d24", "d26", "d28"};
-constexpr const char* kGpt[] = {"gpt2", "gpt2-medium", "gpt2-large"};
-
 class Comparison {
  public:
   Comparison(const Target& target, const Limits& limits, std::int64_t vocab_size, const EstimateInput& input)
@@ -126,9 +122,7 @@ void add_without_recompute(Comparison& comparison, const Options& o, CompareTabl
 
 void add_smaller_models(Comparison& comparison, const Options& o, const ModelConfig& model,
                         CompareTable& table) {
-  const bool gpt = find_family(o.model) == &families::gpt;
-  const std::span<const char* const> names = gpt ? std::span<const char* const>(kGpt) : kNanochat;
-  for (const char* name : names) {
+  for (const std::string_view name : model.family->compared) {
     Options smaller = o;
     smaller.model = name;
     smaller.n_layer = smaller.n_head = smaller.n_embd = smaller.n_kv_head = 0;
@@ -217,12 +211,8 @@ CompareTable compare_choices(const Options& o, const Target& target, const Limit
 
   table.notes = {
       "Fewer bits are never faster: the products stay 16-bit, expanding the weights comes on top."};
-  if (find_family(o.model) != &families::gpt) {
-    table.notes.insert(
-        table.notes.end(),
-        {"d21 does not exist: its width of 1,344 does not divide into heads of 128, and it would have",
-         "0.63 billion parameters; the model of 1.3 billion is d28."});
-  }
+  const auto& notes = model.family->compare_notes;
+  table.notes.insert(table.notes.end(), notes.begin(), notes.end());
   return table;
 }
 
