@@ -254,12 +254,8 @@ void set_hf_shape(const fs::path& folder, Options& options) {
   // The bounds of the options hold for a file as well, before anything is made of them.
   Options shape;
   shape.model = options.model;
-  shape.n_layer = options.n_layer;
-  shape.n_head = options.n_head;
-  shape.n_embd = options.n_embd;
-  shape.n_kv_head = options.n_kv_head;
-  shape.vocab_size = options.vocab_size;
-  shape.seq_len = options.seq_len;
+  static_cast<ModelShape&>(shape) = options;
+  shape.dropout = 0;  // not the file's
   try {
     check_options(shape);
   } catch (const ConfigError& e) {

@@ -28,8 +28,8 @@ std::string model_hint() {
   throw ConfigError(why, model_hint());
 }
 
-void require_takes(const Family& family, std::string_view name, const ModelOverrides& o) {
-  const bool regularised = o.bias.value_or(false) || o.dropout.value_or(0.0) != 0;
+void require_takes(const Family& family, std::string_view name, const ModelShape& o) {
+  const bool regularised = o.bias || o.dropout != 0;
   const bool own = name == family.name;
   if (own && (o.n_layer == 0 || o.n_head == 0 || o.n_embd == 0)) {
     throw ConfigError(
@@ -109,7 +109,7 @@ void ModelConfig::validate() const {
   QT_CHECK(dropout >= 0 && dropout < 1, ConfigError, "--dropout {} is not in [0, 1)", dropout);
 }
 
-ModelConfig model_by_name(std::string_view name, const ModelOverrides& o) {
+ModelConfig model_by_name(std::string_view name, const ModelShape& o) {
   const Family* const family = find_family(name);
   if (family == nullptr) throw_unknown(name);
   require_takes(*family, name, o);
@@ -126,8 +126,8 @@ ModelConfig model_by_name(std::string_view name, const ModelOverrides& o) {
   c.vocab_size = pick(o.vocab_size, family->vocab_size);
   c.seq_len = pick(o.seq_len, family->seq_len);
   c.norm_eps = pick(static_cast<float>(o.norm_eps), c.norm_eps);
-  c.bias = o.bias.value_or(false);
-  c.dropout = o.dropout.value_or(0.0);
+  c.bias = o.bias;
+  c.dropout = o.dropout;
   c.validate();
   return c;
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 
@@ -62,22 +61,22 @@ struct ModelConfig : ModelSwitches {
   void validate() const;
 };
 
-// What options change in a named model; 0 or none: the model's own.
-struct ModelOverrides {
+// What options say of a model by name; 0: the model's own.
+struct ModelShape {
   std::int64_t vocab_size = 0;
   std::int64_t seq_len = 0;
-  std::int64_t n_kv_head = 0;
-  std::int64_t n_layer = 0;  // this and the next two: not where a name fixes them
+  std::int64_t n_kv_head = 0;  // 0: as many as heads
+  std::int64_t n_layer = 0;    // this and the next two: not where a name fixes them
   std::int64_t n_head = 0;
   std::int64_t n_embd = 0;
   double norm_eps = 0;
-  std::optional<bool> bias;       // of families that have both
-  std::optional<double> dropout;  // likewise
+  bool bias = false;   // of linear layers and norms
+  double dropout = 0;  // share of activations
 };
 
 // A name of src/model/family.h: a shape's, or a family's for a shape of one's own. Throws ConfigError
 // explaining what exists.
-ModelConfig model_by_name(std::string_view name, const ModelOverrides& overrides = {});
+ModelConfig model_by_name(std::string_view name, const ModelShape& shape = {});
 
 // Tokens of a sequence where nobody says otherwise, by the family of the name.
 std::int64_t default_seq_len(std::string_view model);

@@ -8,20 +8,14 @@
 #include <string>
 #include <vector>
 
+#include "src/model/config.h"
+
 namespace qt {
 
-struct Options {
+// Of the shape, vocab_size 0 is the tokenizer's, or 65,536 where there is none (plan).
+struct Options : ModelShape {
   // [model]
   std::string model = "d4";
-  std::int64_t vocab_size = 0;  // 0: the tokenizer's, or 65,536 where there is none (plan)
-  std::int64_t seq_len = 0;     // 0: the model's own
-  std::int64_t n_layer = 0;     // 0: the model's own; likewise below
-  std::int64_t n_head = 0;
-  std::int64_t n_embd = 0;
-  std::int64_t n_kv_head = 0;  // 0: as many as heads
-  double norm_eps = 0.0;       // 0: the model's own
-  bool bias = false;
-  double dropout = 0.0;  // share of activations
 
   // [memory]
   std::string train = "full";

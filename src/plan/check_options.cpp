@@ -26,17 +26,9 @@ void require_gradient_dtype(DType compute, const std::string& gradient) {
 }
 
 ModelConfig model_from_options(const Options& o, std::int64_t vocab_size) {
-  ModelOverrides overrides;
-  overrides.vocab_size = o.vocab_size > 0 ? o.vocab_size : model_vocab_size(o.model, vocab_size);
-  overrides.seq_len = o.seq_len;
-  overrides.n_kv_head = o.n_kv_head;
-  overrides.n_layer = o.n_layer;
-  overrides.n_head = o.n_head;
-  overrides.n_embd = o.n_embd;
-  overrides.norm_eps = o.norm_eps;
-  overrides.bias = o.bias;
-  overrides.dropout = o.dropout;
-  return model_by_name(o.model, overrides);
+  ModelShape shape = o;
+  if (shape.vocab_size == 0) shape.vocab_size = model_vocab_size(o.model, vocab_size);
+  return model_by_name(o.model, shape);
 }
 
 void check_options(const Options& o) {

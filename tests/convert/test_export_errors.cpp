@@ -194,7 +194,7 @@ TEST(Export, ValueBeyondFp16IsNamed) {
 }
 
 TEST(Export, SharedKeysOfAGptCannotBeRepresented) {
-  ModelOverrides o{.vocab_size = 265, .seq_len = 24, .n_kv_head = 2, .n_layer = 1, .n_head = 4, .n_embd = 32};
+  ModelShape o{.vocab_size = 265, .seq_len = 24, .n_kv_head = 2, .n_layer = 1, .n_head = 4, .n_embd = 32};
   const ModelConfig config = model_by_name("gpt", o);
   EXPECT_THROW(hf_tensors(config, make_params(config)), ConfigError);
   const ModelConfig nanochat = model_by_name("nanochat", o);

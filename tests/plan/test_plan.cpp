@@ -481,7 +481,7 @@ TEST(Models, CountTheParametersThatTheModelPlaces) {
 }
 
 TEST(Models, AreRefusedWithAnExplanationWhereTheyDoNotExist) {
-  const auto refusal = [](std::string_view name, const ModelOverrides& overrides = {}) -> std::string {
+  const auto refusal = [](std::string_view name, const ModelShape& overrides = {}) -> std::string {
     try {
       model_by_name(name, overrides);
     } catch (const ConfigError& e) {

@@ -68,7 +68,7 @@ class MemoryParams : public ParamSource {
 
 inline ModelConfig small_config(const std::string& model) {
   const bool gpt = model == "gpt";
-  ModelOverrides o{.vocab_size = 265, .seq_len = 24, .n_layer = 2, .n_head = 4, .n_embd = 32};
+  ModelShape o{.vocab_size = 265, .seq_len = 24, .n_layer = 2, .n_head = 4, .n_embd = 32};
   if (gpt) o.bias = true;
   return model_by_name(model, o);
 }

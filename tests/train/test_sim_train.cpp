@@ -77,7 +77,7 @@ EngineOptions nanochat(std::int64_t head_width) {
 }
 
 EngineOptions gpt2() {
-  ModelOverrides o;
+  ModelShape o;
   o.n_layer = 2;
   o.n_head = 2;
   o.n_embd = 96;  // heads of 48
