@@ -98,8 +98,8 @@ class Fields {
   std::string origin_;
 };
 
-// Takes a file field by field: dimensions, norm_eps and bias into a config, all else only if it is as the family
-// has it.
+// Reads a file field by field: dimensions, norm_eps and bias into a config. Any other value that differs from
+// the family's is refused.
 class ShapeReader {
  public:
   ModelConfig shape;    // dimensions that no field told are 0

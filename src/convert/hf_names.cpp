@@ -56,7 +56,7 @@ class Table {
 
   using NamedLinear = std::pair<std::string_view, LinearRoles>;
 
-  // Those of one name, one after the other, are one tensor.
+  // Neighbours of one name are one tensor.
   void linears(const std::string& block, std::initializer_list<NamedLinear> parts) {
     for (const NamedLinear* part = parts.begin(); part != parts.end();) {
       const std::string_view name = part->first;

@@ -11,7 +11,7 @@ enum class NormKind : std::uint8_t { rms, layer, weighted_rms };  // all but rms
 enum class Activation : std::uint8_t { relu2, gelu };             // of the MLP
 enum class Positions : std::uint8_t { rope, learned };
 
-// Of what the blocks of an architecture consist. The defaults are nanochat's.
+// The parts of an architecture. The defaults are nanochat's.
 struct ModelSwitches {
   NormKind norm = NormKind::rms;
   Activation activation = Activation::relu2;

@@ -1,4 +1,4 @@
-// A model family: all that differs between nanochat, GPT-2 and the next, as one row.
+// A model family: all that differs between nanochat and GPT-2, as one row for each.
 //
 // Adding a family: a file in src/model that defines its row, and its name in QT_FOR_EACH_FAMILY.
 // tests/model/test_toy_family.cpp adds one in this way alone.
@@ -20,9 +20,9 @@ struct NamedShape {
   std::int64_t n_layer, n_head, n_embd;
 };
 
-// Names of a model's tensors, ours or another program's, without the ".weight" and ".bias" at their ends; those of
-// a block without its beginning, "<blocks>.<index>.". Of linear layers that share a name the rows lie in one
-// tensor, one after the other.
+// Names of tensors, in our files or in another program's, without ".weight" and ".bias" at their ends. Names in a
+// block also lack its beginning, "<blocks>.<index>.". Linear layers of one name share a tensor: the rows of one
+// follow those of the other. A name may be empty where no model of the family has the tensor.
 struct TensorNames {
   std::string_view embedding, positions, blocks;
   std::string_view norm1, q, k, v, proj, norm2, gate, fc, mlp_proj;
@@ -46,12 +46,12 @@ inline constexpr TensorNames kNanogptNames = {.embedding = "transformer.wte",
                                               .final_norm = "transformer.ln_f",
                                               .head = "lm_head"};
 
-// Standard deviations that weights are drawn with; biases begin at 0, norm weights at 1.
+// Standard deviations of the normal distributions that weights are drawn from. Biases begin at 0, norm weights at 1.
 struct Inits {
   float embedding = 0, head = 0;  // `embedding` of positions, too
-  // Of what feeds attention and the MLP, [fan_out, fan_in].
+  // Of the matrices [fan_out, fan_in] that feed attention and the MLP.
   float (*inner)(std::int64_t fan_out, std::int64_t fan_in) = nullptr;
-  // Of the projections back into the residual stream.
+  // Of the matrices that project back into the residual stream.
   float (*residual)(const ModelConfig& config) = nullptr;
 };
 
@@ -63,7 +63,8 @@ enum class HfUse : std::uint8_t {
   unread,    // written, and of no consequence
 };
 struct HfRope {};  // {"rope_type": "default", "rope_theta": ModelConfig::rope_base}
-// A constant, or what tells it. A file may set dimensions, norm_eps and bias; all else must be as written.
+// A constant, or the member of ModelConfig that has the value. A file may set the dimensions, norm_eps and bias;
+// any other value that differs from the family's is refused.
 using HfValue =
     std::variant<bool, double, std::string_view, HfRope, std::int64_t ModelConfig::*, float ModelConfig::*,
                  bool ModelConfig::*, std::int64_t (ModelConfig::*)() const>;
@@ -73,15 +74,15 @@ struct HfField {
   const char* key;
   HfValue value;
   HfUse use = HfUse::optional;
-  // What the class takes where the field is absent; none: the family's own. Of two fields for one dimension
-  // the first that is there counts.
+  // The value that transformers takes where the field is absent; none: the family's own. Of two fields for one
+  // dimension the first that a file has counts.
   std::variant<std::monostate, bool, double, std::string_view> absent = {};
-  // Values that are taken for `value`, with this warning, which has {} for them.
+  // Values that are read as `value`, with a warning in which {} stands for them.
   std::span<const std::string_view> near = {};
   std::string_view near_warning = {};
 };
 
-// The class of the transformers library that computes the same, and how its files are laid out.
+// The class of the transformers library that computes the same model, and the layout of its files.
 struct HfForm {
   std::string_view class_name;      // "GPT2LMHeadModel"
   std::string_view model_type;      // of config.json
@@ -89,21 +90,22 @@ struct HfForm {
   TensorNames names;
   bool shares_kv_heads = true;
   bool transposed = false;           // linear weights are stored [in, out], ours are [out, in]
-  bool always_biased = false;        // biases that a model does not have are there all the same, zero
-  std::string_view optional_prefix;  // of tensor names, which some files lack
-  std::span<const std::string_view> ignored_endings;  // of tensors that nobody needs
+  bool always_biased = false;        // biases that a model does not have are stored as zeros
+  std::string_view optional_prefix;  // of tensor names; some files lack it
+  std::span<const std::string_view> ignored_endings;  // of tensors that no model needs
 };
 
 // --- training ---
 
-// Options that a family trains with where nobody says otherwise, as they are typed.
+// Values of options, as they are typed, for models of the family where no source of options gives one.
 struct TrainingDefaults {
   struct Option {
     const char* name;
     const char* text;
   };
   std::span<const Option> options;
-  const char* learning_rate = nullptr;  // of every group of params; null: as for nanochat
+  // Of every group of params, unless the rate of one group is given; null: the defaults of the table of options.
+  const char* learning_rate = nullptr;
 };
 
 struct Family {
@@ -114,18 +116,19 @@ struct Family {
   std::span<const NamedShape> shapes;
   std::string_view shapes_text;        // the names of `shapes`, as messages list them
   std::string_view own_shape_example;  // after "for example"
-  // What fixes the shape of a name, "its depth", and what to do for another one. Empty: options may change it.
+  // The word for what fixes the shape of a named model, "its depth", and the hint to get another shape. Empty:
+  // options may change the shape.
   std::string_view fixed_by, fixed_hint;
-  // What to say of a name that `shapes` lacks but that is made like one of them; empty: nothing. May be null.
+  // The message for a name that is made like those of `shapes` but is none; empty for any other name. May be null.
   std::string (*explain_unknown)(std::string_view name) = nullptr;
 
   ModelSwitches switches;
   bool has_bias_and_dropout = false;  // takes --bias and --dropout
-  std::int64_t vocab_size = 0;        // where neither an option nor a tokenizer says otherwise
-  std::int64_t seq_len = 0;           // likewise
+  std::int64_t vocab_size = 0;        // where neither an option nor a tokenizer gives one
+  std::int64_t seq_len = 0;           // where no option gives one
   // Vocabularies of this size and more are padded to a multiple of `pad_vocab_to`.
   std::int64_t pad_vocab_from = 0, pad_vocab_to = 1;
-  // Params that the family's published FLOP count leaves out: a lookup multiplies nothing.
+  // The count of params that the family's published FLOP count leaves out: a lookup multiplies nothing.
   std::int64_t (*idle_params)(const ModelConfig& config) = nullptr;
 
   // --- parameters ---
@@ -143,7 +146,7 @@ struct Family {
   const NamedShape* find_shape(std::string_view model) const;  // nullptr: no such name
 };
 
-// Rows in the order of messages; each is defined in the file of its name, src/model/<name>.cpp.
+// Rows in the order of messages. Each is defined in the file of its name, src/model/<name>.cpp.
 #ifndef QTRAIN_FAMILIES
 #define QT_FOR_EACH_FAMILY(X) X(nanochat) X(gpt)
 #else  // a test names the file that has the list, with a family of its own
