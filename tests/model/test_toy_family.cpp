@@ -8,8 +8,8 @@
 #include <gtest/gtest.h>
 
 #include "src/convert/export.h"
+#include "src/convert/export_check.h"
 #include "src/convert/hf_config.h"
-#include "src/convert/streamed_forward.h"
 #include "src/io/json.h"
 #include "src/io/safetensors.h"
 #include "src/model/family.h"
