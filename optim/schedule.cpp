@@ -4,16 +4,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "src/core/error.h"
-
 namespace qt {
-
-ScheduleKind schedule_from_name(std::string_view name) {
-  if (name == "warmdown") return ScheduleKind::warmdown;
-  if (name == "cosine") return ScheduleKind::cosine;
-  throw ConfigError(fmt::format("unknown schedule '{}'", name),
-                    "use --schedule warmdown or --schedule cosine");
-}
 
 double Schedule::multiplier(std::int64_t step) const {
   const bool cosine = kind == ScheduleKind::cosine;

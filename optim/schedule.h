@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 
 namespace qt {
 
@@ -10,9 +9,6 @@ enum class ScheduleKind : std::uint8_t {
   warmdown,  // linear warm-up, constant, linear decay over the last part of the run (nanochat)
   cosine,    // linear warm-up, then half a cosine (nanoGPT)
 };
-
-// "warmdown" | "cosine"; throws ConfigError for anything else.
-ScheduleKind schedule_from_name(std::string_view name);
 
 struct Schedule {
   ScheduleKind kind = ScheduleKind::warmdown;

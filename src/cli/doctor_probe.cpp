@@ -104,8 +104,8 @@ fs::path existing(const fs::path& folder) {
 }
 
 void look_at_card(const Options& o, CardFacts& card) {
-  card.wanted = o.device == "cuda";
-  card.unwanted = o.device == "cpu";
+  card.wanted = o.device == DeviceKind::cuda;
+  card.unwanted = o.device == DeviceKind::cpu;
   if (card.unwanted) return;
   try {
     card.device = probe_device("cuda");

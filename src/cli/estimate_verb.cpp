@@ -67,12 +67,13 @@ struct Subject {
 
 Subject subject_of(const Options& o, const VerbValues& words) {
   Subject s;
-  const std::optional<DeviceFacts> here = o.device == "cpu" ? std::nullopt : device_here();
+  const std::optional<DeviceFacts> here = o.device == DeviceKind::cpu ? std::nullopt : device_here();
   if (here) s.card_here = here->name;
   const Card* own = here ? card_of_device(*here) : nullptr;
   if (const std::string* name = words.find("card")) {
     s.card = &card_by_name(*name);
-    QT_CHECK(o.device != "cpu", ConfigError, "--card {} and --device cpu exclude each other", *name);
+    QT_CHECK(o.device != DeviceKind::cpu, ConfigError, "--card {} and --device cpu exclude each other",
+             *name);
     s.is_here = s.card == own;
     s.target = target_with_card(o, *s.card);
     s.limits = limits_with_card(o, *s.card);

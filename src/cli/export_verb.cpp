@@ -17,7 +17,6 @@ namespace fs = std::filesystem;
 void run_export(const VerbCall& call) {
   const Options& o = call.loaded.options;
   check_use_options(call.loaded);
-  const WeightsOf which = weights_of_name(o.weights);
   const TrainedModel trained = find_trained(call.loaded, Target{});  // no device is asked
   if (o.to.empty() && !trained.hf_folder.empty())
     throw ConfigError("export --init-from FOLDER needs a place to write to", "add --to ANOTHER-FOLDER");
@@ -27,12 +26,13 @@ void run_export(const VerbCall& call) {
   how.overwrite = o.overwrite;
   const Tokenizer tokenizer = tokenizer_of(trained);
   const ModelParams params = make_params(trained.config);
-  const std::unique_ptr<ParamSource> source = open_params(trained, params, which);
-  how.type = o.format == "auto" ? source->type() : dtype_from_name(o.format);
+  const std::unique_ptr<ParamSource> source = open_params(trained, params, o.weights);
+  how.type = o.format.value_or(source->type());
   const ExportReport report = export_model(trained.config, *source, tokenizer, how);
   const std::string from = trained.hf_folder.empty() ? trained.checkpoint : trained.hf_folder;
   call.out << fmt::format("exported {} to {}\n", from, how.folder.string());
-  const std::string exported_weights = trained.hf_folder.empty() ? o.weights + " weights" : "its weights";
+  const std::string exported_weights =
+      trained.hf_folder.empty() ? option_text(o, "weights") + " weights" : "its weights";
   call.out << fmt::format("  {} with {} in {}: {} in {} {}\n", hf_class(trained.config), exported_weights,
                           dtype_name(how.type), format_bytes(report.bytes), report.files,
                           report.files == 1 ? "file" : "files");

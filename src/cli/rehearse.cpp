@@ -251,7 +251,7 @@ void require_steps(std::int64_t steps) {
 }
 
 const Card* card_here(const Options& o) {
-  if (o.device == "cpu") return nullptr;
+  if (o.device == DeviceKind::cpu) return nullptr;
   const std::optional<DeviceFacts> here = device_here();
   return here ? card_of_device(*here) : nullptr;
 }

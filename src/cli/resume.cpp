@@ -58,14 +58,14 @@ void adopt_named_weights(Options& options) {
 
 std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run) {
   Options effective = with_choices(options, run);
-  effective.dtype = dtype_name(run.engine.memory.compute);
+  effective.dtype = run.engine.memory.compute;
   effective.vocab_size = run.engine.model.vocab_size;
   effective.seq_len = run.engine.model.seq_len;
   effective.n_kv_head = run.engine.model.n_kv_head;
   const bool on_card = run.target.kind == DeviceKind::cuda;
-  effective.device = on_card ? "cuda" : "cpu";
+  effective.device = run.target.kind;
   effective.arch = on_card ? run.target.name : "auto";
-  if (!on_card) effective.gemm = "auto";  // there is one route
+  if (!on_card) effective.gemm = GemmRoute::automatic;  // there is one route
   // Naming the shape that the model has anyway is no change.
   if (!run.engine.model.family->has_fixed_shapes()) {
     effective.n_layer = run.engine.model.n_layer;
@@ -103,7 +103,7 @@ RunState carry_over(RunState state, const RunState& now) {
   }
   const auto order = [](const RunState& s) {
     const auto it = s.options.find("data-order");
-    return it == s.options.end() ? Options().data_order : it->second;
+    return it == s.options.end() ? option_text(Options(), "data-order") : it->second;
   };
   if (resized || order(state) != order(now) || state.seed != now.seed || state.data_hash != now.data_hash)
     state.bad_windows.clear();

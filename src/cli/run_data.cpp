@@ -37,7 +37,7 @@ DataSpec data_spec(const Options& o) {
   spec.inputs = data_inputs(o);
   spec.val_inputs = o.val_data;
   spec.val_fraction = o.val_fraction;
-  spec.tokenizer.kind = parse_tokenizer_kind(o.tokenizer_kind);
+  spec.tokenizer.kind = o.tokenizer_kind;
   spec.tokenizer.vocab_size = o.vocab_size > 0 ? o.vocab_size : kDefaultBpeVocab;
   spec.tokenizer.pattern = o.split_pattern;
   spec.tokenizer_file = o.tokenizer;
@@ -145,7 +145,7 @@ std::int64_t expected_vocab_size(const Options& o) {
     const PreparedData data = open_dataset(first);
     return data.tokenizer ? data.tokenizer->vocab_size() : 0;
   }
-  switch (parse_tokenizer_kind(o.tokenizer_kind)) {
+  switch (o.tokenizer_kind) {
     case TokenizerKind::bpe: return kDefaultBpeVocab;
     case TokenizerKind::bytes: return Tokenizer::make_bytes().vocab_size();
     case TokenizerKind::chars:

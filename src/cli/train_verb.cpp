@@ -36,7 +36,7 @@ constexpr VerbWord kWords[] = {
 TrainerOptions trainer_options(const Options& o, const PlannedRun& run) {
   TrainerOptions t;
   t.run_dir = o.out;
-  t.schedule = Schedule{.kind = schedule_from_name(o.schedule),
+  t.schedule = Schedule{.kind = o.schedule,
                         .steps = run.steps,
                         .decay_steps = o.decay_steps,
                         .warmup_steps = o.warmup_steps,
@@ -127,7 +127,7 @@ std::unique_ptr<FolderClaim> claim_folder(Request& r) {
   Options& o = r.options;
   const bool run_exists = fs::is_directory(o.out);
   if (!run_exists) require_expected_fit(r);
-  if (o.init_from == "resume" && find_checkpoints(o.out).empty()) {
+  if (wants_resume(o.init_from) && find_checkpoints(o.out).empty()) {
     throw ConfigError(fmt::format("--init-from resume, but '{}' holds no checkpoint", o.out),
                       "leave --init-from out to begin a run, or name the run folder with --out");
   }
@@ -139,7 +139,7 @@ std::unique_ptr<FolderClaim> claim_folder(Request& r) {
     }
     claim->state = CheckpointStore::read_state(claim->checkpoint);
     adopt_resolved(o, claim->state);
-    if (!o.init_from.empty() && o.init_from != "resume")
+    if (!o.init_from.empty() && !wants_resume(o.init_from))
       log_info("--init-from {} is not read: '{}' holds a run, which is continued", o.init_from, o.out);
   }
   if (run_exists) require_expected_fit(r);
@@ -237,7 +237,7 @@ void run_train(const VerbCall& call) {
 
   const std::int64_t seq_len = run.engine.model.seq_len;
   const TokenBatches train(TokenStream(open_shards(prepared.data.train_shards, tokenizer)), seq_len, o.seed,
-                           row_order_from_name(o.data_order));
+                           o.data_order);
   const std::unique_ptr<EvalBatches> validation = open_validation(prepared.data, o, seq_len);
   tokenizer.save(posix_fs(), RunFolder(o.out).tokenizer());
 

@@ -31,7 +31,7 @@ TrainedModel from_checkpoint(const std::string& checkpoint, const fs::path& run_
   try {
     const Options trained = stored_options(model.state, checkpoint);
     model.config = model_from_options(trained, 0);
-    model.compute = dtype_from_name(trained.dtype);
+    model.compute = dtype_from_name(option_text(trained, "dtype"));
     model.weights = format_from_name(trained.quant);
   } catch (const ConfigError& e) {
     // Not typed by anybody: advice about options would mislead.
@@ -51,8 +51,7 @@ TrainedModel from_hf_folder(Options o, const Target& target) {
   TrainedModel model;
   model.hf_folder = o.init_from;
   model.config = model_from_options(o, 0);
-  model.compute =
-      o.dtype == "auto" ? (target.native_bf16 ? DType::bf16 : DType::f32) : dtype_from_name(o.dtype);
+  model.compute = o.dtype.value_or(target.native_bf16 ? DType::bf16 : DType::f32);
   model.weights = format_from_name(o.quant);
   if (has_tokenizer(o.init_from)) model.tokenizer = o.init_from;
   return model;

@@ -80,12 +80,6 @@ void check_named_shape(const Safetensors& file, const StoredTensor& t, const Par
 
 }  // namespace
 
-WeightsOf weights_of_name(std::string_view name) {
-  if (name == "packed") return WeightsOf::packed;
-  QT_CHECK(name == "master", ConfigError, "--weights {}: choose packed or master", name);
-  return WeightsOf::master;
-}
-
 // --- checkpoints -----------------------------------------------------------------------------------------
 
 CheckpointParams::CheckpointParams(const fs::path& checkpoint, const ModelParams& model, WeightsOf which,

@@ -16,6 +16,7 @@
 #include "src/io/tensor_file.h"
 #include "src/model/model.h"
 #include "src/model/params.h"
+#include "src/options/options.h"
 
 namespace qt {
 
@@ -29,9 +30,6 @@ class ParamSource {
   virtual DType type() const = 0;
 };
 
-// Which of a checkpoint's two copies: what the forward pass read, or the masters.
-enum class WeightsOf : std::uint8_t { packed, master };
-WeightsOf weights_of_name(std::string_view name);  // "packed", "master"; ConfigError
 
 // A checkpoint folder of ours. Packed matrices are expanded to the canonical weight.
 class CheckpointParams : public ParamSource {

@@ -55,22 +55,6 @@ void TokenStream::copy(std::int64_t begin, std::span<std::int32_t> out) const {
   }
 }
 
-const char* name_of(RowOrder order) {
-  switch (order) {
-    case RowOrder::shuffled: return "shuffle";
-    case RowOrder::sequential: return "sequential";
-    case RowOrder::random: return "random";
-  }
-  return "?";
-}
-
-RowOrder row_order_from_name(std::string_view name) {
-  for (const auto order : {RowOrder::shuffled, RowOrder::sequential, RowOrder::random}) {
-    if (name == name_of(order)) return order;
-  }
-  throw ConfigError(fmt::format("--data-order {} is not available; use shuffle, sequential or random", name));
-}
-
 TokenBatches::TokenBatches(TokenStream stream, std::int64_t row_tokens, std::uint64_t seed, RowOrder order)
     : stream_(std::move(stream)), row_tokens_(row_tokens), seed_(seed), order_(order) {
   QT_CHECK(row_tokens > 0, ConfigError, "rows of {} tokens", row_tokens);

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "src/data/shard.h"
@@ -41,8 +40,6 @@ class TokenStream {
 };
 
 enum class RowOrder { shuffled, sequential, random };
-const char* name_of(RowOrder order);                  // "shuffle", "sequential", "random"
-RowOrder row_order_from_name(std::string_view name);  // ConfigError naming the choices
 
 // Training rows over the whole stream; rows may cross from one shard into the next.
 //

@@ -67,7 +67,7 @@ void set(LoadedOptions& loaded, const char* name, const std::string& text, Optio
 
 void unset(LoadedOptions& loaded, const char* name) {
   const OptionSpec* spec = find_option(name);
-  std::visit([&](auto member) { loaded.options.*member = Options().*member; }, spec->member);
+  copy_option(Options(), loaded.options, *spec);
   if (const auto it = loaded.source.find(name); it != loaded.source.end()) loaded.source.erase(it);
 }
 
@@ -143,7 +143,7 @@ void settle_rates(LoadedOptions& loaded) {
   const OptionSource floor = loaded.source_of("min-lr"), share = loaded.source_of("final-lr");
   if (!loaded.given("min-lr")) return;
   if (floor < share) return unset(loaded, "min-lr");
-  const bool constant = o.schedule == "warmdown" && o.warmdown == 0;
+  const bool constant = o.schedule == ScheduleKind::warmdown && o.warmdown == 0;
   if (constant) return;
   if (o.min_lr == 0) {
     if (floor > share) set(loaded, "final-lr", "0", floor);

@@ -4,7 +4,10 @@
 #include <iterator>
 
 #include "optim/rule_table.h"
+#include "quant/format.h"
+#include "src/core/error.h"
 #include "src/options/option_table.h"
+#include "src/tokenizer/split.h"
 
 namespace qt {
 
@@ -13,6 +16,28 @@ namespace {
 using K = OptionKind;
 using O = Options;
 using R = OnResume;
+
+template <class Rows>
+std::string names_of(const Rows& rows) {
+  std::vector<std::string_view> names;
+  for (const auto& row : rows) names.emplace_back(row.name);
+  return fmt::format("{}", fmt::join(names, " | "));
+}
+std::string formats() { return names_of(all_formats()); }
+std::string update_rules() { return kUpdateRuleNames; }
+std::string split_patterns() { return fmt::format("{}", fmt::join(Splitter::names(), " | ")); }
+
+constexpr OptionWords words(const char* fixed) { return {.fixed = fixed}; }
+constexpr bool kTableRefuses = true;
+constexpr OptionWords words_of(std::string (*table)(), bool table_refuses = false) {
+  return {.of_table = table, .table_refuses = table_refuses};
+}
+
+constexpr OptionSynonym kDTypeSynonyms[] = {{"float32", "f32"}, {"fp32", "f32"},  {"float16", "fp16"},
+                                            {"f16", "fp16"},    {"half", "fp16"}, {"bfloat16", "bf16"}};
+// Paging was a flag once.
+constexpr OptionSynonym kSwitchSynonyms[] = {{"true", "on"}, {"false", "off"}, {"yes", "on"},
+                                             {"no", "off"},  {"1", "on"},      {"0", "off"}};
 
 constexpr OptionSpec kTable[] = {
     {"model", "model", K::text, &O::model, R::fixed, kSpeed | kOfWeights,
@@ -35,36 +60,37 @@ constexpr OptionSpec kTable[] = {
     {"model", "dropout", K::number, &O::dropout, R::printed, kSpeed,
      "share of activations dropped in training (gpt models)"},
 
-    {"memory", "train", K::text, &O::train, R::fixed, 0, "what trains: full"},
+    {"memory", "train", K::text, choice<&O::train>(), R::fixed, 0, "what trains", words("full")},
     {"memory", "quant", K::text, &O::quant, R::stored_as, kSpeed,
-     "weights of the blocks as forward and backward see them: none | nf4"},
+     "weights of the blocks as forward and backward see them", words_of(formats, kTableRefuses)},
     {"memory", "ckpt-activations", K::flag, &O::ckpt_activations, R::shown, kSpeed,
      "keep only block inputs, recompute the rest in backward"},
-    {"memory", "dtype", K::text, &O::dtype, R::stored_as, kSpeed | kAdopted,
-     "activations and unpacked weights", "auto | f32 | bf16 | fp16"},
-    {"memory", "grad-dtype", K::text, &O::grad_dtype, R::bits, kSpeed | kAdopted, "gradient accumulators",
-     "auto | f32 | bf16"},
+    {"memory", "dtype", K::text, choice<&O::dtype>(), R::stored_as, kSpeed | kAdopted,
+     "activations and unpacked weights", words("auto | f32 | bf16 | fp16"), kDTypeSynonyms},
+    {"memory", "grad-dtype", K::text, choice<&O::grad_dtype>(), R::bits, kSpeed | kAdopted,
+     "gradient accumulators", words("auto | f32 | bf16"), kDTypeSynonyms},
     {"memory", "micro-batch", K::count, &O::micro_batch, R::bits, kSpeed,
      "rows per micro-batch; 0: the most that fit"},
     {"memory", "loss-chunk", K::count, &O::loss_chunk, R::bits, kSpeed,
      "tokens per chunk of the loss head; 0: 128 MiB of logits"},
-    {"memory", "master", K::text, &O::master, R::stored_as, kSpeed,
-     "master weights; bf16-sr: half the memory, updates rounded at random", "f32 | bf16-sr"},
-    {"memory", "paging", K::text, &O::paging, R::shown, kSpeed,
-     "master weights and moments live in host memory", "auto | on | off"},
-    {"memory", "device", K::text, &O::device, R::bits, kSpeed, "what computes", "auto | cpu | cuda"},
+    {"memory", "master", K::text, choice<&O::master>(), R::stored_as, kSpeed,
+     "master weights; bf16-sr: half the memory, updates rounded at random", words("f32 | bf16-sr")},
+    {"memory", "paging", K::text, choice<&O::paging>(), R::shown, kSpeed,
+     "master weights and moments live in host memory", words("auto | on | off"), kSwitchSynonyms},
+    {"memory", "device", K::text, choice<&O::device>(), R::bits, kSpeed, "what computes",
+     words("auto | cpu | cuda")},
     {"memory", "arch", K::text, &O::arch, R::bits, kSpeed,
      "card to plan for: auto | sm_80 | sm_86 | sm_89 | sm_90 | sm_120"},
-    {"memory", "gemm", K::text, &O::gemm, R::bits, kSpeed | kAdopted,
+    {"memory", "gemm", K::text, choice<&O::gemm>(), R::bits, kSpeed | kAdopted,
      "products with packed weights on a card: inside the product (least memory) or by expanded slices",
-     "auto | fused | scratch"},
+     words("auto | fused | scratch")},
     {"memory", "vram", K::bytes, &O::vram_bytes, R::shown, 0,
      "cap on device memory, as 12GiB; 0: what the device has"},
     {"memory", "ram", K::bytes, &O::ram_bytes, R::shown, 0, "cap on host memory; 0: what the machine has"},
     {"memory", "threads", K::count, &O::threads, R::shown, kSpeed,
      "cpu threads; 0: all cores (results do not depend on it)"},
 
-    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, kUpdateRuleNames},
+    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, "", words_of(update_rules, kTableRefuses)},
     {"optim", "learning-rate", K::number, &O::learning_rate, R::printed, 0,
      "one peak rate for all groups, not scaled by width; 0: the three rates below"},
     {"optim", "matrix-lr", K::number, &O::matrix_lr, R::printed, 0,
@@ -78,7 +104,8 @@ constexpr OptionSpec kTable[] = {
     {"optim", "eps", K::number, &O::eps, R::printed, 0, "added to the root of the second moment"},
     {"optim", "weight-decay", K::number, &O::weight_decay, R::printed, 0, "decoupled weight decay"},
     {"optim", "clip", K::number, &O::clip, R::printed, 0, "global gradient norm after accumulation; 0: off"},
-    {"optim", "schedule", K::text, &O::schedule, R::printed, 0, "how the rate falls", "warmdown | cosine"},
+    {"optim", "schedule", K::text, choice<&O::schedule>(), R::printed, 0, "how the rate falls",
+     words("warmdown | cosine")},
     {"optim", "warmup-steps", K::count, &O::warmup_steps, R::printed, 0, "linear warm-up"},
     {"optim", "warmdown", K::number, &O::warmdown, R::printed, 0,
      "share of the steps that decays (schedule warmdown)"},
@@ -113,21 +140,22 @@ constexpr OptionSpec kTable[] = {
      "validation text or shards; empty: the end of --data"},
     {"data", "tokenizer", K::text, &O::tokenizer, R::free, 0,
      "tokenizer file, GPT-2's folder or a tiktoken file; empty: beside the shards, or made"},
-    {"data", "tokenizer-kind", K::text, &O::tokenizer_kind, R::free, 0, "what to make", "bpe | bytes | char"},
+    {"data", "tokenizer-kind", K::text, choice<&O::tokenizer_kind>(), R::free, 0, "what to make",
+     words("bpe | bytes | char")},
     {"data", "split-pattern", K::text, &O::split_pattern, R::free, 0, "how bpe cuts text first",
-     "nanochat | gpt2"},
+     words_of(split_patterns)},
     {"data", "val-fraction", K::number, &O::val_fraction, R::free, 0,
      "share of the text kept for validation"},
-    {"data", "data-order", K::text, &O::data_order, R::identity, 0,
+    {"data", "data-order", K::text, choice<&O::data_order>(), R::identity, 0,
      "every token once an epoch, rows mixed or as they lie, or nanoGPT's random offsets",
-     "shuffle | sequential | random"},
+     words("shuffle | sequential | random")},
     {"data", "cache", K::text, &O::cache, R::free, 0, "folder for token shards made from text"},
 
     {"export", "to", K::text, &O::to, R::free, 0, "folder to write; empty: hf in the run folder"},
-    {"export", "format", K::text, &O::format, R::free, 0,
-     "numbers of the weights; auto: those they are stored in", "auto | f32 | bf16 | fp16"},
-    {"export", "weights", K::text, &O::weights, R::free, 0,
-     "as the forward pass saw them, or the master copy", "packed | master"},
+    {"export", "format", K::text, choice<&O::format>(), R::free, 0,
+     "numbers of the weights; auto: those they are stored in", words("auto | f32 | bf16 | fp16")},
+    {"export", "weights", K::text, choice<&O::weights>(), R::free, 0,
+     "as the forward pass saw them, or the master copy", words("packed | master")},
     {"export", "shard-bytes", K::bytes, &O::shard_bytes, R::free, 0,
      "most bytes of tensors in one file of weights"},
     {"export", "overwrite", K::flag, &O::overwrite, R::free, 0,

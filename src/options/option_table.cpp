@@ -71,61 +71,39 @@ std::vector<std::string> split_words(std::string_view text, std::string_view lab
   return words;
 }
 
-// What other programs call the same thing, where our own spelling is what everything compares with.
-struct Synonym {
-  std::string Options::*member;
-  const char* word;
-  const char* ours;
-};
-constexpr Synonym kSynonyms[] = {
-    {&Options::dtype, "float32", "f32"},
-    {&Options::dtype, "fp32", "f32"},
-    {&Options::dtype, "float16", "fp16"},
-    {&Options::dtype, "f16", "fp16"},
-    {&Options::dtype, "half", "fp16"},
-    {&Options::dtype, "bfloat16", "bf16"},
-    {&Options::grad_dtype, "float32", "f32"},
-    {&Options::grad_dtype, "fp32", "f32"},
-    {&Options::grad_dtype, "bfloat16", "bf16"},
-    {&Options::paging, "true", "on"},
-    {&Options::paging, "false", "off"},
-    {&Options::paging, "yes", "on"},
-    {&Options::paging, "no", "off"},
-    {&Options::paging, "1", "on"},
-    {&Options::paging, "0", "off"},
-};
-
-std::string own_word(std::string Options::*member, const std::string& word) {
-  for (const Synonym& s : kSynonyms) {
-    if (s.member == member && word == s.word) return s.ours;
-  }
-  return word;
-}
-
 std::string label_of(const OptionSpec& spec, std::string_view origin) {
   return origin == option_source_name(OptionSource::command_line)
              ? fmt::format("--{}", spec.name)
              : fmt::format("--{} ({})", spec.name, origin);
 }
 
-std::vector<std::string> choices_of(const OptionSpec& spec) {
-  std::vector<std::string> choices;
-  for (const std::string& word : split_words(spec.choices, spec.name)) {
-    if (word != "|") choices.push_back(word);
+std::vector<std::string> words_of(const OptionSpec& spec) {
+  std::vector<std::string> words = split_words(spec.words.text(), spec.name);
+  std::erase(words, "|");
+  return words;
+}
+
+// Our own spelling, where another program's word has one among the words.
+std::string own_word(const OptionSpec& spec, const std::vector<std::string>& words, const std::string& word) {
+  for (const OptionSynonym& s : spec.synonyms) {
+    if (word == s.word && std::find(words.begin(), words.end(), s.ours) != words.end())
+      return std::string(s.ours);
   }
-  return choices;
+  return word;
 }
 
 }  // namespace
 
-void require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin) {
-  if (spec.choices == nullptr) return;
-  const std::vector<std::string> choices = choices_of(spec);
-  if (std::find(choices.begin(), choices.end(), value) != choices.end()) return;
-  const bool typed = origin == option_source_name(OptionSource::command_line);
-  throw ConfigError(fmt::format("--{} {}{} is not available", spec.name, value,
-                                typed ? std::string() : fmt::format(" ({})", origin)),
-                    fmt::format("use --{} with one of: {}", spec.name, fmt::join(choices, ", ")));
+std::size_t require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin) {
+  const std::vector<std::string> words = words_of(spec);
+  if (words.empty() || spec.words.table_refuses) return 0;
+  const auto it = std::find(words.begin(), words.end(), own_word(spec, words, value));
+  if (it != words.end()) return static_cast<std::size_t>(it - words.begin());
+  const bool typed = origin == option_source_name(OptionSource::command_line), one = words.size() == 1;
+  throw ConfigError(
+      fmt::format("--{} {}{} is not available{}", spec.name, value,
+                  typed ? std::string() : fmt::format(" ({})", origin), one ? " in this version" : ""),
+      fmt::format("use --{} {}{}", spec.name, one ? "" : "with one of: ", fmt::join(words, ", ")));
 }
 
 std::string_view option_source_name(OptionSource source) {
@@ -173,9 +151,11 @@ void set_option(Options& options, const OptionSpec& spec, const std::vector<std:
            origin);
   const std::string& text = values.front();
   const std::string label = label_of(spec, origin);
-  if (auto* member = std::get_if<std::string Options::*>(&spec.member)) {
-    options.** member = own_word(*member, text);
-    require_choice(spec, options.**member, origin);
+  if (auto* choice = std::get_if<ChoiceMember>(&spec.member)) {
+    choice->set(options, require_choice(spec, text, origin));
+  } else if (auto* member = std::get_if<std::string Options::*>(&spec.member)) {
+    require_choice(spec, text, origin);
+    options.** member = text;
   } else if (auto* flag = std::get_if<bool Options::*>(&spec.member)) {
     options.** flag = option_flag(text, label);
   } else if (auto* seed = std::get_if<std::uint64_t Options::*>(&spec.member)) {
@@ -188,20 +168,36 @@ void set_option(Options& options, const OptionSpec& spec, const std::vector<std:
 }
 
 std::string option_text(const Options& options, const OptionSpec& spec) {
+  if (const auto* choice = std::get_if<ChoiceMember>(&spec.member))
+    return words_of(spec).at(choice->word(options));
+  if (const auto* text = std::get_if<std::string Options::*>(&spec.member)) return options.**text;
+  if (const auto* list = std::get_if<std::vector<std::string> Options::*>(&spec.member)) {
+    std::string text;
+    for (const std::string& word : options.**list) text += (text.empty() ? "" : " ") + quoted(word);
+    return text;
+  }
   return std::visit(
       [&](auto member) -> std::string {
-        const auto& value = options.*member;
-        using T = std::decay_t<decltype(value)>;
-        if constexpr (std::is_same_v<T, std::string>) return value;
-        if constexpr (std::is_same_v<T, std::vector<std::string>>) {
-          std::string text;
-          for (const std::string& word : value) text += (text.empty() ? "" : " ") + quoted(word);
-          return text;
+        if constexpr (std::is_member_pointer_v<decltype(member)>) {
+          using T = std::decay_t<decltype(options.*member)>;
+          if constexpr (std::is_arithmetic_v<T>) return fmt::format("{}", options.*member);
         }
-        if constexpr (std::is_same_v<T, bool>) return value ? "true" : "false";
-        if constexpr (std::is_same_v<T, double>) return fmt::format("{}", value);
-        if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>) return std::to_string(value);
         return {};
+      },
+      spec.member);
+}
+
+std::string option_text(const Options& options, std::string_view name) {
+  return option_text(options, *find_option(name));
+}
+
+void copy_option(const Options& from, Options& to, const OptionSpec& spec) {
+  std::visit(
+      [&](auto member) {
+        if constexpr (std::is_member_pointer_v<decltype(member)>)
+          to.*member = from.*member;
+        else
+          member.set(to, member.word(from));
       },
       spec.member);
 }
@@ -218,9 +214,9 @@ void print_option_help(std::ostream& out) {
   std::string_view section;
   for (const OptionSpec& spec : option_table()) {
     if (section != spec.section) out << fmt::format("\n[{}]\n", section = spec.section);
-    out << fmt::format("  --{:<27} {}{} [{}]\n", spec.name, spec.help,
-                       spec.choices == nullptr ? "" : fmt::format(": {}", spec.choices),
-                       option_text(defaults, spec));
+    const std::string words = spec.words.text();
+    out << fmt::format("  --{:<27} {}{}{} [{}]\n", spec.name, spec.help,
+                       words.empty() || *spec.help == '\0' ? "" : ": ", words, option_text(defaults, spec));
   }
 }
 

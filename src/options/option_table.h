@@ -1,12 +1,16 @@
 // The one table of options, and reading it from defaults, a file, the environment and the command line.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <iosfwd>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -36,9 +40,51 @@ inline constexpr std::uint8_t kAdopted =
 inline constexpr std::uint8_t kOfWeights =
     4;  // part of the shape that weights named by --init-from bring along
 
+// A member of an enumeration, by the number of its word among the words of the row.
+struct ChoiceMember {
+  std::size_t (*word)(const Options&);
+  void (*set)(Options&, std::size_t word);
+  bool operator==(const ChoiceMember&) const = default;
+};
+
+// An enumeration's words stand in the order of its enumerators. Those of an optional one follow the word for none.
+template <class E>
+struct ChoiceOf {
+  static std::size_t word(E value) { return static_cast<std::size_t>(value); }
+  static E value(std::size_t word) { return static_cast<E>(word); }
+};
+template <class E>
+struct ChoiceOf<std::optional<E>> {
+  static std::size_t word(std::optional<E> value) { return value ? static_cast<std::size_t>(*value) + 1 : 0; }
+  static std::optional<E> value(std::size_t word) {
+    return word == 0 ? std::nullopt : std::optional<E>(static_cast<E>(word - 1));
+  }
+};
+template <auto kMember>
+constexpr ChoiceMember choice() {
+  using Of = ChoiceOf<std::decay_t<decltype(std::declval<Options>().*kMember)>>;
+  return {.word = [](const Options& o) { return Of::word(o.*kMember); },
+          .set = [](Options& o, std::size_t word) { o.*kMember = Of::value(word); }};
+}
+
+// The only words of an option, with " | " between them: of an enumeration, or of a table that has a list of its own.
+struct OptionWords {
+  const char* fixed = nullptr;          // "auto | on | off"
+  std::string (*of_table)() = nullptr;  // "none | nf4"
+  bool table_refuses = false;  // the table says what is wrong with another word, where the option is used
+
+  std::string text() const { return fixed != nullptr ? fixed : of_table != nullptr ? of_table() : ""; }
+};
+
+// What other programs call one of the words.
+struct OptionSynonym {
+  std::string_view word, ours;
+};
+
 struct OptionSpec {
-  using Member = std::variant<std::string Options::*, std::vector<std::string> Options::*, bool Options::*,
-                              std::int64_t Options::*, std::uint64_t Options::*, double Options::*>;
+  using Member =
+      std::variant<std::string Options::*, std::vector<std::string> Options::*, bool Options::*,
+                   std::int64_t Options::*, std::uint64_t Options::*, double Options::*, ChoiceMember>;
   const char* section;  // of --help and of INI files
   const char* name;     // "vocab-size"; QTRAIN_VOCAB_SIZE in the environment
   OptionKind kind;
@@ -46,7 +92,8 @@ struct OptionSpec {
   OnResume on_resume;
   std::uint8_t traits;  // kSpeed | kAdopted | kOfWeights
   const char* help;
-  const char* choices = nullptr;  // "auto | on | off": the only values; nullptr: any
+  OptionWords words = {};  // none: any value
+  std::span<const OptionSynonym> synonyms = {};
 
   bool has(std::uint8_t trait) const { return (traits & trait) != 0; }
 };
@@ -87,12 +134,14 @@ std::vector<std::string> option_values(const OptionSpec& spec, std::string_view 
                                        std::string_view origin);
 // true, on, yes, 1 and Python's True, or their opposites; ConfigError naming `label` for anything else.
 bool option_flag(const std::string& text, std::string_view label);
-// ConfigError naming the option and, unless it is the command line, `origin`, for a value that is none of its
-// choices.
-void require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin);
+std::string option_text(const Options& options, std::string_view name);
+// The number of `value` among the option's words, 0 where it has none. ConfigError naming the option and, unless it is the
+// command line, `origin`, for a value that is no word of it.
+std::size_t require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin);
 // Sets one option from text; `origin` names the source in messages.
 void set_option(Options& options, const OptionSpec& spec, const std::vector<std::string>& values,
                 std::string_view origin);
+void copy_option(const Options& from, Options& to, const OptionSpec& spec);
 // One line per option: name = value, and its source.
 void print_config(std::ostream& out, const LoadedOptions& loaded);
 void print_option_help(std::ostream& out);

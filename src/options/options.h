@@ -5,12 +5,24 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "kernels/target.h"
+#include "optim/schedule.h"
+#include "src/core/tensor.h"
+#include "src/data/batches.h"
 #include "src/model/config.h"
+#include "src/tokenizer/tokenizer.h"
 
 namespace qt {
+
+// Closed choices that nothing else has a type for. Their words, and those of the other enumerations below, stand in the rows of
+// the table, in the order of the enumerators.
+enum class TrainedParams : std::uint8_t { full };
+enum class Paging : std::uint8_t { automatic, on, off };
+enum class WeightsOf : std::uint8_t { packed, master };  // what the forward pass saw, or what is updated
 
 // Of the shape, vocab_size 0 is the tokenizer's, or 65,536 where there is none (plan).
 struct Options : ModelShape {
@@ -18,34 +30,34 @@ struct Options : ModelShape {
   std::string model = "d4";
 
   // [memory]
-  std::string train = "full";
-  std::string quant = "none";
+  TrainedParams train = TrainedParams::full;
+  std::string quant = "none";  // of the table of formats (quant/format.h)
   bool ckpt_activations = false;
-  std::string dtype = "auto";       // auto: bf16 where the device multiplies it natively, else f32
-  std::string grad_dtype = "auto";  // auto: f32 where it fits, else bf16
-  std::int64_t micro_batch = 0;     // rows; 0: the largest that fits
-  std::int64_t loss_chunk = 0;      // tokens; 0: 128 MiB of logits
-  std::string master = "f32";       // f32 | bf16-sr: the master copy, rounded stochastically
-  std::string paging = "auto";      // auto | on | off: master and moments in host memory
-  std::string device = "auto";      // auto | cpu | cuda
-  std::string arch = "auto";        // auto: the card's, or sm_89 where there is none
-  std::string gemm = "auto";        // auto | fused | scratch: products with packed weights on a card
-  std::int64_t vram_bytes = 0;      // 0: what the device has
-  std::int64_t ram_bytes = 0;       // 0: what the machine has
-  std::int64_t threads = 0;         // 0: all cores
+  std::optional<DType> dtype;             // none: bf16 where the device multiplies it natively, else f32
+  std::optional<DType> grad_dtype;        // none: f32 where it fits, else bf16
+  std::int64_t micro_batch = 0;           // rows; 0: the largest that fits
+  std::int64_t loss_chunk = 0;            // tokens; 0: 128 MiB of logits
+  DType master = DType::f32;              // of the master copy; bf16: rounded stochastically
+  Paging paging = Paging::automatic;      // master and moments in host memory
+  std::optional<DeviceKind> device;       // none: the card where there is one, else the cpu
+  std::string arch = "auto";              // auto: the card's, or sm_89 where there is none
+  GemmRoute gemm = GemmRoute::automatic;  // products with packed weights on a card
+  std::int64_t vram_bytes = 0;            // 0: what the device has
+  std::int64_t ram_bytes = 0;             // 0: what the machine has
+  std::int64_t threads = 0;               // 0: all cores
 
   // [optim]
-  std::string optim = "adamw8";
-  double learning_rate = 0.0;  // one peak rate for all groups, not scaled by width; 0: the three below
-  double matrix_lr = 2e-3;     // swept at d4 (docs/benchmarks.md)
-  double embedding_lr = 0.2;   // scaled by (width / 768)^-0.5, as nanochat does
-  double head_lr = 0.004;      // likewise
+  std::string optim = "adamw8";  // of the table of update rules (optim/rule_table.h)
+  double learning_rate = 0.0;    // one peak rate for all groups, not scaled by width; 0: the three below
+  double matrix_lr = 2e-3;       // swept at d4 (docs/benchmarks.md)
+  double embedding_lr = 0.2;     // scaled by (width / 768)^-0.5, as nanochat does
+  double head_lr = 0.004;        // likewise
   double beta1 = 0.8;
   double beta2 = 0.95;
   double eps = 1e-10;
   double weight_decay = 0.0;
   double clip = 1.0;
-  std::string schedule = "warmdown";
+  ScheduleKind schedule = ScheduleKind::warmdown;
   std::int64_t warmup_steps = 0;
   double warmdown = 0.2;
   double final_lr = 0.0;
@@ -68,17 +80,17 @@ struct Options : ModelShape {
   // [data]
   std::vector<std::string> data;  // text, JSONL, folders or token shards
   std::vector<std::string> val_data;
-  std::string tokenizer;               // file; empty: beside the shards, or trained on the data
-  std::string tokenizer_kind = "bpe";  // bpe | bytes | char, where one has to be made
-  std::string split_pattern = "nanochat";
+  std::string tokenizer;  // file; empty: beside the shards, or trained on the data
+  TokenizerKind tokenizer_kind = TokenizerKind::bpe;  // where one has to be made
+  std::string split_pattern = "nanochat";             // of the table of patterns (src/tokenizer/split.h)
   double val_fraction = 0.1;
-  std::string data_order = "shuffle";  // shuffle | random (offsets, as nanoGPT)
-  std::string cache;                   // token cache of text input; empty: <first input>.tokens
+  RowOrder data_order = RowOrder::shuffled;
+  std::string cache;  // token cache of text input; empty: <first input>.tokens
 
   // [export]
-  std::string to;                            // folder; empty: <out>/hf
-  std::string format = "auto";               // auto: what the weights are stored in
-  std::string weights = "packed";            // packed: as the forward pass saw them | master
+  std::string to;               // folder; empty: <out>/hf
+  std::optional<DType> format;  // none: what the weights are stored in
+  WeightsOf weights = WeightsOf::packed;
   std::int64_t shard_bytes = 5'000'000'000;  // of one file of weights
   bool overwrite = false;                    // replace an earlier export
 
@@ -100,9 +112,10 @@ struct Options : ModelShape {
   bool quiet = false;
 };
 
-// Whether --init-from names weights, and not one of nanoGPT's words ("", "scratch", "resume").
+// What --init-from asks for: one of nanoGPT's words, or weights by name.
+inline bool wants_resume(const std::string& init_from) { return init_from == "resume"; }
 inline bool names_weights(const std::string& init_from) {
-  return !init_from.empty() && init_from != "scratch" && init_from != "resume";
+  return !init_from.empty() && init_from != "scratch" && !wants_resume(init_from);
 }
 
 }  // namespace qt

@@ -18,8 +18,8 @@ constexpr std::int64_t kMostLayers = 1024, kMostHeads = 1024, kMostWidth = std::
 
 }  // namespace
 
-void require_gradient_dtype(DType compute, const std::string& gradient) {
-  if (compute == DType::bf16 || gradient != "bf16") return;
+void require_gradient_dtype(DType compute, std::optional<DType> gradient) {
+  if (compute == DType::bf16 || gradient != DType::bf16) return;
   throw ConfigError(fmt::format("--grad-dtype bf16 needs --dtype bf16: {} products are accumulated in f32",
                                 dtype_name(compute)),
                     "leave one of the two out");
@@ -40,28 +40,22 @@ void check_options(const Options& o) {
   bounded("--n-head", o.n_head, kMostHeads);
   bounded("--n-kv-head", o.n_kv_head, kMostHeads);
   bounded("--n-embd", o.n_embd, kMostWidth);
-  if (o.train != "full") {
-    throw ConfigError(fmt::format("--train {} is not available in this version", o.train),
-                      "use --train full");
-  }
   model_from_options(o, 0);
   format_from_name(o.quant);
   watts_given(o.watts);
   price_given(o.price);
   // Options that were never text: a program's, or a test's.
-  for (const OptionSpec& spec : option_table()) {
-    if (spec.choices != nullptr)
-      require_choice(spec, option_text(o, spec), option_source_name(OptionSource::command_line));
-  }
-  if (o.dtype == "f32" || o.dtype == "fp16") require_gradient_dtype(dtype_from_name(o.dtype), o.grad_dtype);
-  if (o.dtype == "fp16" && o.quant != "none") {
+  for (const OptionSpec& spec : option_table())
+    require_choice(spec, option_text(o, spec), option_source_name(OptionSource::command_line));
+  if (o.dtype) require_gradient_dtype(*o.dtype, o.grad_dtype);
+  if (o.dtype == DType::f16 && format_from_name(o.quant) != FormatId::none) {
     throw ConfigError(fmt::format("--dtype fp16 does not go with --quant {}", o.quant),
                       "use --dtype bf16, or --quant none");
   }
-  if (o.dtype == "fp16" && o.master != "f32") {
-    throw ConfigError(
-        fmt::format("--dtype fp16 does not go with --master {}: fp16 needs an f32 master", o.master),
-        "use --dtype bf16, or --master f32");
+  if (o.dtype == DType::f16 && o.master != DType::f32) {
+    throw ConfigError(fmt::format("--dtype fp16 does not go with --master {}: fp16 needs an f32 master",
+                                  option_text(o, "master")),
+                      "use --dtype bf16, or --master f32");
   }
   update_rule_by_name(o.optim);
   for (const auto& [option, value] :

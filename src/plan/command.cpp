@@ -57,9 +57,11 @@ Options reading(const Options& options, const std::set<const OptionSpec*>& said)
 Options with_choices(const Options& options, const PlannedRun& run) {
   Options chosen = options;
   chosen.micro_batch = run.engine.memory.micro_batch_rows;
-  chosen.grad_dtype = dtype_name(run.engine.memory.gradient);
-  if (run.target.kind == DeviceKind::cuda && run.target.gemm == GemmRoute::fused) chosen.gemm = "fused";
-  if (run.engine.memory.compute == DType::f16) chosen.paging = run.engine.optim.paged ? "on" : "off";
+  chosen.grad_dtype = run.engine.memory.gradient;
+  if (run.target.kind == DeviceKind::cuda && run.target.gemm == GemmRoute::fused)
+    chosen.gemm = GemmRoute::fused;
+  if (run.engine.memory.compute == DType::f16)
+    chosen.paging = run.engine.optim.paged ? Paging::on : Paging::off;
   return chosen;
 }
 

@@ -4,6 +4,7 @@
 
 #include "src/core/units.h"
 #include "src/model/family.h"
+#include "src/options/option_table.h"
 #include "src/plan/command.h"
 
 namespace qt {
@@ -75,20 +76,21 @@ class Comparison {
 
 void add_weights(Comparison& comparison, const Options& o, CompareTable& table, const Limits& limits) {
   Options dense = o;
-  dense.quant = "none";
+  dense.quant = format_info(FormatId::none).name;
   std::string options = "--quant none";
   const PlannedRun plain = comparison.planned(dense, options);
   comparison.add(fmt::format("{}, weights in 16 bits", o.model), options, plain, kDenseBits, table);
-  if (o.dtype == "fp16") return;  // fp16 does not go with packed weights
+  if (o.dtype == DType::f16) return;  // fp16 does not go with packed weights
 
   Options packed = o;
-  packed.quant = "nf4";
+  packed.quant = format_info(FormatId::nf4).name;
   options = "--quant nf4";
   if (plain.fits()) {  // the same step, so that the bytes of the weights are what differs
     const Options chosen = with_choices(dense, plain);
     packed.micro_batch = chosen.micro_batch;
     packed.grad_dtype = chosen.grad_dtype;
-    options += fmt::format(" --micro-batch {} --grad-dtype {}", chosen.micro_batch, chosen.grad_dtype);
+    options += fmt::format(" --micro-batch {} --grad-dtype {}", chosen.micro_batch,
+                           option_text(chosen, "grad-dtype"));
   }
   const PlannedRun nf4 = comparison.planned(packed, options);
   const double nf4_bits = format_info(FormatId::nf4).bits_per_weight;
@@ -111,7 +113,7 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
 void add_without_recompute(Comparison& comparison, const Options& o, CompareTable& table) {
   if (!o.ckpt_activations) return;
   Options kept = o;
-  kept.quant = "none";
+  kept.quant = format_info(FormatId::none).name;
   kept.ckpt_activations = false;
   kept.micro_batch = 0;
   std::string options = "--quant none --no-ckpt-activations";
@@ -128,7 +130,7 @@ void add_smaller_models(Comparison& comparison, const Options& o, const ModelCon
     smaller.n_layer = smaller.n_head = smaller.n_embd = smaller.n_kv_head = 0;
     smaller.tokens = smaller.steps = 0;
     smaller.warmup_steps = 0;
-    smaller.quant = "none";
+    smaller.quant = format_info(FormatId::none).name;
     smaller.ckpt_activations = false;
     smaller.vocab_size = model.vocab_size;
     smaller.seq_len = model.seq_len;

@@ -76,8 +76,7 @@ std::optional<int> sm_from_name(const std::string& name) {
 
 Target card_target(const Options& o, int sm) {
   Target target = cuda_target(sm);
-  if (o.gemm == "fused") target.gemm = GemmRoute::fused;
-  if (o.gemm == "scratch") target.gemm = GemmRoute::scratch;
+  target.gemm = o.gemm;
   return target;
 }
 
@@ -100,8 +99,8 @@ Target target_from_options(const Options& o) {
   const std::optional<int> named_sm = sm_from_name(o.arch);
   std::string why;
   std::optional<DeviceFacts> card;
-  if (o.device != "cpu") card = find_card(why);
-  if (o.device == "cpu" || (o.device == "auto" && !card)) {
+  if (o.device != DeviceKind::cpu) card = find_card(why);
+  if (o.device == DeviceKind::cpu || (!o.device && !card)) {
     if (!why.empty()) log_info("the processor is used: {}", why);
     const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     QT_CHECK(o.threads >= 0 && o.threads <= 1024, ConfigError, "--threads must be 1 to 1024, got {}",

@@ -24,7 +24,6 @@ constexpr std::int64_t kBusyTokens = 4096;
 constexpr std::int64_t kRunFilesBytes = 64 * kMiB;  // logs, tokenizer, configuration
 constexpr std::int64_t kTokensPerParam = 20;        // the default horizon, nanochat's
 constexpr std::int64_t kTokenBytes = 2;             // of a shard
-constexpr std::string_view kRoundedMaster = "bf16-sr";
 constexpr std::int64_t kAssumedDiskBytesPerSecond = 500'000'000;
 
 double width_scale(const ModelConfig& model) {
@@ -34,7 +33,7 @@ double width_scale(const ModelConfig& model) {
 OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
   OptimizerOptions optim;
   optim.rule = &update_rule_by_name(o.optim);
-  optim.master = o.master == kRoundedMaster ? DType::bf16 : DType::f32;
+  optim.master = o.master;
   optim.seed = o.seed;
   const auto rate = [&](ParamGroup g) -> double& { return optim.peak_lr[static_cast<std::size_t>(g)]; };
   rate(ParamGroup::matrix) = o.matrix_lr;
@@ -201,7 +200,7 @@ void note_unquantized(PlannedRun& run, const Options& o, const ModelConfig& mode
                       std::int64_t step_rows) {
   if (run.engine.memory.weights == FormatId::none || !run.fits()) return;
   Options plain = o;
-  plain.quant = "none";
+  plain.quant = format_info(FormatId::none).name;
   const ModelOptions& m = run.engine.memory;
   for (const DType gradient : {m.gradient, m.compute}) {
     for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
@@ -273,16 +272,16 @@ Search::Search(const Options& o, const Target& target, const Limits& limits, std
                     std::max<std::int64_t>(1, o.batch_tokens / model_.seq_len) * model_.seq_len));
   }
   step_rows_ = o.batch_tokens / model_.seq_len;
-  compute_ = o.dtype == "auto" ? (target.native_bf16 ? DType::bf16 : DType::f32) : dtype_from_name(o.dtype);
+  compute_ = o.dtype.value_or(target.native_bf16 ? DType::bf16 : DType::f32);
   gradients_ = {DType::f32, DType::bf16};
-  if (o.grad_dtype != "auto") gradients_ = {dtype_from_name(o.grad_dtype)};
+  if (o.grad_dtype) gradients_ = {*o.grad_dtype};
   if (compute_ != DType::bf16) {
     require_gradient_dtype(compute_, o.grad_dtype);
     gradients_ = {DType::f32};
   }
   // The path for small models keeps master and moments on the device where they fit.
-  paging_ = {o.paging != "off"};
-  if (o.paging == "auto" && compute_ == DType::f16) paging_ = {false, true};
+  paging_ = {o.paging != Paging::off};
+  if (o.paging == Paging::automatic && compute_ == DType::f16) paging_ = {false, true};
   rows_ = micro_batch_candidates(o, step_rows_, model_.seq_len, target);
 }
 
@@ -366,12 +365,12 @@ void describe_choices(PlannedRun& run, const Options& o, std::int64_t vocab_size
     run.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is there",
                                         format_thousands(search.model().vocab_size)));
   }
-  if (o.dtype == "auto") {
+  if (!o.dtype) {
     run.decisions.push_back(fmt::format(
         "--dtype {}: {}", dtype_name(memory.compute),
         run.target.native_bf16 ? "the device multiplies bf16 natively" : "no bf16 instructions here"));
   }
-  if (o.grad_dtype == "auto") {
+  if (!o.grad_dtype) {
     run.decisions.push_back(
         fmt::format("--grad-dtype {}: {}", dtype_name(memory.gradient),
                     memory.gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));

@@ -89,7 +89,7 @@ ModelConfig model_from_options(const Options& options, std::int64_t vocab_size);
 void check_options(const Options& options);
 
 // ConfigError where gradients of that dtype do not go with what is computed in.
-void require_gradient_dtype(DType compute, const std::string& gradient);
+void require_gradient_dtype(DType compute, std::optional<DType> gradient);
 
 // vocab_size: the tokenizer's, 0 when there is none: then the model's own. A configuration that does not fit
 // is returned with its verdicts, not thrown.

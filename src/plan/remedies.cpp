@@ -112,7 +112,7 @@ class Proposer {
   // The route is the target's affair.
   Target target_with(const Options& o) const {
     Target target = target_;
-    if (target.kind == DeviceKind::cuda && o.gemm == "fused") target.gemm = GemmRoute::fused;
+    if (target.kind == DeviceKind::cuda && o.gemm == GemmRoute::fused) target.gemm = GemmRoute::fused;
     return target;
   }
   PlannedRun least(const Options& o) {
@@ -371,7 +371,7 @@ class Proposer {
 
 RemedyScope remedy_scope(const Options& o) {
   RemedyScope scope{.begun = !find_checkpoints(o.out).empty(), .has_weights = names_weights(o.init_from)};
-  if (o.device == "cpu") return scope;
+  if (o.device == DeviceKind::cpu) return scope;
   if (const std::optional<DeviceFacts> here = device_here()) scope.card = card_of_device(*here);
   return scope;
 }

@@ -54,7 +54,7 @@ void fused_products(const Situation& s, std::vector<Change>& all) {
     all.push_back(
         {.option = "gemm",
          .loss = Loss::time,
-         .apply = [](Options& to) { to.gemm = "fused"; },
+         .apply = [](Options& to) { to.gemm = GemmRoute::fused; },
          .words = text("--gemm fused"),
          .cost = text("weights are expanded inside each product: slower above 2,048 tokens at once")});
   }
@@ -91,17 +91,17 @@ void recompute(const Situation& s, std::vector<Change>& all) {
 void paging(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   const bool paged = s.run.engine.optim.paged;
-  if (o.paging == "off") {
+  if (o.paging == Paging::off) {
     all.push_back({.option = "paging",
                    .loss = Loss::time,
-                   .apply = [](Options& to) { to.paging = "on"; },
+                   .apply = [](Options& to) { to.paging = Paging::on; },
                    .words = text("--paging on"),
                    .cost = text("master and moments move to the host's memory, to the same bits"),
                    .trades = true});
   } else if (paged && s.on_card()) {
     all.push_back({.option = "paging",
                    .loss = Loss::time,
-                   .apply = [](Options& to) { to.paging = "off"; },
+                   .apply = [](Options& to) { to.paging = Paging::off; },
                    .words = text("--paging off"),
                    .cost = text("nothing: master and moments stay on the device, to the same bits"),
                    .trades = true});
@@ -122,10 +122,10 @@ void fewer_checkpoints(const Situation& s, std::vector<Change>& all) {
 void gradients_in_bf16(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   const ModelOptions& m = s.run.engine.memory;
-  if (o.grad_dtype == "f32" && m.compute == DType::bf16) {
+  if (o.grad_dtype == DType::f32 && m.compute == DType::bf16) {
     all.push_back({.option = "grad-dtype",
                    .loss = Loss::rounding,
-                   .apply = [](Options& to) { to.grad_dtype = "bf16"; },
+                   .apply = [](Options& to) { to.grad_dtype = DType::bf16; },
                    .words = text("--grad-dtype bf16"),
                    .cost = text("sums of gradients over micro-batches are rounded to bf16")});
   }
@@ -148,7 +148,7 @@ void bf16(const Situation& s, std::vector<Change>& all) {
     all.push_back(
         {.option = "dtype",
          .loss = Loss::rounding,
-         .apply = [](Options& to) { to.dtype = "bf16"; },
+         .apply = [](Options& to) { to.dtype = DType::bf16; },
          .words = text("--dtype bf16"),
          .cost = text(s.target.native_bf16 ? "activations and weights are rounded to bf16"
                                            : "activations and weights are rounded to bf16, which this device "
@@ -159,11 +159,11 @@ void bf16(const Situation& s, std::vector<Change>& all) {
 void master_in_bf16(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   const ModelOptions& m = s.run.engine.memory;
-  if (o.master == "f32" && m.compute != DType::f16) {
+  if (o.master == DType::f32 && m.compute != DType::f16) {
     all.push_back(
         {.option = "master",
          .loss = Loss::rounding,
-         .apply = [](Options& to) { to.master = "bf16-sr"; },
+         .apply = [](Options& to) { to.master = DType::bf16; },
          .words = text("--master bf16-sr"),
          .cost = text("master weights in bf16, rounded at random: noise, no bias; no cost was seen at d2 "
                       "(docs/benchmarks.md)")});
@@ -176,7 +176,7 @@ void packed_weights(const Situation& s, std::vector<Change>& all) {
     all.push_back(
         {.option = "quant",
          .loss = Loss::weights,
-         .apply = [](Options& to) { to.quant = "nf4"; },
+         .apply = [](Options& to) { to.quant = format_info(FormatId::nf4).name; },
          .words = text("--quant nf4"),
          .cost =
              [](const PlannedRun& r) {

@@ -180,13 +180,6 @@ TEST_F(Batches, RandomOrderOfTheShortestStreamIsItsOnlyRow) {
   for (std::size_t r = 0; r < 5; ++r) EXPECT_EQ(in[10 * r], 0);
 }
 
-TEST(RowOrders, AreKnownByName) {
-  for (const auto order : {RowOrder::shuffled, RowOrder::sequential, RowOrder::random})
-    EXPECT_EQ(row_order_from_name(name_of(order)), order);
-  EXPECT_NE(thrown<ConfigError>([] { row_order_from_name("sorted"); }).find("shuffle, sequential or random"),
-            std::string::npos);
-}
-
 TEST_F(Batches, TooLittleDataForOneRowSaysHowMuchIsNeeded) {
   EXPECT_NO_THROW(TokenBatches(stream(11), 10, 1));
   EXPECT_NE(

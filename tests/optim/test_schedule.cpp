@@ -64,12 +64,5 @@ TEST(Schedules, MayEndBeforeOrAfterTheRun) {
   EXPECT_NEAR(late.multiplier(15), 0.5, 1e-15);
 }
 
-TEST(Schedules, AreFoundByName) {
-  EXPECT_EQ(schedule_from_name("warmdown"), ScheduleKind::warmdown);
-  EXPECT_EQ(schedule_from_name("cosine"), ScheduleKind::cosine);
-  EXPECT_THROW(schedule_from_name("linear"), ConfigError);
-  EXPECT_THROW(schedule_from_name(""), ConfigError);
-}
-
 }  // namespace
 }  // namespace qt

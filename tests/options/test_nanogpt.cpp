@@ -170,7 +170,7 @@ TEST_F(NanogptWords, YieldToStrongerSources) {
 TEST_F(NanogptWords, DecayOffTakesTheWarmUpWithIt) {
   const LoadedOptions loaded = load({"--warmup_iters=100", "--decay_lr=False"});
   EXPECT_EQ(loaded.options.warmup_steps, 0);
-  EXPECT_EQ(loaded.options.schedule, "warmdown");
+  EXPECT_EQ(loaded.options.schedule, ScheduleKind::warmdown);
   EXPECT_EQ(loaded.options.warmdown, 0);
   EXPECT_EQ(load({"--warmup_iters=100", "--decay_lr=True"}).options.warmup_steps, 100);
   const std::string path = python("decay_lr = False\n");

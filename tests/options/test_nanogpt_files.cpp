@@ -269,7 +269,7 @@ TEST_F(NanogptConfigs, EachIsReadAndPrintsAsAConfiguration) {
   EXPECT_GE(read, 6u);
   const Options small = load({"--config", config("gpt2-124m-fp16-12g.cfg")}).options;
   EXPECT_EQ(small.batch_tokens, 16 * 1024 * 30);
-  EXPECT_EQ(small.dtype, "fp16");
+  EXPECT_EQ(small.dtype, DType::f16);
   EXPECT_EQ(load({"--config", config("gpt-12x576-fp16-12g.cfg")}).options.batch_tokens, 64 * 1024 * 8);
 }
 

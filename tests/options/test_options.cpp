@@ -119,21 +119,22 @@ TEST_F(OptionSources, TakeOtherProgramsWordsForOurValues) {
       {"float32", "f32"}, {"fp32", "f32"},      {"f32", "f32"},   {"float16", "fp16"}, {"f16", "fp16"},
       {"fp16", "fp16"},   {"bfloat16", "bf16"}, {"bf16", "bf16"}, {"auto", "auto"}};
   for (const auto& [word, ours] : dtypes) {
-    EXPECT_EQ(load({"--dtype", word}).options.dtype, ours) << word;
+    EXPECT_EQ(option_text(load({"--dtype", word}).options, "dtype"), ours) << word;
     if (std::string_view(ours) != "fp16") {
-      EXPECT_EQ(load({"--grad-dtype", word}).options.grad_dtype, ours) << word;
+      EXPECT_EQ(option_text(load({"--grad-dtype", word}).options, "grad-dtype"), ours) << word;
     }
-    EXPECT_EQ(load({"--config", file(fmt::format("dtype = {}\n", word))}).options.dtype, ours) << word;
+    const LoadedOptions from_file = load({"--config", file(fmt::format("dtype = {}\n", word))});
+    EXPECT_EQ(option_text(from_file.options, "dtype"), ours) << word;
     set("QTRAIN_DTYPE", word);
-    EXPECT_EQ(load({}).options.dtype, ours) << word;
+    EXPECT_EQ(option_text(load({}).options, "dtype"), ours) << word;
     unsetenv("QTRAIN_DTYPE");
   }
   EXPECT_EQ(load({"--prompt", "float16"}).options.prompt, "float16") << "only where it names a dtype";
-  EXPECT_EQ(load({}).options.paging, "auto");
+  EXPECT_EQ(load({}).options.paging, Paging::automatic);
   // Checkpoints and files of earlier versions hold a flag here.
-  EXPECT_EQ(load({"--config", file("paging = true\n")}).options.paging, "on");
-  EXPECT_EQ(load({"--config", file("paging = false\n")}).options.paging, "off");
-  EXPECT_EQ(load({"--paging", "off"}).options.paging, "off");
+  EXPECT_EQ(load({"--config", file("paging = true\n")}).options.paging, Paging::on);
+  EXPECT_EQ(load({"--config", file("paging = false\n")}).options.paging, Paging::off);
+  EXPECT_EQ(load({"--paging", "off"}).options.paging, Paging::off);
 }
 
 TEST_F(OptionSources, RefuseAValueThatIsNoChoiceNamingWhereItStands) {
@@ -408,12 +409,49 @@ TEST(Options, WhatAChangedValueMeansIsFrozen) {
   EXPECT_EQ(trait(kOfWeights), "model vocab-size n-layer n-head n-embd n-kv-head norm-eps bias");
 }
 
+// A word's place in its row is the enumerator's number: a word in another place would mean another value.
+TEST(Options, EachWordMeansItsEnumerator) {
+  const auto with = [](const char* name, const char* word) {
+    Options o;
+    set_option(o, *find_option(name), {word}, "test");
+    return o;
+  };
+  EXPECT_EQ(with("grad-dtype", "f32").grad_dtype, DType::f32);
+  EXPECT_EQ(with("grad-dtype", "bf16").grad_dtype, DType::bf16);
+  for (const DType type : {DType::f32, DType::bf16, DType::f16}) {
+    const std::string word(dtype_name(type));
+    EXPECT_EQ(with("dtype", word.c_str()).dtype, type);
+    EXPECT_EQ(with("format", word.c_str()).format, type);
+  }
+  for (const char* name : {"dtype", "grad-dtype", "format", "device"})
+    EXPECT_EQ(option_text(with(name, "auto"), name), "auto");
+  EXPECT_EQ(with("dtype", "auto").dtype, std::nullopt);
+  EXPECT_EQ(with("master", "f32").master, DType::f32);
+  EXPECT_EQ(with("master", "bf16-sr").master, DType::bf16);
+  EXPECT_EQ(with("paging", "auto").paging, Paging::automatic);
+  EXPECT_EQ(with("paging", "on").paging, Paging::on);
+  EXPECT_EQ(with("paging", "off").paging, Paging::off);
+  EXPECT_EQ(with("device", "auto").device, std::nullopt);
+  EXPECT_EQ(with("device", "cpu").device, DeviceKind::cpu);
+  EXPECT_EQ(with("device", "cuda").device, DeviceKind::cuda);
+  EXPECT_EQ(with("gemm", "auto").gemm, GemmRoute::automatic);
+  EXPECT_EQ(with("gemm", "fused").gemm, GemmRoute::fused);
+  EXPECT_EQ(with("gemm", "scratch").gemm, GemmRoute::scratch);
+  EXPECT_EQ(with("schedule", "warmdown").schedule, ScheduleKind::warmdown);
+  EXPECT_EQ(with("schedule", "cosine").schedule, ScheduleKind::cosine);
+  EXPECT_EQ(with("tokenizer-kind", "bpe").tokenizer_kind, TokenizerKind::bpe);
+  EXPECT_EQ(with("tokenizer-kind", "bytes").tokenizer_kind, TokenizerKind::bytes);
+  EXPECT_EQ(with("tokenizer-kind", "char").tokenizer_kind, TokenizerKind::chars);
+  EXPECT_EQ(with("data-order", "shuffle").data_order, RowOrder::shuffled);
+  EXPECT_EQ(with("data-order", "sequential").data_order, RowOrder::sequential);
+  EXPECT_EQ(with("data-order", "random").data_order, RowOrder::random);
+  EXPECT_EQ(with("weights", "packed").weights, WeightsOf::packed);
+  EXPECT_EQ(with("weights", "master").weights, WeightsOf::master);
+}
+
 // A value different from the default, for every kind.
 std::string other_value(const OptionSpec& spec) {
-  if (spec.choices != nullptr) {
-    const std::string choices = spec.choices;
-    return choices.substr(choices.rfind(' ') + 1);
-  }
+  if (const std::string words = spec.words.text(); !words.empty()) return words.substr(words.rfind(' ') + 1);
   switch (spec.kind) {
     case OptionKind::text: return "some words, with 'quotes' and \\";
     case OptionKind::texts: return "";  // set below
@@ -437,10 +475,19 @@ TEST_F(OptionTable, TextsReadBackAsTheValuesTheyCameFrom) {
       const std::string text = option_text(first, spec);
       set_option(second, spec, option_values(spec, text, "test"), "test");
       EXPECT_EQ(option_text(second, spec), text) << spec.name;
-      const bool same = std::visit([&](auto member) { return first.*member == second.*member; }, spec.member);
+      const bool same = std::visit(
+          [&](auto member) {
+            if constexpr (std::is_same_v<decltype(member), ChoiceMember>)
+              return member.word(first) == member.word(second);
+            else
+              return first.*member == second.*member;
+          },
+          spec.member);
       EXPECT_TRUE(same) << spec.name << " = " << text;
     }
     // The loop above would also pass if nothing were ever set.
+    if (spec.words.text() == option_text(Options(), spec) && !spec.words.text().empty())
+      continue;  // one word
     Options changed;
     set_option(changed, spec, {other_value(spec) + (spec.kind == OptionKind::texts ? "x" : "")}, "test");
     EXPECT_NE(option_text(changed, spec), option_text(Options(), spec)) << spec.name;

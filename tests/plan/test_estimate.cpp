@@ -169,7 +169,7 @@ TEST(EstimateOfTwelveTimes576, TakesSecondsAnIterationAndHoursForSixThousand) {
   o.n_embd = 576;
   o.vocab_size = 50304;
   o.seq_len = 1024;
-  o.dtype = "fp16";
+  o.dtype = DType::f16;
   o.steps = 6000;
   const PlannedRun run = planned(o);
   ASSERT_EQ(run.engine.step_tokens(), 524288);

@@ -22,13 +22,13 @@ constexpr double kGi = 1024.0 * 1024.0 * 1024.0;
 
 Target card() { return cuda_target(89); }
 
-Options d32(std::string quant, std::int64_t micro_batch = 0, std::string grad_dtype = "auto") {
+Options d32(std::string quant, std::int64_t micro_batch = 0, std::optional<DType> grad_dtype = {}) {
   Options o;
   o.model = "d32";
   o.quant = std::move(quant);
   o.ckpt_activations = true;
   o.micro_batch = micro_batch;
-  o.grad_dtype = std::move(grad_dtype);
+  o.grad_dtype = grad_dtype;
   return o;
 }
 
@@ -73,7 +73,7 @@ TEST(PlanOfD32, StaysWithinTheDeviceBytesThatArePromised) {
     double most_gib;
   } promises[] = {{"nf4", 1, 6.3}, {"nf4", 4, 7.6}, {"none", 1, 8.4}, {"none", 4, 9.8}};
   for (const auto& p : promises) {
-    const PlannedRun run = plan(d32(p.quant, p.micro_batch, "bf16"));
+    const PlannedRun run = plan(d32(p.quant, p.micro_batch, DType::bf16));
     EXPECT_LE(device_gib(run), p.most_gib)
         << p.quant << ", micro-batch " << p.micro_batch << ": " << breakdown(run);
     // The step arena is what planning can win or lose: no more than 1 % may be lost to holes between
@@ -85,32 +85,32 @@ TEST(PlanOfD32, StaysWithinTheDeviceBytesThatArePromised) {
 }
 
 TEST(PlanOfD32, CountsTheBytesOfWeightsAndGradientsThatArithmeticGives) {
-  const PlannedRun nf4 = plan(d32("nf4", 1, "bf16"));
+  const PlannedRun nf4 = plan(d32("nf4", 1, DType::bf16));
   EXPECT_EQ(row_bytes(nf4.device_rows, "weights"), kMatrix / 2 + kMatrix / 64 * 4 + kVocabulary * 2 + kRope);
   EXPECT_EQ(row_bytes(nf4.device_rows, "gradients"), kAll * 2);
-  const PlannedRun plain = plan(d32("none", 1, "f32"), 0);
+  const PlannedRun plain = plan(d32("none", 1, DType::f32), 0);
   EXPECT_EQ(row_bytes(plain.device_rows, "weights"), kAll * 2 + kRope);
   EXPECT_EQ(row_bytes(plain.device_rows, "gradients"), kAll * 4);
 }
 
 TEST(PlanOfD32, KeepsMasterAndMomentsInTheHostMemoryThatIsPromised) {
-  const PlannedRun run = plan(d32("nf4", 1, "bf16"));
+  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
   EXPECT_EQ(row_bytes(run.host_rows, "master"), kAll * 4);
   // One byte each for m and v, a scale each per 256; f32 for embedding and head.
   EXPECT_EQ(row_bytes(run.host_rows, "moments"), 2 * (kMatrix + kMatrix / 256 * 4) + 2 * kVocabulary * 4);
   EXPECT_LE(static_cast<double>(run.host_bytes) / kGi, 12.4);
 
-  Options resident = d32("nf4", 1, "bf16");
-  resident.paging = "off";
+  Options resident = d32("nf4", 1, DType::bf16);
+  resident.paging = Paging::off;
   const PlannedRun all_on_device = plan(resident, 0);
   EXPECT_EQ(all_on_device.host_bytes, 0);
   EXPECT_EQ(row_bytes(all_on_device.device_rows, "master"), kAll * 4);
 }
 
 TEST(PlanOfD32, HalvesTheMasterCopyWithMastersInBf16) {
-  Options o = d32("nf4", 1, "bf16");
+  Options o = d32("nf4", 1, DType::bf16);
   const PlannedRun wide = plan(o);
-  o.master = "bf16-sr";
+  o.master = DType::bf16;
   const PlannedRun run = plan(o);
   EXPECT_EQ(row_bytes(run.host_rows, "master"), kAll * 2);
   EXPECT_EQ(row_bytes(run.host_rows, "moments"), row_bytes(wide.host_rows, "moments"));
@@ -121,7 +121,7 @@ TEST(PlanOfD32, HalvesTheMasterCopyWithMastersInBf16) {
 }
 
 TEST(PlanOfD32, WritesCheckpointsOfTheSizeThatIsPromised) {
-  const PlannedRun run = plan(d32("nf4", 1, "bf16"));
+  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
   EXPECT_LE(static_cast<double>(run.checkpoint_bytes), 14.6e9);
   EXPECT_NEAR(static_cast<double>(run.checkpoint_bytes), 14.4e9, 0.1e9);
   EXPECT_GE(run.checkpoint_bytes, run.host_bytes)
@@ -145,7 +145,7 @@ TEST(PlanOfD32, FitsATwelveGibibyteCardWithTheHeadlineCommand) {
 
 // Least memory has its price in the plan too: nothing of it is for expanded weights.
 TEST(PlanOfD32, HasNoLineForScratchWithFusedProducts) {
-  Options o = d32("nf4", 4, "bf16");
+  Options o = d32("nf4", 4, DType::bf16);
   const Target target = [] {
     Target t = card();
     t.gemm = GemmRoute::fused;
@@ -168,7 +168,7 @@ TEST(PlanOfD32, EndsWithTheCommandThatRepeatsIt) {
             "--out 'runs/it'\\''s mine'");
   Options again = o;
   again.micro_batch = 4;
-  again.grad_dtype = "bf16";
+  again.grad_dtype = DType::bf16;
   EXPECT_EQ(plan(again, 8 * kGiB).device_bytes, run.device_bytes);
 }
 
@@ -208,7 +208,7 @@ TEST(PlanCommand, LeadsToTheSamePlanWhateverWasAskedFor) {
 
 // The least memory decides where nothing else fits; the plan says so and repeats it.
 TEST(PlanOfD32, TakesTheRouteWithoutScratchWhereNothingElseFits) {
-  const Options o = d32("nf4", 4, "bf16");
+  const Options o = d32("nf4", 4, DType::bf16);
   const PlannedRun wide = plan(o);
   Target floor = card();
   floor.gemm = GemmRoute::fused;
@@ -228,34 +228,34 @@ TEST(PlanOfD32, TakesTheRouteWithoutScratchWhereNothingElseFits) {
 }
 
 TEST(PlanOfD32, FitsAnEightGibibyteCardAtOneRow) {
-  EXPECT_TRUE(plan(d32("nf4", 1, "bf16"), 8 * kGiB).fits());
+  EXPECT_TRUE(plan(d32("nf4", 1, DType::bf16), 8 * kGiB).fits());
   EXPECT_TRUE(plan(d32("nf4"), 8 * kGiB).fits());
   EXPECT_EQ(plan(d32("nf4"), 8 * kGiB).engine.memory.gradient, DType::bf16);
 }
 
 TEST(PlanOfD32, SaysSoWhereItDoesNotFit) {
-  EXPECT_FALSE(plan(d32("nf4", 1, "f32"), 8 * kGiB).fits());
+  EXPECT_FALSE(plan(d32("nf4", 1, DType::f32), 8 * kGiB).fits());
   EXPECT_FALSE(plan(d32("nf4"), 6 * kGiB).fits());
   EXPECT_FALSE(plan(d32("none"), 8 * kGiB).fits());
   // One byte decides.
-  const PlannedRun run = plan(d32("nf4", 1, "bf16"), 0);
-  const std::int64_t reserve = plan(d32("nf4", 1, "bf16")).reserve_bytes;
-  EXPECT_TRUE(plan(d32("nf4", 1, "bf16"), run.device_bytes + reserve).fits());
-  EXPECT_FALSE(plan(d32("nf4", 1, "bf16"), run.device_bytes + reserve - 1).fits());
+  const PlannedRun run = plan(d32("nf4", 1, DType::bf16), 0);
+  const std::int64_t reserve = plan(d32("nf4", 1, DType::bf16)).reserve_bytes;
+  EXPECT_TRUE(plan(d32("nf4", 1, DType::bf16), run.device_bytes + reserve).fits());
+  EXPECT_FALSE(plan(d32("nf4", 1, DType::bf16), run.device_bytes + reserve - 1).fits());
 }
 
 TEST(PlanOfD32, TellsThat16BitWeightsFitTooWhereTheyDo) {
   const auto note = [](const PlannedRun& run) {
     return run.notes.empty() ? std::string() : run.notes.front();
   };
-  EXPECT_NE(note(plan(d32("nf4", 1, "bf16"))).find("bf16 weights fit too"), std::string::npos);
-  EXPECT_NE(note(plan(d32("nf4", 1, "bf16"))).find("--quant none"), std::string::npos);
-  EXPECT_TRUE(note(plan(d32("nf4", 1, "bf16"), 8 * kGiB)).empty()) << "they do not fit 8 GiB";
-  EXPECT_TRUE(note(plan(d32("none", 1, "bf16"))).empty()) << "they are what is used";
+  EXPECT_NE(note(plan(d32("nf4", 1, DType::bf16))).find("bf16 weights fit too"), std::string::npos);
+  EXPECT_NE(note(plan(d32("nf4", 1, DType::bf16))).find("--quant none"), std::string::npos);
+  EXPECT_TRUE(note(plan(d32("nf4", 1, DType::bf16), 8 * kGiB)).empty()) << "they do not fit 8 GiB";
+  EXPECT_TRUE(note(plan(d32("none", 1, DType::bf16))).empty()) << "they are what is used";
 }
 
 TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
-  Options o = d32("nf4", 1, "bf16");
+  Options o = d32("nf4", 1, DType::bf16);
   const auto on_disk = [&](std::optional<std::int64_t> free_bytes) {
     return plan_run(o, card(), Limits{.device_bytes = 12 * kGiB, .disk_bytes = free_bytes}, 0);
   };
@@ -269,7 +269,7 @@ TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
 }
 
 TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {
-  const PlannedRun run = plan(d32("nf4", 1, "bf16"));
+  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
   EXPECT_EQ(run.token_cache_bytes, 2 * run.steps * run.engine.step_tokens());
   // 1 % of a day at half a gigabyte a second; and small models no more than a save a minute.
   EXPECT_EQ(run.written_bytes_per_day, 864LL * 500'000'000);
@@ -281,7 +281,7 @@ TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {
 }
 
 TEST(Plan, IsTheSameForEveryNumberOfMicroBatches) {
-  EngineOptions e = plan(d32("nf4", 1, "bf16")).engine;
+  EngineOptions e = plan(d32("nf4", 1, DType::bf16)).engine;
   const RunPlan many = Engine::rehearse(e, card());
   e.accumulation = 1;
   const RunPlan one = Engine::rehearse(e, card());
@@ -292,7 +292,7 @@ TEST(Plan, IsTheSameForEveryNumberOfMicroBatches) {
 }
 
 TEST(Plan, PagesTheWholeStateOnceEachWayInAStep) {
-  const PlannedRun run = plan(d32("nf4", 1, "bf16"));
+  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
   const BackendTotals& step = run.plan.optimizer_step;
   // The host arena pads tensors to its alignment; what travels are the tensors. A few scalars come back
   // besides.
@@ -341,16 +341,16 @@ TEST(PlanOfGpt, FitsTwelveGibibytesUnchangedWithEvaluationInside) {
 }
 
 TEST(PlanOfGpt, TakesTheSameBytesInFp16AsInBf16) {
-  const auto in = [](const std::string& dtype) {
+  const auto in = [](DType dtype) {
     Options o;
     o.model = "gpt2";
     o.dtype = dtype;
-    o.grad_dtype = "f32";
-    o.paging = "on";
+    o.grad_dtype = DType::f32;
+    o.paging = Paging::on;
     o.micro_batch = 4;
     return plan(o);
   };
-  const PlannedRun fp16 = in("fp16"), bf16 = in("bf16");
+  const PlannedRun fp16 = in(DType::f16), bf16 = in(DType::bf16);
   for (const char* row : {"weights", "activations", "gradients", "logits"})
     EXPECT_EQ(row_bytes(fp16.device_rows, row), row_bytes(bf16.device_rows, row)) << row;
   EXPECT_EQ(fp16.plan.device_bytes(), bf16.plan.device_bytes());
@@ -360,7 +360,7 @@ TEST(PlanOfGpt, TakesTheSameBytesInFp16AsInBf16) {
 TEST(PlanOfGpt, PagesAnFp16StateOnlyWhereItDoesNotFit) {
   Options o;
   o.model = "gpt2-large";
-  o.dtype = "fp16";
+  o.dtype = DType::f16;
   o.optim = "adamw";
   o.ckpt_activations = true;
   EXPECT_FALSE(plan(o, 24 * kGiB).engine.optim.paged);
@@ -375,7 +375,7 @@ TEST(PlannedWork, IsThePublishedCountWithAndWithoutCheckpointing) {
     for (const char* quant : {"none", "nf4"}) {
       double executed[2] = {};
       for (const bool checkpointing : {false, true}) {
-        Options o = d32(quant, 2, "bf16");
+        Options o = d32(quant, 2, DType::bf16);
         o.model = name;
         o.ckpt_activations = checkpointing;
         const PlannedRun run = plan(o, 0);
@@ -399,7 +399,7 @@ TEST(PlannedWork, IsThePublishedCountWithAndWithoutCheckpointing) {
 }
 
 TEST(PlannedWork, OfAnEvaluationIsAThirdOfAStep) {
-  const PlannedRun run = plan(d32("nf4", 1, "bf16"));
+  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
   EXPECT_NEAR(run.plan.eval_step.model_flops * 3 / run.plan.micro_step.model_flops, 1.0, 1e-12);
 }
 

@@ -34,12 +34,14 @@ DrawnPlan drawn(Draws& draws) {
   } while (model_from_options(o, 0).param_count() > kMostParams);
   o.seq_len = draws.of<std::int64_t>({16, 32, 64, 128, 256});
   o.batch_tokens = o.seq_len * draws.of<std::int64_t>({1, 2, 3, 4, 6, 8, 12});
-  o.dtype = draws.of<const char*>({"f32", "bf16", "bf16", "fp16"});
-  o.quant = o.dtype != "fp16" && draws.one_in(2) ? "nf4" : "none";
-  o.master = o.dtype != "fp16" && draws.one_in(4) ? "bf16-sr" : "f32";
-  o.grad_dtype = o.dtype != "bf16" ? "auto" : draws.of<const char*>({"auto", "f32", "bf16"});
+  o.dtype = draws.of({DType::f32, DType::bf16, DType::bf16, DType::f16});
+  o.quant = o.dtype != DType::f16 && draws.one_in(2) ? "nf4" : "none";
+  o.master = o.dtype != DType::f16 && draws.one_in(4) ? DType::bf16 : DType::f32;
+  o.grad_dtype = o.dtype != DType::bf16
+                     ? std::nullopt
+                     : draws.of<std::optional<DType>>({std::nullopt, DType::f32, DType::bf16});
   o.ckpt_activations = draws.one_in(2);
-  o.paging = draws.of<const char*>({"auto", "on", "off"});
+  o.paging = draws.of({Paging::automatic, Paging::on, Paging::off});
   o.optim = draws.of<const char*>({"adamw8", "adamw"});
   o.loss_chunk = draws.one_in(3) ? draws.between(8, 64) : 0;
   o.sample_tokens = draws.one_in(4) ? 0 : 8;
@@ -84,7 +86,7 @@ TEST(PlanPromise, RestsOnBytesThatGrowWithTheMicroBatch) {
     for (std::int64_t r = 1; r <= rows; ++r) {
       if (rows % r != 0) continue;
       d.options.micro_batch = r;
-      d.options.grad_dtype = "f32";
+      d.options.grad_dtype = DType::f32;
       const std::int64_t bytes = planned_with(d, d.options, 0).device_bytes;
       EXPECT_GE(bytes, before) << planned(d).command;
       before = bytes;

@@ -32,8 +32,7 @@ Limits limits_of(const Machine& machine) {
 // The target of the options alone, as a program without a card has it.
 Target target_of_options(const Options& o) {
   Target target = cuda_target(89);
-  if (o.gemm == "fused") target.gemm = GemmRoute::fused;
-  if (o.gemm == "scratch") target.gemm = GemmRoute::scratch;
+  target.gemm = o.gemm;
   return target;
 }
 

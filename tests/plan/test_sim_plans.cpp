@@ -31,19 +31,17 @@ DrawnPlan drawn(Draws& draws) {
   o.vocab_size = draws.between(100, 300);
   o.seq_len = draws.of<std::int64_t>({16, 24, 32});
   o.batch_tokens = o.seq_len * draws.of<std::int64_t>({1, 2, 3});
-  o.dtype = draws.of<const char*>({"bf16", "bf16", "fp16"});
-  o.quant = o.dtype != "fp16" && !draws.one_in(3) ? "nf4" : "none";
-  o.master = o.dtype != "fp16" && draws.one_in(4) ? "bf16-sr" : "f32";
-  o.gemm = draws.of<const char*>({"auto", "fused", "scratch"});
+  o.dtype = draws.of({DType::bf16, DType::bf16, DType::f16});
+  o.quant = o.dtype != DType::f16 && !draws.one_in(3) ? "nf4" : "none";
+  o.master = o.dtype != DType::f16 && draws.one_in(4) ? DType::bf16 : DType::f32;
+  o.gemm = draws.of({GemmRoute::automatic, GemmRoute::fused, GemmRoute::scratch});
   o.ckpt_activations = draws.one_in(2);
-  o.paging = draws.of<const char*>({"auto", "on", "off"});
+  o.paging = draws.of({Paging::automatic, Paging::on, Paging::off});
   o.optim = draws.of<const char*>({"adamw8", "adamw"});
   o.sample_tokens = draws.one_in(3) ? 2 : 0;
   o.learning_rate = 1e-4;
   d.target = cuda_target(86);
-  d.target.gemm = o.gemm == "fused"     ? GemmRoute::fused
-                  : o.gemm == "scratch" ? GemmRoute::scratch
-                                        : GemmRoute::automatic;
+  d.target.gemm = o.gemm;
   d.limits.host_bytes = 64 * kGiB;
   draw_memory(d, draws);
   return d;

@@ -49,7 +49,7 @@ inline PlannedRun planned_with(const DrawnPlan& d, const Options& o, std::int64_
   Limits limits = d.limits;
   limits.device_bytes = device_bytes;
   Target target = d.target;
-  if (target.kind == DeviceKind::cuda && o.gemm == "fused") target.gemm = GemmRoute::fused;
+  if (target.kind == DeviceKind::cuda && o.gemm == GemmRoute::fused) target.gemm = GemmRoute::fused;
   return plan_run(o, target, limits, 0);
 }
 
@@ -103,7 +103,7 @@ inline void expect_no_room_for_more(const PlannedRun& run, const DrawnPlan& d) {
   if (run.device_bytes * 10 >= d.limits.device_bytes * 9 || d.options.micro_batch > 0) return;
   const std::int64_t rows = d.options.batch_tokens / run.engine.model.seq_len;
   Options larger = with_choices(d.options, run);
-  larger.paging = run.engine.optim.paged ? "on" : "off";
+  larger.paging = run.engine.optim.paged ? Paging::on : Paging::off;
   for (std::int64_t r = run.engine.memory.micro_batch_rows + 1; r <= rows; ++r) {
     if (rows % r != 0) continue;
     larger.micro_batch = r;
@@ -121,19 +121,19 @@ inline void expect_exact(const DrawnPlan& d, const Options& o, std::int64_t need
 // Whether everything at once that costs least memory would do: then something has to be proposed.
 inline bool fits_with_everything(const DrawnPlan& d, std::int64_t seq_len) {
   Options o = d.options;
-  const bool fp16 = o.dtype == "fp16";
+  const bool fp16 = o.dtype == DType::f16;
   o.micro_batch = 1;
   o.seq_len = seq_len;
   o.ckpt_activations = true;
   o.loss_chunk = 16;
   o.optim = "adamw8";
-  o.paging = "on";
-  if (d.target.kind == DeviceKind::cuda) o.gemm = "fused";
+  o.paging = Paging::on;
+  if (d.target.kind == DeviceKind::cuda) o.gemm = GemmRoute::fused;
   if (!fp16) {
-    o.dtype = "bf16";
+    o.dtype = DType::bf16;
     o.quant = "nf4";
-    o.grad_dtype = "bf16";
-    o.master = "bf16-sr";
+    o.grad_dtype = DType::bf16;
+    o.master = DType::bf16;
   }
   return planned_with(d, o, d.limits.device_bytes).fits();
 }
@@ -157,7 +157,7 @@ inline void expect_promises_kept(const DrawnPlan& d, const std::filesystem::path
     run_within(run, d, folder);
     expect_no_room_for_more(run, d);
     Options same = with_choices(d.options, run);
-    same.paging = run.engine.optim.paged ? "on" : "off";
+    same.paging = run.engine.optim.paged ? Paging::on : Paging::off;
     expect_exact(d, same, run.device_bytes);
     return;
   }
