@@ -6,7 +6,6 @@
 
 #include "src/core/units.h"
 #include "src/options/nanogpt.h"
-#include "src/options/option_table.h"
 
 namespace qt {
 
@@ -40,6 +39,12 @@ void append_words(std::vector<std::string>& words, const Options& options, const
   }
 }
 
+std::string shell_text(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : " ") + shell_word(word);
+  return text;
+}
+
 // What a command line with these options leads to: some come with others (the defaults of gpt models), some
 // are computed from others.
 Options reading(const Options& options, const std::set<const OptionSpec*>& said) {
@@ -65,6 +70,20 @@ Options with_choices(const Options& options, const PlannedRun& run) {
   return chosen;
 }
 
+std::vector<const OptionSpec*> different_options(const Options& a, const Options& b) {
+  std::vector<const OptionSpec*> specs;
+  for (const OptionSpec& spec : option_table()) {
+    if (option_text(a, spec) != option_text(b, spec)) specs.push_back(&spec);
+  }
+  return specs;
+}
+
+std::string change_words(const Options& before, const Options& after) {
+  std::vector<std::string> words;
+  for (const OptionSpec* spec : different_options(before, after)) append_words(words, after, *spec);
+  return shell_text(words);
+}
+
 std::vector<std::string> command_words(const Options& options, const PlannedRun& run) {
   Options chosen = with_choices(options, run);
   const Options defaults;
@@ -76,11 +95,9 @@ std::vector<std::string> command_words(const Options& options, const PlannedRun&
   std::set<const OptionSpec*> said{find_option("model")};
   const auto say_what_is_missing = [&] {
     bool more = false;
-    const Options read = reading(chosen, said);
-    for (const OptionSpec& spec : option_table()) {
-      // What has been said and is read otherwise was said in vain: again would not help.
-      if (option_text(chosen, spec) != option_text(read, spec)) more |= said.insert(&spec).second;
-    }
+    // What has been said and is read otherwise was said in vain: again would not help.
+    for (const OptionSpec* spec : different_options(chosen, reading(chosen, said)))
+      more |= said.insert(spec).second;
     return more;
   };
   try {
@@ -100,9 +117,8 @@ std::vector<std::string> command_words(const Options& options, const PlannedRun&
 }
 
 std::string command_of(const Options& options, const PlannedRun& run) {
-  std::string command = "qtrain";
-  for (const std::string& word : command_words(options, run)) command += " " + shell_word(word);
-  return command;
+  const std::string words = shell_text(command_words(options, run));
+  return words.empty() ? "qtrain" : "qtrain " + words;
 }
 
 }  // namespace qt

@@ -4,7 +4,6 @@
 
 #include "src/core/units.h"
 #include "src/model/family.h"
-#include "src/options/option_table.h"
 #include "src/plan/command.h"
 
 namespace qt {
@@ -24,6 +23,34 @@ struct AbsentFormat {
 constexpr AbsentFormat kAbsent[] = {{"3 bits", 3.125}, {"2.6 bits", 2.625}};
 constexpr double kDenseBits = 16;
 
+// Adds to `options` what turns the command line of `before` into that of `after`.
+void say(std::string& options, const Options& before, const Options& after) {
+  const std::string words = change_words(before, after);
+  if (!words.empty()) options += (options.empty() ? "" : " ") + words;
+}
+
+// Adds what `o` has chosen, also where the run's own command says the same.
+template <auto... kMembers>
+void say_choices(std::string& options, const Options& o) {
+  const auto say_one = [&](auto member) {
+    Options open = o;
+    open.*member = {};
+    say(options, open, o);
+  };
+  (say_one(kMembers), ...);
+}
+
+// Adds what `o` has otherwise than the run's own options.
+template <auto... kMembers>
+void say_changes(std::string& options, const Options& own, const Options& o) {
+  const auto say_one = [&](auto member) {
+    Options before = o;
+    before.*member = own.*member;
+    say(options, before, o);
+  };
+  (say_one(kMembers), ...);
+}
+
 class Comparison {
  public:
   Comparison(const Target& target, const Limits& limits, std::int64_t vocab_size, const EstimateInput& input)
@@ -37,7 +64,7 @@ class Comparison {
     checkpointed.ckpt_activations = true;
     PlannedRun smaller = plan_run(checkpointed, target_, limits_, vocab_size_);
     if (!smaller.fits()) return run;
-    options += " --ckpt-activations";
+    say(options, o, checkpointed);
     return smaller;
   }
 
@@ -77,20 +104,21 @@ class Comparison {
 void add_weights(Comparison& comparison, const Options& o, CompareTable& table, const Limits& limits) {
   Options dense = o;
   dense.quant = format_info(FormatId::none).name;
-  std::string options = "--quant none";
+  std::string options;
+  say_choices<&Options::quant>(options, dense);
   const PlannedRun plain = comparison.planned(dense, options);
   comparison.add(fmt::format("{}, weights in 16 bits", o.model), options, plain, kDenseBits, table);
   if (o.dtype == DType::f16) return;  // fp16 does not go with packed weights
 
   Options packed = o;
   packed.quant = format_info(FormatId::nf4).name;
-  options = "--quant nf4";
+  options.clear();
+  say_choices<&Options::quant>(options, packed);
   if (plain.fits()) {  // the same step, so that the bytes of the weights are what differs
     const Options chosen = with_choices(dense, plain);
     packed.micro_batch = chosen.micro_batch;
     packed.grad_dtype = chosen.grad_dtype;
-    options += fmt::format(" --micro-batch {} --grad-dtype {}", chosen.micro_batch,
-                           option_text(chosen, "grad-dtype"));
+    say_choices<&Options::micro_batch, &Options::grad_dtype>(options, packed);
   }
   const PlannedRun nf4 = comparison.planned(packed, options);
   const double nf4_bits = format_info(FormatId::nf4).bits_per_weight;
@@ -116,7 +144,9 @@ void add_without_recompute(Comparison& comparison, const Options& o, CompareTabl
   kept.quant = format_info(FormatId::none).name;
   kept.ckpt_activations = false;
   kept.micro_batch = 0;
-  std::string options = "--quant none --no-ckpt-activations";
+  std::string options;
+  say_choices<&Options::quant>(options, kept);
+  say_changes<&Options::ckpt_activations>(options, o, kept);
   const PlannedRun run = comparison.planned(kept, options);
   if (run.fits() && !run.engine.memory.checkpoint_activations)
     comparison.add(fmt::format("{}, nothing computed twice", o.model), options, run, kDenseBits, table);
@@ -135,17 +165,14 @@ void add_smaller_models(Comparison& comparison, const Options& o, const ModelCon
     smaller.vocab_size = model.vocab_size;
     smaller.seq_len = model.seq_len;
     if (model_from_options(smaller, 0).param_count() >= model.param_count()) continue;
-    std::string options = fmt::format("--model {} --quant none", name);
+    std::string options;
+    say_choices<&Options::model, &Options::quant>(options, smaller);
     const PlannedRun run = comparison.planned(smaller, options);
     // What the command has beside it and this choice has not.
-    if (o.ckpt_activations && !run.engine.memory.checkpoint_activations) options += " --no-ckpt-activations";
-    if (o.tokens > 0) options += " --tokens 0";
-    if (o.steps > 0) options += " --steps 0";
-    if (o.n_layer > 0) options += " --n-layer 0";
-    if (o.n_head > 0) options += " --n-head 0";
-    if (o.n_embd > 0) options += " --n-embd 0";
-    if (o.n_kv_head > 0) options += " --n-kv-head 0";
-    if (o.warmup_steps > 0) options += " --warmup-steps 0";
+    if (!run.engine.memory.checkpoint_activations)
+      say_changes<&Options::ckpt_activations>(options, o, smaller);
+    say_changes<&Options::tokens, &Options::steps, &Options::n_layer, &Options::n_head, &Options::n_embd,
+                &Options::n_kv_head, &Options::warmup_steps>(options, o, smaller);
     comparison.add(fmt::format("{}, {} tokens", name, format_count(run.steps * run.engine.step_tokens())),
                    options, run, kDenseBits, table);
   }
@@ -189,7 +216,9 @@ CompareTable compare_choices(const Options& o, const Target& target, const Limit
     shorter.tokens = fewer;
     shorter.steps = 0;
     shorter.warmup_steps = 0;
-    std::string options = fmt::format("--tokens {}{}", fewer, o.steps > 0 ? " --steps 0" : "");
+    std::string options;
+    say_choices<&Options::tokens>(options, shorter);
+    say_changes<&Options::steps>(options, o, shorter);
     const PlannedRun less = comparison.planned(shorter, options);
     comparison.add(fmt::format("{}, {} tokens a parameter", o.model, kFewerTokensPerParam), options, less,
                    bits, table);

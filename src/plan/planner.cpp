@@ -201,6 +201,10 @@ void note_unquantized(PlannedRun& run, const Options& o, const ModelConfig& mode
   if (run.engine.memory.weights == FormatId::none || !run.fits()) return;
   Options plain = o;
   plain.quant = format_info(FormatId::none).name;
+  Options open = plain;  // all that the note says is said, whatever the run's own options are
+  open.quant.clear();
+  open.grad_dtype.reset();
+  open.micro_batch = 0;
   const ModelOptions& m = run.engine.memory;
   for (const DType gradient : {m.gradient, m.compute}) {
     for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
@@ -209,10 +213,12 @@ void note_unquantized(PlannedRun& run, const Options& o, const ModelConfig& mode
           {.compute = m.compute, .gradient = gradient, .rows = rows, .paged = run.engine.optim.paged},
           step_rows);
       if (!other.fits()) continue;
+      plain.grad_dtype = gradient;
+      plain.micro_batch = rows;
       run.notes.push_back(fmt::format(
-          "{} weights fit too and lose nothing to quantization: --quant none --grad-dtype {} --micro-batch {} "
-          "takes {} on the device; what {} costs in loss is in docs/benchmarks.md",
-          dtype_name(m.compute), dtype_name(gradient), rows, format_bytes(other.device_bytes), o.quant));
+          "{} weights fit too and lose nothing to quantization: {} takes {} on the device; what {} "
+          "costs in loss is in docs/benchmarks.md",
+          dtype_name(m.compute), change_words(open, plain), format_bytes(other.device_bytes), o.quant));
       return;
     }
   }

@@ -6,8 +6,6 @@
 #include <memory>
 #include <optional>
 #include <set>
-#include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -94,12 +92,14 @@ class Proposer {
   // The largest phase decides what an arena takes: what does not help alone may with others that make another
   // phase the largest.
   void add(Change change) {
+    const OptionSpec* option = different_options(o_, options_with({&change})).front();
     const PlannedRun with = least({&change});
     const bool alone = helps(with, run_);
     if (change.trades && !alone) return;
     const double more_time = time_of(with, scope_.card) - time_of(run_, scope_.card);
     changes_.push_back(std::make_unique<Change>(std::move(change)));
-    facts_[changes_.back().get()] = {.helps = alone, .fits = with.fits(), .more_time = more_time};
+    facts_[changes_.back().get()] = {
+        .option = option, .helps = alone, .fits = with.fits(), .more_time = more_time};
   }
 
   // --- planning ---
@@ -124,6 +124,19 @@ class Proposer {
   bool fits(const Changes& changes) { return !changes.empty() && least(changes).fits(); }
   bool may_rehearse() const { return run_.rehearsals < kMostRehearsals - kRehearsalsOfProposals; }
 
+  const OptionSpec* option_of(const Change* c) const { return facts_.at(c).option; }
+  std::set<const OptionSpec*> options_of(const Changes& set) const {
+    std::set<const OptionSpec*> options;
+    for (const Change* c : set) options.insert(option_of(c));
+    return options;
+  }
+  // What the user says to get the change, with what the planner chose where it leaves that open.
+  std::string words_of(const Change* c, const PlannedRun& with) const {
+    Options to = o_;
+    copy_option(with_choices(options_with({c}), with), to, *option_of(c));
+    return change_words(o_, to);
+  }
+
   // --- in order of cost ---
 
   // The worst loss, then the time that all of them take.
@@ -145,7 +158,7 @@ class Proposer {
     Changes all;
     for (const auto& change : changes_) {
       if (change->trades && !with_trades) continue;
-      if (!all.empty() && std::string_view(all.back()->option) == change->option) all.pop_back();
+      if (!all.empty() && option_of(all.back()) == option_of(change.get())) all.pop_back();
       all.push_back(change.get());
     }
     return all;
@@ -158,9 +171,7 @@ class Proposer {
       if (!facts_.at(change.get()).helps) continue;
       const std::size_t n = sets.size();
       for (std::size_t i = 0; i < n; ++i) {
-        const bool twice = std::any_of(sets[i].begin(), sets[i].end(), [&](const Change* c) {
-          return std::string_view(c->option) == change->option;
-        });
+        const bool twice = options_of(sets[i]).contains(option_of(change.get()));
         if (sets[i].size() == size || twice) continue;
         sets.push_back(sets[i]);
         sets.back().push_back(change.get());
@@ -173,13 +184,8 @@ class Proposer {
 
   // --- the search ---
 
-  static std::set<std::string_view> names_of(const Changes& set) {
-    std::set<std::string_view> names;
-    for (const Change* c : set) names.insert(c->option);
-    return names;
-  }
   // Of two sets that change the same options, the milder one alone is proposed.
-  bool is_new(const Changes& set) const { return !proposed_options_.contains(names_of(set)); }
+  bool is_new(const Changes& set) const { return !proposed_options_.contains(options_of(set)); }
 
   void singles() {
     for (const Changes& set : sets_of(1)) {
@@ -234,7 +240,9 @@ class Proposer {
         const Changes needed = needed_of(others, shorten);
         o = options_with(needed);
         shorten(o);
-        propose(needed, o, fmt::format("--seq-len {}", tokens),
+        Options only = o_;
+        only.seq_len = tokens;
+        propose(needed, o, change_words(o_, only),
                 fmt::format("another task: the model sees {} tokens at once instead of {}", tokens, full));
         return;
       }
@@ -268,16 +276,6 @@ class Proposer {
     return all;
   }
 
-  std::string model_words(const Options& o) const {
-    std::string words = o.model == o_.model ? "" : fmt::format(" --model {}", o.model);
-    for (const auto& [name, was, is] :
-         {std::tuple("n-layer", o_.n_layer, o.n_layer), std::tuple("n-head", o_.n_head, o.n_head),
-          std::tuple("n-embd", o_.n_embd, o.n_embd), std::tuple("n-kv-head", o_.n_kv_head, o.n_kv_head)}) {
-      if (was != is) words += fmt::format(" --{} {}", name, is);
-    }
-    return words.substr(1);
-  }
-
   void smaller_model() {
     const std::vector<Options> models = smaller_models();
     const auto become = [&](std::size_t i) {
@@ -305,7 +303,9 @@ class Proposer {
     const Changes needed = needed_of(strongest(false), become(fitting));
     Options o = options_with(needed);
     become(fitting)(o);
-    propose(needed, o, model_words(o),
+    Options only = o_;
+    become(fitting)(only);
+    propose(needed, o, change_words(o_, only),
             fmt::format("another model: {} parameters instead of {}",
                         format_count(model_from_options(o, vocab_size_).param_count()),
                         format_count(run_.engine.model.param_count())));
@@ -325,11 +325,11 @@ class Proposer {
     if (!with.fits()) return;
     FitChange change{.options = more_words, .command = with.command, .cost = more_cost};
     for (const Change* c : set) {
-      change.options += (change.options.empty() ? "" : " ") + c->words(with);
+      change.options += (change.options.empty() ? "" : " ") + words_of(c, with);
       change.cost += (change.cost.empty() ? "" : "; ") + c->cost(with);
     }
     change.cost += time_cost(with, more_words.empty());
-    proposed_options_.insert(names_of(set));
+    proposed_options_.insert(options_of(set));
     proposed_.push_back(std::move(change));
   }
 
@@ -350,9 +350,10 @@ class Proposer {
   }
 
   struct Facts {
-    bool helps = false;    // alone
-    bool fits = false;     // alone
-    double more_time = 0;  // of a step, as time_of() counts it
+    const OptionSpec* option = nullptr;  // that it changes
+    bool helps = false;                  // alone
+    bool fits = false;                   // alone
+    double more_time = 0;                // of a step, as time_of() counts it
   };
 
   PlannedRun& run_;
@@ -364,7 +365,7 @@ class Proposer {
   std::vector<std::unique_ptr<Change>> changes_;
   std::map<const Change*, Facts> facts_;
   std::vector<FitChange> proposed_;
-  std::set<std::set<std::string_view>> proposed_options_;
+  std::set<std::set<const OptionSpec*>> proposed_options_;
 };
 
 }  // namespace

@@ -32,13 +32,8 @@ struct Situation {
 void micro_batch(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   if (o.micro_batch > 1) {
-    all.push_back({.option = "micro-batch",
-                   .loss = Loss::time,
+    all.push_back({.loss = Loss::time,
                    .apply = [](Options& to) { to.micro_batch = 0; },
-                   .words =
-                       [](const PlannedRun& r) {
-                         return fmt::format("--micro-batch {}", r.engine.memory.micro_batch_rows);
-                       },
                    .cost =
                        [](const PlannedRun& r) {
                          return fmt::format(
@@ -52,10 +47,8 @@ void fused_products(const Situation& s, std::vector<Change>& all) {
   const ModelOptions& m = s.run.engine.memory;
   if (s.on_card() && m.weights != FormatId::none && s.target.gemm == GemmRoute::scratch) {
     all.push_back(
-        {.option = "gemm",
-         .loss = Loss::time,
+        {.loss = Loss::time,
          .apply = [](Options& to) { to.gemm = GemmRoute::fused; },
-         .words = text("--gemm fused"),
          .cost = text("weights are expanded inside each product: slower above 2,048 tokens at once")});
   }
 }
@@ -69,10 +62,8 @@ void loss_chunk(const Situation& s, std::vector<Change>& all) {
   for (const std::int64_t divisor : {4, 16}) {
     const std::int64_t smaller = chunk / divisor;
     if (smaller < kLeastChunkTokens) break;
-    all.push_back({.option = "loss-chunk",
-                   .loss = Loss::time,
+    all.push_back({.loss = Loss::time,
                    .apply = [smaller](Options& to) { to.loss_chunk = smaller; },
-                   .words = text(fmt::format("--loss-chunk {}", smaller)),
                    .cost = text("the head's products are smaller: nothing but rounding")});
   }
 }
@@ -80,10 +71,8 @@ void loss_chunk(const Situation& s, std::vector<Change>& all) {
 void recompute(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   if (!o.ckpt_activations) {
-    all.push_back({.option = "ckpt-activations",
-                   .loss = Loss::time,
+    all.push_back({.loss = Loss::time,
                    .apply = [](Options& to) { to.ckpt_activations = true; },
-                   .words = text("--ckpt-activations"),
                    .cost = text("each block is computed twice, to the same bits")});
   }
 }
@@ -92,17 +81,13 @@ void paging(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   const bool paged = s.run.engine.optim.paged;
   if (o.paging == Paging::off) {
-    all.push_back({.option = "paging",
-                   .loss = Loss::time,
+    all.push_back({.loss = Loss::time,
                    .apply = [](Options& to) { to.paging = Paging::on; },
-                   .words = text("--paging on"),
                    .cost = text("master and moments move to the host's memory, to the same bits"),
                    .trades = true});
   } else if (paged && s.on_card()) {
-    all.push_back({.option = "paging",
-                   .loss = Loss::time,
+    all.push_back({.loss = Loss::time,
                    .apply = [](Options& to) { to.paging = Paging::off; },
-                   .words = text("--paging off"),
                    .cost = text("nothing: master and moments stay on the device, to the same bits"),
                    .trades = true});
   }
@@ -111,10 +96,8 @@ void paging(const Situation& s, std::vector<Change>& all) {
 void fewer_checkpoints(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   if (o.keep > 2) {
-    all.push_back({.option = "keep",
-                   .loss = Loss::time,
+    all.push_back({.loss = Loss::time,
                    .apply = [](Options& to) { to.keep = 2; },
-                   .words = text("--keep 2"),
                    .cost = text("fewer checkpoints to go back to")});
   }
 }
@@ -123,10 +106,8 @@ void gradients_in_bf16(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   const ModelOptions& m = s.run.engine.memory;
   if (o.grad_dtype == DType::f32 && m.compute == DType::bf16) {
-    all.push_back({.option = "grad-dtype",
-                   .loss = Loss::rounding,
+    all.push_back({.loss = Loss::rounding,
                    .apply = [](Options& to) { to.grad_dtype = DType::bf16; },
-                   .words = text("--grad-dtype bf16"),
                    .cost = text("sums of gradients over micro-batches are rounded to bf16")});
   }
 }
@@ -134,10 +115,8 @@ void gradients_in_bf16(const Situation& s, std::vector<Change>& all) {
 void moments_in_8_bits(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
   if (o.optim == "adamw") {
-    all.push_back({.option = "optim",
-                   .loss = Loss::rounding,
+    all.push_back({.loss = Loss::rounding,
                    .apply = [](Options& to) { to.optim = "adamw8"; },
-                   .words = text("--optim adamw8"),
                    .cost = text("moments of the block matrices are kept in 8 bits")});
   }
 }
@@ -146,10 +125,8 @@ void bf16(const Situation& s, std::vector<Change>& all) {
   const ModelOptions& m = s.run.engine.memory;
   if (m.compute == DType::f32) {
     all.push_back(
-        {.option = "dtype",
-         .loss = Loss::rounding,
+        {.loss = Loss::rounding,
          .apply = [](Options& to) { to.dtype = DType::bf16; },
-         .words = text("--dtype bf16"),
          .cost = text(s.target.native_bf16 ? "activations and weights are rounded to bf16"
                                            : "activations and weights are rounded to bf16, which this device "
                                              "has no instructions for: slower")});
@@ -161,10 +138,8 @@ void master_in_bf16(const Situation& s, std::vector<Change>& all) {
   const ModelOptions& m = s.run.engine.memory;
   if (o.master == DType::f32 && m.compute != DType::f16) {
     all.push_back(
-        {.option = "master",
-         .loss = Loss::rounding,
+        {.loss = Loss::rounding,
          .apply = [](Options& to) { to.master = DType::bf16; },
-         .words = text("--master bf16-sr"),
          .cost = text("master weights in bf16, rounded at random: noise, no bias; no cost was seen at d2 "
                       "(docs/benchmarks.md)")});
   }
@@ -174,10 +149,8 @@ void packed_weights(const Situation& s, std::vector<Change>& all) {
   const ModelOptions& m = s.run.engine.memory;
   if (m.weights == FormatId::none && m.compute != DType::f16) {
     all.push_back(
-        {.option = "quant",
-         .loss = Loss::weights,
+        {.loss = Loss::weights,
          .apply = [](Options& to) { to.quant = format_info(FormatId::nf4).name; },
-         .words = text("--quant nf4"),
          .cost =
              [](const PlannedRun& r) {
                const auto params = static_cast<double>(r.engine.model.matrix_params());

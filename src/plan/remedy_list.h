@@ -15,13 +15,10 @@ namespace qt {
 enum class Loss : std::uint8_t { time, rounding, weights };
 
 struct Change {
-  const char* option;  // two changes of the same one exclude each other
   Loss loss;
-  std::function<void(Options&)> apply;
-  // In words, once the run with it is planned.
-  std::function<std::string(const PlannedRun&)> words;
-  std::function<std::string(const PlannedRun&)> cost;
-  bool trades = false;  // takes less of one resource and more of another
+  std::function<void(Options&)> apply;  // changes one option; two changes of the same one exclude each other
+  std::function<std::string(const PlannedRun&)> cost;  // in words, once the run with it is planned
+  bool trades = false;                                 // takes less of one resource and more of another
 };
 
 // Those that the options leave to be changed, whether they help or not; of two of one option the milder
