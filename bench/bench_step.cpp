@@ -123,12 +123,12 @@ void run(const std::vector<std::string>& words) {
   Limits limits = limits_from_options(options, target);
   adopt_facts(opened->device(), target, limits);
   limits.disk_bytes.reset();  // nothing is saved
-  const PlannedRun planned = plan_run(options, target, limits, 0);
+  const PlannedRun planned = plan_run({.options = options, .target = target, .limits = limits});
   if (!planned.fits())
     throw FitError("this configuration does not fit",
                    "`qtrain plan` with the same options shows what it needs");
 
-  const EngineOptions& e = planned.engine;
+  const EngineOptions& e = planned.config.engine;
   const double product_gflops = product_flops(*opened, e) / bench::kGiga;  // before the run takes its memory
   Engine engine(std::move(opened), e, planned.plan);
   engine.init_weights(options.seed);

@@ -55,7 +55,7 @@ class Judge {
                          .code = code});
   }
 
-  bool on_card() const { return c_.plan.target.kind == DeviceKind::cuda; }
+  bool on_card() const { return c_.plan.config.target.kind == DeviceKind::cuda; }
 
   void processor() {
     const HostFacts& h = c_.host;
@@ -191,7 +191,7 @@ class Judge {
   std::string paging_words() const {
     const double in = c_.plan.plan.optimizer_step.host_to_device_bytes;
     const double out = c_.plan.plan.optimizer_step.device_to_host_bytes;
-    if (in + out == 0 || !c_.plan.engine.optim.paged) return {};
+    if (in + out == 0 || !c_.plan.config.engine.optim.paged) return {};
     return fmt::format("; a step's paging takes {}",
                        format_duration(in / c_.copies->in + out / c_.copies->out));
   }

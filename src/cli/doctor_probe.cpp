@@ -239,13 +239,14 @@ HostFacts look_at_host(const Target& target, const fs::path& proc, const fs::pat
 }
 
 Checkup examine(const Options& options, BackendFactory make_backend, FileSystem& fs) {
-  Options o = options;
+  PlanRequest request{.options = options};
+  Options& o = request.options;
   adopt_named_weights(o);
   check_options(o);
   Checkup c;
   look_at_card(o, c.card);
-  Target target = target_from_options(o);
-  c.limits = limits_from_options(o, target);
+  Target& target = request.target = target_from_options(o);
+  request.limits = limits_from_options(o, target);
   c.host = look_at_host(target);
 
   std::unique_ptr<Backend> backend;
@@ -253,16 +254,17 @@ Checkup examine(const Options& options, BackendFactory make_backend, FileSystem&
   if (!on_card || c.card.device) {
     try {
       backend = open_backend(make_backend, target);
-      adopt_facts(backend->device(), target, c.limits);
+      adopt_facts(backend->device(), target, request.limits);
       if (on_card) c.card.device = backend->device();
     } catch (const Error& e) {
       if (e.code() != ExitCode::device && e.code() != ExitCode::no_fit) throw;
       c.copies_error = e.what();
     }
   }
-  const std::int64_t vocab_size = expected_vocab_size(o);
-  c.plan = plan_run(o, target, c.limits, vocab_size);
-  propose_changes(c.plan, o, target, c.limits, vocab_size, remedy_scope(o));
+  request.vocab_size = RunData(o).expected_vocab_size();
+  c.plan = plan_run(request);
+  c.limits = request.limits;
+  propose_changes(c.plan, request, remedy_scope(o));
   if (backend) {
     // Small enough for what is free, of which the copies take twice as much on either side.
     std::int64_t room = c.host.available_bytes;

@@ -138,22 +138,22 @@ void measure_now(const PlannedRun& run, BackendFactory make_backend, double seco
   in.step_seconds = measured.step_s;
   const double batches = evaluation_batches(run, in.eval_tokens);
   in.evaluation_seconds = times(measured.evaluation_batch_s, batches);
-  view.efficiency_why = "here, with " + calibration_text(measured, run.engine.model.n_layer);
+  view.efficiency_why = "here, with " + calibration_text(measured, run.config.engine.model.n_layer);
 }
 
 // The steps that the run in --out has logged on this device.
-void take_logged_steps(const Options& o, const PlannedRun& run, const Subject& subject, EstimateInput& in,
+void take_logged_steps(const RunConfig& config, const Subject& subject, EstimateInput& in,
                        EstimateView& view) {
-  const std::filesystem::path log = RunFolder(o.out).log();
+  const std::filesystem::path log = RunFolder(config.trainer.run_dir).log();
   if (const std::optional<StepTimes> logged = read_step_times(
-          log, run.engine.step_tokens(), log_device_name(subject.target.kind, subject.card_here))) {
+          log, config.engine.step_tokens(), log_device_name(subject.target.kind, subject.card_here))) {
     in.step_seconds = logged->seconds;
     view.efficiency_why = fmt::format("the last {} steps of {}", logged->steps, log.string());
   }
 }
 
 // Nothing tells how fast a step is.
-ConfigError nothing_to_estimate_by(const Options& o, bool efficiency_given) {
+ConfigError nothing_to_estimate_by(const RunConfig& config, bool efficiency_given) {
   std::vector<std::string_view> names;
   for (const Card& card : card_table()) names.emplace_back(card.name);
   return ConfigError(
@@ -161,7 +161,7 @@ ConfigError nothing_to_estimate_by(const Options& o, bool efficiency_given) {
           ? "--efficiency is a share of a card's peak: name one with --card"
           : fmt::format(
                 "no card to estimate for: none that is known is here, and nothing was measured in '{}'",
-                o.out),
+                config.trainer.run_dir),
       fmt::format(
           "name one with --card: {}; without one, --calibrate 20s measures this machine, or a run of some "
           "steps has to lie in --out",
@@ -185,15 +185,18 @@ void run_estimate(const VerbCall& call) {
   if (begun) adopt_resolved(o, *begun);
   fill_assumptions(o, call.words, in, view);
 
-  const std::int64_t vocab_size = expected_vocab_size(o);
-  const PlannedRun run = plan_run(o, subject.target, subject.limits, vocab_size);
+  const PlanRequest request{.options = o,
+                            .target = subject.target,
+                            .limits = subject.limits,
+                            .vocab_size = RunData(o).expected_vocab_size()};
+  const PlannedRun run = plan_run(request);
   const bool efficiency_given = call.words.has("efficiency");
   if (calibrate_s > 0) {
     measure_now(run, call.make_backend, calibrate_s, in, view);
-  } else if (!efficiency_given && begun && is_same_work(*begun, o, run)) {
-    take_logged_steps(o, run, subject, in, view);
+  } else if (!efficiency_given && begun && is_same_work(*begun, run.config)) {
+    take_logged_steps(run.config, subject, in, view);
   }
-  if (in.card == nullptr && !in.step_seconds) throw nothing_to_estimate_by(o, efficiency_given);
+  if (in.card == nullptr && !in.step_seconds) throw nothing_to_estimate_by(run.config, efficiency_given);
 
   const Estimate e = estimate_run(run, in);
   if (call.words.has("json")) {
@@ -202,7 +205,7 @@ void run_estimate(const VerbCall& call) {
     call.out << estimate_text(run, in, e, view);
     if (call.words.has("compare")) {
       QT_CHECK(in.card != nullptr, ConfigError, "--compare needs a card to compare on: name one with --card");
-      call.out << "\n" << compare_text(compare_choices(o, subject.target, subject.limits, vocab_size, in));
+      call.out << "\n" << compare_text(compare_choices(request, in));
     }
   }
   call.out.flush();

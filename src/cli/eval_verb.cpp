@@ -25,7 +25,7 @@ void run_eval(const VerbCall& call) {
   LoadedModel model = load_model(call.loaded, call.make_backend, o.micro_batch > 0 ? o.micro_batch : 4);
   const PreparedData data = load_eval_data(call.loaded, model.state);
   const std::unique_ptr<EvalBatches> validation =
-      open_validation(data, o, model.engine->options().model.seq_len);
+      open_validation(data, o.eval_tokens, model.engine->options().model.seq_len);
   if (!validation)
     throw ConfigError("there is no validation data",
                       "name some with --val-data, or give --val-fraction above 0");

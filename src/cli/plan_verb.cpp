@@ -24,21 +24,21 @@ constexpr VerbWord kWords[] = {
 };
 
 void run_plan(const VerbCall& call) {
-  Options o = call.loaded.options;
   const bool json = call.words.has("json"), rehearse = call.words.has("rehearse");
   if (json && rehearse) {
     throw ConfigError("--rehearse and --json exclude each other",
                       "--json is for the plan alone; a rehearsal prints a report");
   }
   if (rehearse) install_stop_handlers();
-  adopt_named_weights(o);
-  const Target target = target_from_options(o);
-  const Limits limits = limits_from_options(o, target);
-  const std::int64_t vocab_size = expected_vocab_size(o);
-  PlannedRun run = plan_run(o, target, limits, vocab_size);
-  if (!run.fits()) propose_changes(run, o, target, limits, vocab_size, remedy_scope(o));
+  PlanRequest request{.options = call.loaded.options};
+  adopt_named_weights(request.options);
+  request.target = target_from_options(request.options);
+  request.limits = limits_from_options(request.options, request.target);
+  request.vocab_size = RunData(request.options).expected_vocab_size();
+  PlannedRun run = plan_run(request);
+  if (!run.fits()) propose_changes(run, request, remedy_scope(request.options));
   if (!rehearse || !run.fits()) {
-    call.out << (json ? plan_json(run, limits) + "\n" : plan_text(run, limits));
+    call.out << (json ? plan_json(run, request.limits) + "\n" : plan_text(run, request.limits));
     call.out.flush();
   }
   if (!run.fits()) throw FitError("the run does not fit (see the plan)", fit_hint(run));

@@ -179,26 +179,30 @@ LastWords last_words(const fs::path& err) {
               fmt::format("the rehearsed run ended with exit code {}: {}", code, words.what), words.hint);
 }
 
+// The command of the rehearsed run, which is `run` but for its folder and for what happens when.
+std::vector<std::string> words_of_rehearsal(Options o, const RunConfig& run, bool has_validation,
+                                            const fs::path& folder) {
+  o.out = folder.string();
+  if (!names_weights(o.init_from)) o.init_from.clear();  // nothing to resume here
+  o.fresh = o.allow_changes = o.quiet = false;
+  o.stop_after_s = 0;
+  o.log_every = 1;
+  o.eval_every = kRehearsedSteps;
+  o.sample_every = kRehearsedSteps;
+  // An evaluation is saved before. Without one every step is, and both that are needed must be there at the
+  // end.
+  o.save_every = has_validation ? kLastStep : 1;
+  o.keep = has_validation ? 2 : kComparedSteps + 1;
+  std::vector<std::string> words = command_words(with_choices(o, run));
+  words.insert(words.begin(), "train");
+  words.insert(words.end(), {"--halt-in-step", std::to_string(kLastStep + 1)});
+  return words;
+}
+
 class Stage {
  public:
-  Stage(const PlannedRun& run, const Options& o, bool has_validation, const Scratch& scratch)
-      : scratch_(scratch) {
-    Options c = o;
-    c.out = scratch.run().string();
-    if (!names_weights(c.init_from)) c.init_from.clear();  // nothing to resume here
-    c.fresh = c.allow_changes = c.quiet = false;
-    c.stop_after_s = 0;
-    c.log_every = 1;
-    c.eval_every = kRehearsedSteps;
-    c.sample_every = kRehearsedSteps;
-    // An evaluation is saved before. Without one every step is, and both that are needed must be there at the
-    // end.
-    c.save_every = has_validation ? kLastStep : 1;
-    c.keep = has_validation ? 2 : kComparedSteps + 1;
-    words_ = command_words(c, run);
-    words_.insert(words_.begin(), "train");
-    words_.insert(words_.end(), {"--halt-in-step", std::to_string(kLastStep + 1)});
-  }
+  Stage(std::vector<std::string> words, const Scratch& scratch)
+      : scratch_(scratch), words_(std::move(words)) {}
 
   // Until the run halts itself; then it is killed there. Returns what it logged.
   Logged play(std::ostream* announce, double evaluation_steps) {
@@ -250,8 +254,8 @@ void require_steps(std::int64_t steps) {
       "start it: `qtrain` with the same options");
 }
 
-const Card* card_here(const Options& o) {
-  if (o.device == DeviceKind::cpu) return nullptr;
+const Card* card_here(std::optional<DeviceKind> device) {
+  if (device == DeviceKind::cpu) return nullptr;
   const std::optional<DeviceFacts> here = device_here();
   return here ? card_of_device(*here) : nullptr;
 }
@@ -291,7 +295,7 @@ std::string tensors_hash(const fs::path& checkpoint) {
 
 std::string rehearsal_text(const PlannedRun& run, const Rehearsal& m,
                            const std::optional<Estimate>& assumed) {
-  const bool on_card = run.target.kind == DeviceKind::cuda;
+  const bool on_card = run.config.target.kind == DeviceKind::cuda;
   std::string text = fmt::format("\n    {:<14} {:>24} {:>24}\n", "", "planned", "measured");
   const auto row = [&](std::string_view name, const std::string& planned, const std::string& measured) {
     text += fmt::format("    {:<14} {:>24} {:>24}\n", name, planned, measured);
@@ -328,35 +332,38 @@ std::string rehearsal_text(const PlannedRun& run, const Rehearsal& m,
 }
 
 void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
-  Options o = loaded.options;
+  PlanRequest request{.options = loaded.options};
+  Options& o = request.options;
   adopt_named_weights(o);
   check_options(o);
-  check_data_options(o);
+  RunData(o).check();
   if (std::find(o.data.begin(), o.data.end(), "-") != o.data.end()) {
     throw ConfigError("a rehearsal cannot read standard input: its run is started twice",
                       "tokenize it first: `qtrain tokenize --data - --cache FOLDER`, then --data FOLDER");
   }
   // What `auto` became for the run that is there counts for the rehearsal too.
   if (const std::optional<RunState> begun = newest_readable_state(o.out)) adopt_resolved(o, *begun);
-  const Target target = target_from_options(o);
-  if (target.kind == DeviceKind::cuda) probe_device("cuda");  // throws where there is none to rehearse on
+  request.target = target_from_options(o);
+  if (request.target.kind == DeviceKind::cuda)
+    probe_device("cuda");  // throws where there is none to rehearse on
   if (o.steps > 0) require_steps(o.steps);
   const Scratch scratch(o.out);
-  const PreparedData data = load_data(o);
-  require_vocabulary(*data.tokenizer, o);
-  const std::int64_t vocab_size = data.tokenizer->vocab_size();
-  const Limits limits = limits_from_options(o, target);
-  PlannedRun run = plan_run(o, target, limits, vocab_size);
-  if (!run.fits()) {  // with the vocabulary that the text turned out to have
-    propose_changes(run, o, target, limits, vocab_size, remedy_scope(o));
-    throw FitError("this run does not fit:\n\n" + plan_text(run, limits), fit_hint(run));
-  }
-  require_steps(run.steps);
-  const std::unique_ptr<EvalBatches> validation = open_validation(data, o, run.engine.model.seq_len);
+  const PreparedData data = RunData(o).load();
+  require_vocabulary(*data.tokenizer, o.vocab_size);
+  request.vocab_size = data.tokenizer->vocab_size();
+  request.limits = limits_from_options(o, request.target);
+  PlannedRun run = plan_run(request);
+  require_fit(run, request);  // with the vocabulary that the text turned out to have
+  const RunConfig& config = run.config;
+  require_steps(config.steps);
+  const std::unique_ptr<EvalBatches> validation =
+      open_validation(data, config.eval_tokens, config.engine.model.seq_len);
 
-  EstimateInput in{.card = card_here(o), .eval_every = o.eval_every, .save_every = o.save_every};
+  EstimateInput in{.card = card_here(o.device),
+                   .eval_every = config.trainer.eval_every,
+                   .save_every = config.trainer.save.every};
   in.eval_tokens = validation ? validation->targets() : 0;
-  in.watts = watts_given(o.watts);
+  in.watts = config.watts;
   std::optional<Estimate> assumed;
   if (in.card != nullptr) assumed = estimate_run(run, in);
 
@@ -365,12 +372,12 @@ void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
   const double eval_tokens = static_cast<double>(in.eval_tokens);
   // Of a step's work: an evaluation is a forward pass.
   const double evaluation_steps = run.plan.eval_step.executed_flops * eval_tokens /
-                                  static_cast<double>(run.engine.micro_batch_tokens()) /
-                                  run.plan.train_step(run.engine.accumulation).executed_flops;
+                                  static_cast<double>(run.config.engine.micro_batch_tokens()) /
+                                  run.plan.train_step(run.config.engine.accumulation).executed_flops;
   const double steps = static_cast<double>(kLastStep + kComparedSteps) + evaluation_steps;
   out << fmt::format(
              "  {} steps of {} tokens, an evaluation of {} tokens, a sample, {} saves of {}, two kills: {}\n",
-             kLastStep + kComparedSteps, format_thousands(run.engine.step_tokens()),
+             kLastStep + kComparedSteps, format_thousands(run.config.engine.step_tokens()),
              format_thousands(in.eval_tokens), validation ? 3 : kLastStep + kComparedSteps,
              format_bytes(run.checkpoint_bytes),
              assumed ? fmt::format("about {}, as assumed for the {}",
@@ -380,7 +387,7 @@ void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
                      : "how long that takes is said after the first step")
       << std::flush;
 
-  Stage stage(run, o, validation != nullptr, scratch);
+  Stage stage(words_of_rehearsal(o, config, validation != nullptr, scratch.run()), scratch);
   Logged straight = stage.play(&out, evaluation_steps);
   straight.bits.state = tensors_hash(stage.checkpoint(kLastStep));
   Rehearsal measured;
@@ -411,7 +418,7 @@ void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
   EstimateView view{
       .efficiency_why = fmt::format("steps {} to {} of this rehearsal", kWarmupSteps + 1, kLastStep),
       .now_unix_s = std::time(nullptr)};
-  view.price = price_given(o.price);
+  view.price = price_given(config.price);
   out << "\n" << estimate_text(run, in, estimate_run(run, in), view);
   out.flush();
 }

@@ -8,8 +8,6 @@
 
 #include "src/convert/init_from.h"
 #include "src/io/run_folder.h"
-#include "src/model/family.h"
-#include "src/plan/command.h"
 
 namespace qt {
 
@@ -56,33 +54,11 @@ void adopt_named_weights(Options& options) {
   }
 }
 
-std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run) {
-  Options effective = with_choices(options, run);
-  effective.dtype = run.engine.memory.compute;
-  effective.vocab_size = run.engine.model.vocab_size;
-  effective.seq_len = run.engine.model.seq_len;
-  effective.n_kv_head = run.engine.model.n_kv_head;
-  const bool on_card = run.target.kind == DeviceKind::cuda;
-  effective.device = run.target.kind;
-  effective.arch = on_card ? run.target.name : "auto";
-  if (!on_card) effective.gemm = GemmRoute::automatic;  // there is one route
-  // Naming the shape that the model has anyway is no change.
-  if (!run.engine.model.family->has_fixed_shapes()) {
-    effective.n_layer = run.engine.model.n_layer;
-    effective.n_head = run.engine.model.n_head;
-    effective.n_embd = run.engine.model.n_embd;
-  }
-  std::map<std::string, std::string> text;
-  for (const OptionSpec& spec : option_table()) text[spec.name] = option_text(effective, spec);
-  return text;
-}
-
-bool is_same_work(const RunState& begun, const Options& options, const PlannedRun& run) {
-  const std::map<std::string, std::string> now = effective_options(options, run);
+bool is_same_work(const RunState& begun, const RunConfig& config) {
   for (const OptionSpec& spec : option_table()) {
     if (!spec.has(kSpeed)) continue;
     const auto then = begun.options.find(spec.name);
-    if (then == begun.options.end() || then->second != now.at(spec.name)) return false;
+    if (then == begun.options.end() || then->second != config.options.at(spec.name)) return false;
   }
   return true;
 }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "src/options/option_table.h"
-#include "src/plan/planner.h"
+#include "src/plan/run_config.h"
 #include "src/train/run_state.h"
 
 namespace qt {
@@ -21,10 +21,7 @@ void adopt_named_weights(Options& options);
 
 // Whether a run that has begun is what this one would be, as far as its speed goes: what it measured holds
 // here too, on the same machine.
-bool is_same_work(const RunState& begun, const Options& options, const PlannedRun& run);
-
-// The options of a planned run as text, auto resolved: what a checkpoint stores.
-std::map<std::string, std::string> effective_options(const Options& options, const PlannedRun& run);
+bool is_same_work(const RunState& begun, const RunConfig& config);
 
 // Compares the stored run with this one. Returns one line per difference that is allowed ("micro-batch: 4 -> 8; bits may
 // differ"). Throws ConfigError listing what may not change: shapes and formats of tensors never; data, tokenizer, tokens per

@@ -21,36 +21,6 @@ namespace fs = std::filesystem;
 constexpr const char* kDefaultData = "data";
 constexpr std::int64_t kDefaultBpeVocab = 4096;
 
-// What --data means when it is not given: a folder `data`, if there is one.
-std::vector<std::string> data_inputs(const Options& o) {
-  if (!o.data.empty()) return o.data;
-  if (fs::exists(kDefaultData)) return {kDefaultData};
-  throw ConfigError(
-      "no training data: --data is not given and there is no folder 'data'",
-      "for a first run type `scripts/quickstart`; for your own text `qtrain --data book.txt` (also .jsonl, "
-      ".gz, .zst, or a "
-      "folder of them); to tokenize once and keep the shards `qtrain tokenize --data corpus/ --cache data`");
-}
-
-DataSpec data_spec(const Options& o) {
-  DataSpec spec;
-  spec.inputs = data_inputs(o);
-  spec.val_inputs = o.val_data;
-  spec.val_fraction = o.val_fraction;
-  spec.tokenizer.kind = o.tokenizer_kind;
-  spec.tokenizer.vocab_size = o.vocab_size > 0 ? o.vocab_size : kDefaultBpeVocab;
-  spec.tokenizer.pattern = o.split_pattern;
-  spec.tokenizer_file = o.tokenizer;
-  if (!o.cache.empty()) {
-    spec.out_dir = o.cache;
-  } else if (spec.inputs.front() == "-") {
-    throw ConfigError("text from standard input needs a place for its tokens", "add --cache FOLDER");
-  } else {
-    spec.out_dir = fs::path(spec.inputs.front()).lexically_normal().string() + ".tokens";
-  }
-  return spec;
-}
-
 // The one line of a long preparation, redrawn on a terminal and left out elsewhere.
 DataHooks data_hooks(bool quiet) {
   DataHooks hooks;
@@ -66,14 +36,6 @@ DataHooks data_hooks(bool quiet) {
   return hooks;
 }
 
-// Token shards as they are, with the tokenizer that belongs to them.
-PreparedData open_shard_data(const Options& o, const std::string& path) {
-  PreparedData data = open_dataset(path);
-  choose_tokenizer(data, o.tokenizer, o.vocab_size);
-  if (!o.val_data.empty()) data.val_shards.assign(o.val_data.begin(), o.val_data.end());
-  return data;
-}
-
 void require_there(const char* option, const std::vector<std::string>& paths) {
   for (const std::string& path : paths) {
     if (path == "-" || fs::exists(path)) continue;
@@ -83,7 +45,7 @@ void require_there(const char* option, const std::vector<std::string>& paths) {
 }
 
 // Shards and text are different worlds: a .bin file among text would be read as prose.
-void require_one_kind(const Options& o, const std::vector<std::string>& inputs) {
+void require_one_kind(const std::vector<std::string>& inputs, const std::vector<std::string>& val_inputs) {
   const bool shards = is_shard_path(inputs.front());
   if (shards && inputs.size() > 1) {
     throw ConfigError("--data takes one folder of token shards, or one shard",
@@ -96,7 +58,7 @@ void require_one_kind(const Options& o, const std::vector<std::string>& inputs) 
                         "name either text or one folder of shards");
     }
   }
-  for (const std::string& input : o.val_data) {
+  for (const std::string& input : val_inputs) {
     if (is_shard_path(input) == shards && !(shards && fs::is_directory(input))) continue;
     throw ConfigError(fmt::format("--val-data '{}' must be {}, as --data is", input,
                                   shards ? "a token shard (.bin)" : "text"),
@@ -107,45 +69,78 @@ void require_one_kind(const Options& o, const std::vector<std::string>& inputs) 
 
 }  // namespace
 
-PreparedData load_data(const Options& o) {
-  check_data_options(o);
-  const DataSpec spec = data_spec(o);
-  if (is_shard_path(spec.inputs.front())) return open_shard_data(o, spec.inputs.front());
-  return prepare_data(spec, data_hooks(o.quiet));
+RunData::RunData(const Options& o) : cache_(o.cache), vocab_size_(o.vocab_size), quiet_(o.quiet) {
+  spec_.inputs = o.data;
+  if (spec_.inputs.empty() && fs::exists(kDefaultData)) spec_.inputs = {kDefaultData};
+  spec_.val_inputs = o.val_data;
+  spec_.val_fraction = o.val_fraction;
+  spec_.tokenizer.kind = o.tokenizer_kind;
+  spec_.tokenizer.vocab_size = o.vocab_size > 0 ? o.vocab_size : kDefaultBpeVocab;
+  spec_.tokenizer.pattern = o.split_pattern;
+  spec_.tokenizer_file = o.tokenizer;
 }
 
-PreparedData tokenize_data(const Options& o, fs::path& folder) {
-  check_data_options(o);
-  const DataSpec spec = data_spec(o);
-  folder = spec.out_dir;
-  return prepare_data(spec, data_hooks(o.quiet));
+const std::string& RunData::first_input() const {
+  if (!spec_.inputs.empty()) return spec_.inputs.front();
+  throw ConfigError(
+      "no training data: --data is not given and there is no folder 'data'",
+      "for a first run type `scripts/quickstart`; for your own text `qtrain --data book.txt` (also .jsonl, "
+      ".gz, .zst, or a "
+      "folder of them); to tokenize once and keep the shards `qtrain tokenize --data corpus/ --cache data`");
 }
 
-void check_data_options(const Options& o) {
-  const DataSpec spec = data_spec(o);
-  require_there("--data", spec.inputs);
-  require_there("--val-data", o.val_data);
-  if (!o.tokenizer.empty()) require_there("--tokenizer", {o.tokenizer});
-  require_one_kind(o, spec.inputs);
+bool RunData::is_shards() const { return is_shard_path(first_input()); }
+
+fs::path RunData::cache() const {
+  if (!cache_.empty()) return cache_;
+  if (first_input() == "-")
+    throw ConfigError("text from standard input needs a place for its tokens", "add --cache FOLDER");
+  return fs::path(first_input()).lexically_normal().string() + ".tokens";
 }
 
-std::int64_t expected_vocab_size(const Options& o) {
-  if (o.vocab_size > 0) return o.vocab_size;
-  if (!o.tokenizer.empty()) {
-    require_there("--tokenizer", {o.tokenizer});
-    return Tokenizer::load(o.tokenizer).vocab_size();
+void RunData::check() const {
+  first_input();
+  cache();
+  require_there("--data", spec_.inputs);
+  require_there("--val-data", spec_.val_inputs);
+  if (!spec_.tokenizer_file.empty()) require_there("--tokenizer", {spec_.tokenizer_file.string()});
+  require_one_kind(spec_.inputs, spec_.val_inputs);
+}
+
+PreparedData RunData::load() const {
+  if (spec_.inputs.empty() || !is_shards()) return tokenize();
+  check();
+  // Token shards as they are, with the tokenizer that belongs to them.
+  PreparedData data = open_dataset(first_input());
+  choose_tokenizer(data, spec_.tokenizer_file.string(), vocab_size_);
+  if (!spec_.val_inputs.empty()) data.val_shards.assign(spec_.val_inputs.begin(), spec_.val_inputs.end());
+  return data;
+}
+
+PreparedData RunData::tokenize() const {
+  check();
+  DataSpec spec = spec_;
+  spec.out_dir = cache();
+  return prepare_data(spec, data_hooks(quiet_));
+}
+
+std::int64_t RunData::expected_vocab_size() const {
+  if (vocab_size_ > 0) return vocab_size_;
+  if (!spec_.tokenizer_file.empty()) {
+    require_there("--tokenizer", {spec_.tokenizer_file.string()});
+    return Tokenizer::load(spec_.tokenizer_file).vocab_size();
   }
-  if (o.data.empty() && !fs::exists(kDefaultData)) return 0;
-  const std::string first = data_inputs(o).front();
+  if (spec_.inputs.empty()) return 0;
+  const std::string& first = first_input();
   if (first != "-" && !fs::exists(first)) {
     log_warning("--data '{}' is not there: planned for the model's own vocabulary", first);
     return 0;
   }
-  if (is_shard_path(first)) {
+  if (is_shards()) {
     const PreparedData data = open_dataset(first);
     return data.tokenizer ? data.tokenizer->vocab_size() : 0;
   }
-  switch (o.tokenizer_kind) {
+  switch (spec_.tokenizer.kind) {
     case TokenizerKind::bpe: return kDefaultBpeVocab;
     case TokenizerKind::bytes: return Tokenizer::make_bytes().vocab_size();
     case TokenizerKind::chars:
@@ -163,18 +158,18 @@ std::string data_hash(const std::vector<fs::path>& shards) {
   return hash.hex();
 }
 
-void require_vocabulary(const Tokenizer& tokenizer, const Options& o) {
-  if (o.vocab_size == 0 || o.vocab_size >= tokenizer.vocab_size()) return;
-  throw ConfigError(fmt::format("--vocab-size {} is smaller than the tokenizer's {} tokens", o.vocab_size,
+void require_vocabulary(const Tokenizer& tokenizer, std::int64_t vocab_size) {
+  if (vocab_size == 0 || vocab_size >= tokenizer.vocab_size()) return;
+  throw ConfigError(fmt::format("--vocab-size {} is smaller than the tokenizer's {} tokens", vocab_size,
                                 tokenizer.vocab_size()),
                     "leave it out: the model takes the tokenizer's");
 }
 
-std::unique_ptr<EvalBatches> open_validation(const PreparedData& data, const Options& o,
+std::unique_ptr<EvalBatches> open_validation(const PreparedData& data, std::int64_t eval_tokens,
                                              std::int64_t seq_len) {
   if (data.val_shards.empty()) return nullptr;
   return std::make_unique<EvalBatches>(TokenStream(open_shards(data.val_shards, *data.tokenizer)), seq_len,
-                                       data.tokenizer->token_bytes_table(), o.eval_tokens);
+                                       data.tokenizer->token_bytes_table(), eval_tokens);
 }
 
 Options stored_options(const RunState& state, const std::string& origin) {
@@ -196,10 +191,11 @@ PreparedData load_eval_data(const LoadedOptions& loaded, const RunState& state) 
     if (!loaded.given("val-data")) o.val_data = trained.val_data;
     if (!loaded.given("val-fraction")) o.val_fraction = trained.val_fraction;
     if (!loaded.given("cache")) o.cache = trained.cache;
-    const DataSpec spec = data_spec(o);
-    if (!is_shard_path(spec.inputs.front()) && o.val_data == trained.val_data &&
-        o.val_fraction == trained.val_fraction && is_shard_path(spec.out_dir)) {
-      PreparedData made = open_dataset(spec.out_dir);
+    const RunData named(o);
+    const fs::path cache = named.cache();
+    if (!named.is_shards() && o.val_data == trained.val_data && o.val_fraction == trained.val_fraction &&
+        is_shard_path(cache)) {
+      PreparedData made = open_dataset(cache);
       const bool same = made.tokenizer && made.tokenizer->hash() == state.vocab_hash &&
                         data_hash(made.train_shards) == state.data_hash;
       if (same) return made;
@@ -208,7 +204,7 @@ PreparedData load_eval_data(const LoadedOptions& loaded, const RunState& state) 
   o.tokenizer = RunFolder(o.out).tokenizer().string();
   // A folder of its own: preparing other data in the training run's cache would replace that run's tokens.
   if (!loaded.given("cache")) o.cache = (fs::path(o.out) / "eval.tokens").string();
-  return load_data(o);
+  return RunData(o).load();
 }
 
 }  // namespace qt

@@ -14,29 +14,45 @@
 
 namespace qt {
 
-// What can be said about the data options without reading text: ConfigError where they name nothing, or text
-// and shards at once.
-void check_data_options(const Options& options);
+// The data that options name, or that a folder `data` holds where they name none. Nothing is looked at before a function asks.
+class RunData {
+ public:
+  explicit RunData(const Options& options);
 
-// The vocabulary that training with these options gets, before anything is tokenized: --vocab-size, else that
-// of --tokenizer or of the shards, else what a new tokenizer aims at. 0: not known before the text is read,
-// or no data is named.
-std::int64_t expected_vocab_size(const Options& options);
+  // What can be said without reading text: ConfigError where nothing is named, or text and shards at once.
+  void check() const;
 
-// Tokenizes text into its cache, or opens the shards. Long, resumable; StopRequested.
-PreparedData load_data(const Options& options);
-// The same for `qtrain tokenize`, which takes text only.
-PreparedData tokenize_data(const Options& options, std::filesystem::path& folder);
+  // The vocabulary that training on it gets, before anything is tokenized: --vocab-size, else that of --tokenizer
+  // or of the shards, else what a new tokenizer aims at. 0: not known before the text is read, or no data is named.
+  std::int64_t expected_vocab_size() const;
+
+  // check(), then tokenizes text into its cache, or opens the shards. Long, resumable; StopRequested.
+  PreparedData load() const;
+  // The same for `qtrain tokenize`, which takes text only.
+  PreparedData tokenize() const;
+
+  bool is_shards() const;
+  // Where the tokens of text lie. ConfigError for text from standard input without --cache.
+  std::filesystem::path cache() const;
+
+ private:
+  const std::string& first_input() const;  // ConfigError where nothing is named
+
+  DataSpec spec_;  // without out_dir
+  std::string cache_;
+  std::int64_t vocab_size_;  // --vocab-size
+  bool quiet_;
+};
 
 // The data to evaluate a trained run on: by default its own validation split.
 PreparedData load_eval_data(const LoadedOptions& loaded, const RunState& state);
 
-// nullptr when the data has no validation split.
-std::unique_ptr<EvalBatches> open_validation(const PreparedData& data, const Options& options,
+// eval_tokens: of one evaluation, 0: all. nullptr when the data has no validation split.
+std::unique_ptr<EvalBatches> open_validation(const PreparedData& data, std::int64_t eval_tokens,
                                              std::int64_t seq_len);
 
-// ConfigError when --vocab-size is smaller than the tokenizer's.
-void require_vocabulary(const Tokenizer& tokenizer, const Options& options);
+// ConfigError when --vocab-size, 0 where it is not given, is smaller than the tokenizer's.
+void require_vocabulary(const Tokenizer& tokenizer, std::int64_t vocab_size);
 
 // Of the training tokens: another hash is another data set.
 std::string data_hash(const std::vector<std::filesystem::path>& shards);

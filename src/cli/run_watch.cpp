@@ -21,9 +21,9 @@ std::string rows_json(const std::vector<PlanRow>& rows) {
 }
 
 // A log that somebody has damaged costs an estimate, not the run.
-std::optional<StepTimes> times_in_log(const Options& o, const PlannedRun& run, const std::string& device) {
+std::optional<StepTimes> times_in_log(const RunConfig& config, const std::string& device) {
   try {
-    return read_step_times(RunFolder(o.out).log(), run.engine.step_tokens(), device);
+    return read_step_times(RunFolder(config.trainer.run_dir).log(), config.engine.step_tokens(), device);
   } catch (const DataError& e) {
     log_warning("how long steps took is not known: {}", e.what());
     return std::nullopt;
@@ -33,7 +33,7 @@ std::optional<StepTimes> times_in_log(const Options& o, const PlannedRun& run, c
 }  // namespace
 
 StepWork step_work(const PlannedRun& run, const Card* card, const EvalBatches* validation) {
-  const EngineOptions& e = run.engine;
+  const EngineOptions& e = run.config.engine;
   StepWork work{.model_flops = e.model.model_flops_per_token() * static_cast<double>(e.step_tokens()),
                 .executed_flops = run.plan.train_step(e.accumulation).executed_flops};
   if (validation != nullptr) {
@@ -45,46 +45,47 @@ StepWork step_work(const PlannedRun& run, const Card* card, const EvalBatches* v
   return work;
 }
 
-JsonRecord start_record(const Options& o, const PlannedRun& run, const DeviceFacts& facts, const Card* card,
+JsonRecord start_record(const PlannedRun& run, const DeviceFacts& facts, const Card* card,
                         const RunState& state) {
-  const EngineOptions& e = run.engine;
+  const EngineOptions& e = run.config.engine;
   JsonRecord record;
   record.add("kind", "start")
       .add("version", kVersion)
       .add("step", state.step)
-      .add("steps", run.steps)
+      .add("steps", run.config.steps)
       .add("model", e.model.name)
       .add("params", e.model.param_count())
-      .add("quant", o.quant)
+      .add("quant", format_info(e.memory.weights).name)
       .add("dtype", dtype_name(e.memory.compute))
-      .add("device", log_device_name(run.target.kind, facts.name))
+      .add("device", log_device_name(run.config.target.kind, facts.name))
       .add("step_tokens", e.step_tokens())
       .add("device_bytes", run.device_bytes)
       .add_raw("device_rows", rows_json(run.device_rows))
       .add_raw("host_rows", rows_json(run.host_rows));
   if (card != nullptr) record.add("peak_flops", card->peak_flops());
   record.add("unix_s", unix_seconds());
-  if (!o.price.empty()) record.add("price", o.price);
+  if (!run.config.price.empty()) record.add("price", run.config.price);
   return record.add("command", run.command);
 }
 
-std::string run_outlook(const Options& o, const PlannedRun& run, const DeviceFacts& facts, const Card* card,
+std::string run_outlook(const PlannedRun& run, const DeviceFacts& facts, const Card* card,
                         const EvalBatches* validation, const RunState* begun, const PowerWatch& power) {
+  const RunConfig& config = run.config;
   EstimateInput in;
   in.card = card;
-  in.eval_every = o.eval_every;
+  in.eval_every = config.trainer.eval_every;
   in.eval_tokens = validation != nullptr ? validation->targets() : 0;
-  in.save_every = o.save_every;
-  in.watts = watts_given(o.watts);
+  in.save_every = config.trainer.save.every;
+  in.watts = config.watts;
   EstimateView view;
   view.efficiency_why = "50 to 80 % of the card's peak, until steps were measured";
-  view.price = price_given(o.price);
+  view.price = price_given(config.price);
   view.now_unix_s = std::time(nullptr);
   if (begun != nullptr) {
-    in.steps_done = std::min(begun->step, run.steps);
-    if (is_same_work(*begun, o, run)) {
+    in.steps_done = std::min(begun->step, config.steps);
+    if (is_same_work(*begun, config)) {
       if (const std::optional<StepTimes> times =
-              times_in_log(o, run, log_device_name(run.target.kind, facts.name))) {
+              times_in_log(config, log_device_name(config.target.kind, facts.name))) {
         in.step_seconds = times->seconds;
         view.efficiency_why = fmt::format("the last {} steps", times->steps);
       }
@@ -99,10 +100,10 @@ std::string run_outlook(const Options& o, const PlannedRun& run, const DeviceFac
              source.empty() ? "none that can be read: kWh stay unknown; --watts W assumes a power" : source);
 }
 
-std::string spent_text(const Options& o, const TrainResult& result) {
+std::string spent_text(const RunConfig& config, const TrainResult& result) {
   std::string text = energy_text(result.energy, result.seconds);
   const std::optional<double> kwh = result.energy.kwh();
-  const std::optional<Price> price = price_given(o.price);
+  const std::optional<Price> price = price_given(config.price);
   if (kwh && price) text += ", " + cost_text({.low = *kwh, .high = *kwh}, *price);
   return text;
 }

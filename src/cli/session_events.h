@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "src/options/options.h"
 #include "src/plan/planner.h"
 #include "src/train/run_log_writer.h"
 #include "src/watch/console.h"
@@ -24,10 +23,10 @@ class HaltInStep : public TrainingEvents {
 // The listeners of one session, which must outlive its trainer.
 class SessionEvents {
  public:
-  // Opens the log of options.out (DiskError). first_step: of this session; evaluates: whether there is
+  // Opens the log in the run's folder (DiskError). first_step: of this session; evaluates: whether there is
   // anything to evaluate on; halt_in_step: as HaltInStep.
-  SessionEvents(const Options& options, const PlannedRun& run, const StepWork& work, std::int64_t first_step,
-                bool evaluates, std::int64_t halt_in_step);
+  SessionEvents(const PlannedRun& run, const StepWork& work, std::int64_t first_step, bool evaluates,
+                std::int64_t halt_in_step);
   SessionEvents(const SessionEvents&) = delete;
   SessionEvents& operator=(const SessionEvents&) = delete;
 

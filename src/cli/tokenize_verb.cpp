@@ -18,11 +18,12 @@ namespace fs = std::filesystem;
 void run_tokenize(const VerbCall& call) {
   install_stop_handlers();
   check_options(call.loaded.options);
-  fs::path folder;
-  const PreparedData data = tokenize_data(call.loaded.options, folder);
+  const RunData named(call.loaded.options);
+  const PreparedData data = named.tokenize();
   const DataReport& r = data.report;
-  call.out << fmt::format("{} {}: {} tokenizer of {} tokens\n", r.reused ? "found" : "made", folder.string(),
-                          name_of(data.tokenizer->kind()), data.tokenizer->vocab_size());
+  call.out << fmt::format("{} {}: {} tokenizer of {} tokens\n", r.reused ? "found" : "made",
+                          named.cache().string(), name_of(data.tokenizer->kind()),
+                          data.tokenizer->vocab_size());
   call.out << fmt::format("  training    {} tokens of {} bytes ({:.2f} bytes per token)\n",
                           format_thousands(r.train.tokens), format_thousands(r.train.text_bytes),
                           static_cast<double>(r.train.text_bytes) /

@@ -33,26 +33,6 @@ constexpr VerbWord kWords[] = {
      "for rehearsals: the process halts itself (SIGSTOP) inside this step, to be killed there"},
 };
 
-TrainerOptions trainer_options(const Options& o, const PlannedRun& run) {
-  TrainerOptions t;
-  t.run_dir = o.out;
-  t.schedule = Schedule{.kind = o.schedule,
-                        .steps = run.steps,
-                        .decay_steps = o.decay_steps,
-                        .warmup_steps = o.warmup_steps,
-                        .warmdown_fraction = o.warmdown,
-                        .final_fraction = o.final_lr};
-  t.eval_every = o.eval_every;
-  t.save.every = o.save_every;
-  t.sample_every = o.sample_every;
-  t.keep = o.keep;
-  t.stop_after_s = o.stop_after_s;
-  t.sample = SampleOptions{
-      .new_tokens = o.sample_tokens, .temperature = o.temperature, .top_k = o.top_k, .seed = o.seed};
-  t.prompt = o.prompt;
-  return t;
-}
-
 // 0: none.
 std::int64_t halt_in_step_of(const VerbValues& words) {
   const std::string* text = words.find("halt-in-step");
@@ -62,88 +42,81 @@ std::int64_t halt_in_step_of(const VerbValues& words) {
   return step;
 }
 
-std::string saves_text(const Options& o) {
-  return o.save_every > 0
+std::string saves_text(const TrainerOptions& t) {
+  return t.save.every > 0
              ? fmt::format("every {} steps, before each evaluation and at the end; the newest {} are kept",
-                           o.save_every, o.keep)
+                           t.save.every, t.keep)
              : fmt::format(
                    "so that saving takes at most 1 % of the time, before each evaluation and at the end; the "
                    "newest {} are kept",
-                   o.keep);
+                   t.keep);
 }
 
-// `target`: as it was before the plan chose a route.
-void require_fit(PlannedRun& run, const Options& o, const Target& target, const Limits& limits,
-                 std::int64_t vocab_size) {
-  if (run.fits()) return;
-  propose_changes(run, o, target, limits, vocab_size, remedy_scope(o));
-  throw FitError("this run does not fit:\n\n" + plan_text(run, limits), fit_hint(run));
-}
-
-// What was asked for and where it would run, before anything is written.
-struct Request {
-  Options options;  // `auto` values of a run that is continued are filled in by claim_folder()
-  Target target;    // before the plan has chosen a route
-  Limits limits;
-  std::unique_ptr<Backend> backend;
-};
-
-Request open_request(const VerbCall& call) {
-  Request r{.options = call.loaded.options};
+// What was asked for and where it would run, before anything is written. `auto` values of a run that is continued are filled in
+// by adopt_claimed(), the vocabulary by prepare_run().
+PlanRequest open_request(const VerbCall& call, std::unique_ptr<Backend>& backend) {
+  PlanRequest r{.options = call.loaded.options};
   adopt_named_weights(r.options);
   check_options(r.options);
   r.target = target_from_options(r.options);
-  r.backend = open_backend(call.make_backend, r.target);
-  check_data_options(r.options);
+  backend = open_backend(call.make_backend, r.target);
   r.limits = limits_from_options(r.options, r.target);
-  adopt_facts(r.backend->device(), r.target, r.limits);
+  adopt_facts(backend->device(), r.target, r.limits);
   return r;
 }
 
 // FitError where the run is known not to fit before its data has been read.
-void require_expected_fit(const Request& r) {
-  const std::int64_t vocab_size = expected_vocab_size(r.options);
-  PlannedRun expected = plan_run(r.options, r.target, r.limits, vocab_size);
-  if (vocab_size > 0) require_fit(expected, r.options, r.target, r.limits, vocab_size);
+void require_expected_fit(PlanRequest& r, const RunData& data) {
+  r.vocab_size = data.expected_vocab_size();
+  PlannedRun expected = plan_run(r);
+  if (r.vocab_size > 0) require_fit(expected, r);
+}
+
+// What can be refused of a run before its folder is made: FitError where it is known not to fit, ConfigError where its data is
+// not there, or where it is to be resumed and is not there.
+void require_beginnable(PlanRequest& r) {
+  const Options& o = r.options;
+  const RunData data(o);
+  data.check();
+  if (!fs::is_directory(o.out)) require_expected_fit(r, data);
+  if (wants_resume(o.init_from) && find_checkpoints(o.out).empty()) {
+    throw ConfigError(fmt::format("--init-from resume, but '{}' holds no checkpoint", o.out),
+                      "leave --init-from out to begin a run, or name the run folder with --out");
+  }
 }
 
 // The run folder, locked, and the checkpoint to go on from.
 struct FolderClaim {
+  bool existed;
   CheckpointStore store;
   RunLock lock;
   std::string explanation;  // of the choice of checkpoint
   std::string checkpoint;   // empty: a run begins
   RunState state;           // of that checkpoint
 
-  explicit FolderClaim(const Options& o) : store(o.out, o.keep), lock(o.out) {
+  FolderClaim(const std::string& folder, std::int64_t keep)
+      : existed(fs::is_directory(folder)), store(folder, keep), lock(folder) {
     store.remove_leftovers();
     checkpoint = store.newest(explanation);
   }
 };
 
-// Takes the folder, and the values that `auto` has in the run that lies there. All that can be refused is refused now, before
-// hours of tokenizing; a run that cannot be leaves no folder.
-std::unique_ptr<FolderClaim> claim_folder(Request& r) {
+// Gives `auto` the values that it has in the run that lies in the folder. All that can be refused is refused now, before hours of
+// tokenizing.
+void adopt_claimed(PlanRequest& r, FolderClaim& claim) {
   Options& o = r.options;
-  const bool run_exists = fs::is_directory(o.out);
-  if (!run_exists) require_expected_fit(r);
-  if (wants_resume(o.init_from) && find_checkpoints(o.out).empty()) {
-    throw ConfigError(fmt::format("--init-from resume, but '{}' holds no checkpoint", o.out),
-                      "leave --init-from out to begin a run, or name the run folder with --out");
-  }
-  auto claim = std::make_unique<FolderClaim>(o);
-  if (!claim->checkpoint.empty()) {
+  if (!claim.checkpoint.empty()) {
     if (o.fresh) {
-      throw ConfigError(fmt::format("--fresh, but '{}' already holds a run ({})", o.out, claim->checkpoint),
+      throw ConfigError(fmt::format("--fresh, but '{}' already holds a run ({})", o.out, claim.checkpoint),
                         "choose another --out, or leave --fresh out");
     }
-    claim->state = CheckpointStore::read_state(claim->checkpoint);
-    adopt_resolved(o, claim->state);
+    claim.state = CheckpointStore::read_state(claim.checkpoint);
+    adopt_resolved(o, claim.state);
     if (!o.init_from.empty() && !wants_resume(o.init_from))
       log_info("--init-from {} is not read: '{}' holds a run, which is continued", o.init_from, o.out);
   }
-  if (run_exists) require_expected_fit(r);
-  return claim;
+  const RunData data(o);
+  if (claim.existed) require_expected_fit(r, data);
 }
 
 // Tokens and tokenizer, and the plan for the vocabulary that they have.
@@ -154,34 +127,36 @@ struct PreparedRun {
   std::vector<std::string> changes;  // against the checkpoint, those that are allowed
 };
 
-PreparedRun prepare_run(const VerbCall& call, Request& r, const FolderClaim& claim) {
+PreparedRun prepare_run(const VerbCall& call, PlanRequest& r, const FolderClaim& claim) {
   Options& o = r.options;
   PreparedRun p;
-  p.data = load_data(o);
+  p.data = RunData(o).load();
   const Tokenizer& tokenizer = *p.data.tokenizer;
-  require_vocabulary(tokenizer, o);
+  require_vocabulary(tokenizer, o.vocab_size);
   o.prompt = usable_prompt(call.loaded, tokenizer);
-  p.plan = plan_run(o, r.target, r.limits, tokenizer.vocab_size());
-  require_fit(p.plan, o, r.target, r.limits, tokenizer.vocab_size());
-  p.now.seed = o.seed;
+  r.vocab_size = tokenizer.vocab_size();
+  p.plan = plan_run(r);
+  require_fit(p.plan, r);
+  p.now.seed = p.plan.config.seed;
   p.now.vocab_hash = tokenizer.hash();
   p.now.data_hash = data_hash(p.data.train_shards);
-  p.now.options = effective_options(o, p.plan);
-  if (!claim.checkpoint.empty()) p.changes = check_resume(claim.state, p.now, o.allow_changes);
+  p.now.options = p.plan.config.options;
+  if (!claim.checkpoint.empty()) p.changes = check_resume(claim.state, p.now, p.plan.config.allow_changes);
   return p;
 }
 
-StartInfo start_info(const Options& o, const PreparedRun& p, const FolderClaim& claim,
-                     const TokenBatches& train, const EvalBatches* validation) {
+StartInfo start_info(const PreparedRun& p, const FolderClaim& claim, const TokenBatches& train,
+                     const EvalBatches* validation) {
+  const RunConfig& config = p.plan.config;
   StartInfo info;
-  info.run_folder = o.out;
+  info.run_folder = config.trainer.run_dir;
   info.data = fmt::format(
       "{} tokens to train on ({:.1f} passes in this run), {} to validate", format_count(train.tokens()),
-      static_cast<double>(p.plan.steps * p.plan.engine.step_tokens()) / static_cast<double>(train.tokens()),
+      static_cast<double>(config.steps * config.engine.step_tokens()) / static_cast<double>(train.tokens()),
       validation != nullptr ? format_count(validation->targets()) : "none");
   info.tokenizer =
       fmt::format("{}, {} tokens", name_of(p.data.tokenizer->kind()), p.data.tokenizer->vocab_size());
-  info.saves = saves_text(o);
+  info.saves = saves_text(config.trainer);
   if (!claim.checkpoint.empty()) {
     info.resumed = fmt::format("{} at step {}{}", claim.checkpoint, claim.state.step,
                                claim.explanation.empty() ? "" : "\n" + claim.explanation);
@@ -192,79 +167,83 @@ StartInfo start_info(const Options& o, const PreparedRun& p, const FolderClaim& 
 
 // The engine of the plan, on the backend that is open, or on another one where the plan chose another route: a backend keeps
 // the one it has.
-Engine open_engine(const VerbCall& call, Request& r, const PlannedRun& plan) {
-  if (plan.target.gemm != r.backend->target().gemm) {
-    r.backend.reset();
-    r.backend = open_backend(call.make_backend, plan.target);
+Engine open_engine(const PlannedRun& plan, BackendFactory make_backend, std::unique_ptr<Backend> backend) {
+  if (plan.config.target.gemm != backend->target().gemm) {
+    backend.reset();
+    backend = open_backend(make_backend, plan.config.target);
   }
-  return Engine(std::move(r.backend), plan.engine, plan.plan);
+  return Engine(std::move(backend), plan.config.engine, plan.plan);
 }
 
 // Weights and state to begin or to go on with.
-RunState load_or_init(Engine& engine, const Options& o, FolderClaim& claim, const RunState& now) {
+RunState load_or_init(Engine& engine, const RunConfig& config, FolderClaim& claim, const RunState& now) {
   if (!claim.checkpoint.empty()) {
     RunState state = carry_over(claim.store.load(claim.checkpoint, engine), now);
     if (!state.evaluated_step)
-      state.evaluated_step = evaluated_step_in_log(RunFolder(o.out).log(), state.step);
+      state.evaluated_step = evaluated_step_in_log(RunFolder(config.trainer.run_dir).log(), state.step);
     return state;
   }
-  engine.init_weights(o.seed);
-  if (names_weights(o.init_from)) {
-    load_weights(engine, o.init_from);
+  engine.init_weights(config.seed);
+  if (!config.weights_from.empty()) {
+    load_weights(engine, config.weights_from);
     claim.store.save(engine, now);  // what a run that diverges early goes back to
   }
   return now;
 }
 
-void print_result(std::ostream& out, const Options& o, const TrainResult& result) {
+void print_result(std::ostream& out, const RunConfig& config, const TrainResult& result) {
+  const std::string& folder = config.trainer.run_dir;
   out << fmt::format("done: {} steps, {} tokens, {} of training; state {}\n", result.step,
                      format_count(result.tokens), format_duration(result.seconds), result.state_hash);
-  out << fmt::format("  energy      {}\n", spent_text(o, result));
-  out << fmt::format("  run folder  {}\n  next        qtrain sample --out {} --prompt \"...\"\n", o.out,
-                     o.out);
+  out << fmt::format("  energy      {}\n", spent_text(config, result));
+  out << fmt::format("  run folder  {}\n  next        qtrain sample --out {} --prompt \"...\"\n", folder,
+                     folder);
   out.flush();
 }
 
 void run_train(const VerbCall& call) {
   const std::int64_t halt_in_step = halt_in_step_of(call.words);
   install_stop_handlers();
-  Request request = open_request(call);
-  const std::unique_ptr<FolderClaim> claim = claim_folder(request);
-  const PreparedRun prepared = prepare_run(call, request, *claim);
-  const Options& o = request.options;
+  std::unique_ptr<Backend> backend;
+  PlanRequest request = open_request(call, backend);
+  require_beginnable(request);
+  FolderClaim claim(request.options.out, request.options.keep);
+  adopt_claimed(request, claim);
+  const PreparedRun prepared = prepare_run(call, request, claim);
   const PlannedRun& run = prepared.plan;
+  const RunConfig& config = run.config;
   const Tokenizer& tokenizer = *prepared.data.tokenizer;
 
-  const std::int64_t seq_len = run.engine.model.seq_len;
-  const TokenBatches train(TokenStream(open_shards(prepared.data.train_shards, tokenizer)), seq_len, o.seed,
-                           o.data_order);
-  const std::unique_ptr<EvalBatches> validation = open_validation(prepared.data, o, seq_len);
-  tokenizer.save(posix_fs(), RunFolder(o.out).tokenizer());
+  const std::int64_t seq_len = config.engine.model.seq_len;
+  const TokenBatches train(TokenStream(open_shards(prepared.data.train_shards, tokenizer)), seq_len,
+                           config.seed, config.data_order);
+  const std::unique_ptr<EvalBatches> validation = open_validation(prepared.data, config.eval_tokens, seq_len);
+  tokenizer.save(posix_fs(), RunFolder(config.trainer.run_dir).tokenizer());
 
-  const DeviceFacts facts = request.backend->device();
-  const Card* const card = run.target.kind == DeviceKind::cuda ? card_of_device(facts) : nullptr;
-  PowerWatch power(run.target.kind, facts, watts_given(o.watts));
-  if (!o.quiet) {
-    StartInfo info = start_info(o, prepared, *claim, train, validation.get());
-    info.outlook = run_outlook(o, run, facts, card, validation.get(),
-                               claim->checkpoint.empty() ? nullptr : &claim->state, power);
+  const DeviceFacts facts = backend->device();
+  const Card* const card = config.target.kind == DeviceKind::cuda ? card_of_device(facts) : nullptr;
+  PowerWatch power(config.target.kind, facts, config.watts);
+  if (!config.quiet) {
+    StartInfo info = start_info(prepared, claim, train, validation.get());
+    info.outlook = run_outlook(run, facts, card, validation.get(),
+                               claim.checkpoint.empty() ? nullptr : &claim.state, power);
     call.out << start_screen(run, request.limits, info) << std::endl;
   }
-  Engine engine = open_engine(call, request, run);
-  if (const double seconds = o.quiet ? 0 : engine.time_paging(); seconds > 0) {
+  Engine engine = open_engine(run, call.make_backend, std::move(backend));
+  if (const double seconds = config.quiet ? 0 : engine.time_paging(); seconds > 0) {
     call.out << fmt::format("  paging     {}\n", paging_text(engine.optimizer().paged_bytes(), seconds))
              << std::endl;
   }
-  RunState state = load_or_init(engine, o, *claim, prepared.now);
+  RunState state = load_or_init(engine, config, claim, prepared.now);
 
-  TrainerOptions how = trainer_options(o, run);
+  TrainerOptions how = config.trainer;
   how.power = &power;
-  SessionEvents session(o, run, step_work(run, card, validation.get()), state.step + 1, validation != nullptr,
+  SessionEvents session(run, step_work(run, card, validation.get()), state.step + 1, validation != nullptr,
                         halt_in_step);
-  session.log().write(start_record(o, run, facts, card, state));
+  session.log().write(start_record(run, facts, card, state));
   how.events = session.listeners();
   Trainer trainer(engine, train, validation.get(), tokenizer, how, state);
-  print_result(call.out, o, trainer.run());
+  print_result(call.out, config, trainer.run());
 }
 
 }  // namespace

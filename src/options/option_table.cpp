@@ -92,6 +92,15 @@ std::string own_word(const OptionSpec& spec, const std::vector<std::string>& wor
   return word;
 }
 
+// As a person would write it: sizes in whole GiB or MiB where they are.
+std::string value_text(const Options& options, const OptionSpec& spec) {
+  std::string text = option_text(options, spec);
+  if (spec.kind != OptionKind::bytes) return text;
+  const std::int64_t bytes = options.*std::get<std::int64_t Options::*>(spec.member);
+  if (bytes % kGiB == 0) return fmt::format("{}GiB", bytes / kGiB);
+  return bytes % kMiB == 0 ? fmt::format("{}MiB", bytes / kMiB) : text;
+}
+
 }  // namespace
 
 std::size_t require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin) {
@@ -189,6 +198,24 @@ std::string option_text(const Options& options, const OptionSpec& spec) {
 
 std::string option_text(const Options& options, std::string_view name) {
   return option_text(options, *find_option(name));
+}
+
+void append_option_words(std::vector<std::string>& words, const Options& options, const OptionSpec& spec) {
+  const bool off = spec.kind == OptionKind::flag && option_text(options, spec) == "false";
+  words.push_back(fmt::format("--{}{}", off ? "no-" : "", spec.name));
+  if (const auto* list = std::get_if<std::vector<std::string> Options::*>(&spec.member)) {
+    words.insert(words.end(), (options.**list).begin(), (options.**list).end());
+  } else if (spec.kind != OptionKind::flag) {
+    words.push_back(value_text(options, spec));
+  }
+}
+
+std::vector<const OptionSpec*> different_options(const Options& a, const Options& b) {
+  std::vector<const OptionSpec*> specs;
+  for (const OptionSpec& spec : option_table()) {
+    if (option_text(a, spec) != option_text(b, spec)) specs.push_back(&spec);
+  }
+  return specs;
 }
 
 void copy_option(const Options& from, Options& to, const OptionSpec& spec) {

@@ -141,6 +141,10 @@ std::size_t require_choice(const OptionSpec& spec, const std::string& value, std
 // Sets one option from text; `origin` names the source in messages.
 void set_option(Options& options, const OptionSpec& spec, const std::vector<std::string>& values,
                 std::string_view origin);
+// Adds what a person types to set the option: "--vram", "12GiB"; "--no-bias".
+void append_option_words(std::vector<std::string>& words, const Options& options, const OptionSpec& spec);
+// The options in which two differ, in the order of the table.
+std::vector<const OptionSpec*> different_options(const Options& a, const Options& b);
 void copy_option(const Options& from, Options& to, const OptionSpec& spec);
 // One line per option: name = value, and its source.
 void print_config(std::ostream& out, const LoadedOptions& loaded);

@@ -29,12 +29,12 @@ double seconds_since(Clock::time_point start) {
 class SmallRun {
  public:
   SmallRun(const PlannedRun& run, std::int64_t layers, BackendFactory make_backend) {
-    EngineOptions options = run.engine;
+    EngineOptions options = run.config.engine;
     options.model.n_layer = layers;
     options.accumulation = 1;
     options.sample_tokens = 0;
-    const RunPlan plan = Engine::rehearse(options, run.target);
-    engine_ = std::make_unique<Engine>(open_backend(make_backend, run.target), options, plan);
+    const RunPlan plan = Engine::rehearse(options, run.config.target);
+    engine_ = std::make_unique<Engine>(open_backend(make_backend, run.config.target), options, plan);
     engine_->init_weights(1);
     // Any tokens: what a product takes does not depend on them.
     const RngStream rng{.seed = 1, .purpose = RngPurpose::data_order};
@@ -81,10 +81,10 @@ double at_layers(double few_s, double more_s, std::int64_t few, std::int64_t mor
 
 Calibration calibrate(const PlannedRun& run, BackendFactory make_backend, double budget_s) {
   const auto start = Clock::now();
-  const std::int64_t layers = run.engine.model.n_layer;
+  const std::int64_t layers = run.config.engine.model.n_layer;
   Calibration c{.few_layers = kFewLayers, .more_layers = std::min(layers, kMoreLayers)};
   SmallRun few(run, c.few_layers, make_backend), more(run, c.more_layers, make_backend);
-  const auto accumulation = static_cast<double>(run.engine.accumulation);
+  const auto accumulation = static_cast<double>(run.config.engine.accumulation);
   const auto whole = [&](double few_s, double more_s) {
     return at_layers(few_s, more_s, c.few_layers, c.more_layers, layers);
   };

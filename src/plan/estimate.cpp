@@ -27,7 +27,7 @@ struct StepParts {
 StepParts parts_of_step(const PlannedRun& run, const EstimateInput& in) {
   const Card& card = *in.card;
   const RunPlan& plan = run.plan;
-  const auto micro_batches = static_cast<double>(run.engine.accumulation);
+  const auto micro_batches = static_cast<double>(run.config.engine.accumulation);
   const double bandwidth = card.bandwidth_bytes_s();
   const auto moved = [&](const BackendTotals& t) { return (t.read_bytes + t.written_bytes) / bandwidth; };
 
@@ -52,11 +52,11 @@ StepParts parts_of_step(const PlannedRun& run, const EstimateInput& in) {
 
   // Forward and the gradient of the input read the weights; recomputing reads them once more. At worst every
   // read writes the weight in 16 bits first, at best that hides inside the products.
-  if (run.engine.memory.weights != FormatId::none) {
+  if (run.config.engine.memory.weights != FormatId::none) {
     const double bits =
-        in.weight_bits > 0 ? in.weight_bits : format_info(run.engine.memory.weights).bits_per_weight;
-    const double passes = run.engine.memory.checkpoint_activations ? 3 : 2;
-    const auto weights = static_cast<double>(run.engine.model.matrix_params());
+        in.weight_bits > 0 ? in.weight_bits : format_info(run.config.engine.memory.weights).bits_per_weight;
+    const double passes = run.config.engine.memory.checkpoint_activations ? 3 : 2;
+    const auto weights = static_cast<double>(run.config.engine.model.matrix_params());
     parts.expansion.high = micro_batches * passes * weights * (bits / 8 + kScratchBytes) / bandwidth;
   }
   return parts;
@@ -141,7 +141,8 @@ Range parse_efficiency(std::string_view text, double peak_flops, std::string_vie
 }
 
 double evaluation_batches(const PlannedRun& run, std::int64_t eval_tokens) {
-  return std::ceil(static_cast<double>(eval_tokens) / static_cast<double>(run.engine.micro_batch_tokens()));
+  return std::ceil(static_cast<double>(eval_tokens) /
+                   static_cast<double>(run.config.engine.micro_batch_tokens()));
 }
 
 Range save_seconds(const PlannedRun& run) {
@@ -151,10 +152,10 @@ Range save_seconds(const PlannedRun& run) {
 
 Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
   Estimate e;
-  const ModelConfig& model = run.engine.model;
-  const auto step_tokens = static_cast<double>(run.engine.step_tokens());
-  e.steps = run.steps;
-  e.tokens = run.steps * run.engine.step_tokens();
+  const ModelConfig& model = run.config.engine.model;
+  const auto step_tokens = static_cast<double>(run.config.engine.step_tokens());
+  e.steps = run.config.steps;
+  e.tokens = run.config.steps * run.config.engine.step_tokens();
   const auto tokens = static_cast<double>(e.tokens);
   e.flops_step = model.model_flops_per_token() * step_tokens;
   e.flops_total = model.model_flops_per_token() * tokens;
@@ -171,7 +172,7 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
                  .save_every = in.save_every,
                  .evaluates = in.eval_tokens > 0,
                  .save_s = save_seconds(run),
-                 .step_flops = run.plan.train_step(run.engine.accumulation).executed_flops,
+                 .step_flops = run.plan.train_step(run.config.engine.accumulation).executed_flops,
                  .evaluation_flops = eval_batches * run.plan.eval_step.executed_flops};
   e.executed_flops_step = work.step_flops;
   WorkAhead whole = work;

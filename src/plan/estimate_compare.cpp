@@ -53,18 +53,18 @@ void say_changes(std::string& options, const Options& own, const Options& o) {
 
 class Comparison {
  public:
-  Comparison(const Target& target, const Limits& limits, std::int64_t vocab_size, const EstimateInput& input)
-      : target_(target), limits_(limits), vocab_size_(vocab_size), input_(input) {}
+  Comparison(const PlanRequest& request, const EstimateInput& input) : request_(request), input_(input) {}
 
   // As asked for where that fits, else with --ckpt-activations where that makes it fit.
   PlannedRun planned(const Options& o, std::string& options) const {
-    PlannedRun run = plan_run(o, target_, limits_, vocab_size_);
+    PlanRequest request = request_;
+    request.options = o;
+    PlannedRun run = plan_run(request);
     if (run.fits() || o.ckpt_activations) return run;
-    Options checkpointed = o;
-    checkpointed.ckpt_activations = true;
-    PlannedRun smaller = plan_run(checkpointed, target_, limits_, vocab_size_);
+    request.options.ckpt_activations = true;
+    PlannedRun smaller = plan_run(request);
     if (!smaller.fits()) return run;
-    say(options, o, checkpointed);
+    say(options, o, request.options);
     return smaller;
   }
 
@@ -74,7 +74,7 @@ class Comparison {
     EstimateInput in = input_;
     in.weight_bits = bits;
     const Estimate e = estimate_run(run, in);
-    const auto params = static_cast<double>(run.engine.model.matrix_params());
+    const auto params = static_cast<double>(run.config.engine.model.matrix_params());
     const auto tokens = static_cast<double>(e.tokens);
     if (table.rows.empty()) {
       reference_params_ = params;
@@ -94,9 +94,7 @@ class Comparison {
   }
 
  private:
-  const Target& target_;
-  const Limits& limits_;
-  std::int64_t vocab_size_;
+  const PlanRequest& request_;
   EstimateInput input_;
   double reference_params_ = 0, reference_tokens_ = 0;
 };
@@ -115,7 +113,7 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
   options.clear();
   say_choices<&Options::quant>(options, packed);
   if (plain.fits()) {  // the same step, so that the bytes of the weights are what differs
-    const Options chosen = with_choices(dense, plain);
+    const Options chosen = with_choices(dense, plain.config);
     packed.micro_batch = chosen.micro_batch;
     packed.grad_dtype = chosen.grad_dtype;
     say_choices<&Options::micro_batch, &Options::grad_dtype>(options, packed);
@@ -128,8 +126,8 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
     CompareRow& row =
         comparison.add(fmt::format("{}, {}", o.model, format.name),
                        "(not available in this version: bytes by arithmetic)", nf4, format.bits, table);
-    row.device_bytes -= static_cast<std::int64_t>(static_cast<double>(nf4.engine.model.matrix_params()) *
-                                                  (nf4_bits - format.bits) / 8);
+    row.device_bytes -= static_cast<std::int64_t>(
+        static_cast<double>(nf4.config.engine.model.matrix_params()) * (nf4_bits - format.bits) / 8);
     row.fits = row.device_bytes <= limits.device_bytes - limits.reserve_bytes &&
                std::all_of(nf4.verdicts.begin(), nf4.verdicts.end(),
                            [](const Verdict& v) { return v.fits || v.resource == Resource::device; });
@@ -148,7 +146,7 @@ void add_without_recompute(Comparison& comparison, const Options& o, CompareTabl
   say_choices<&Options::quant>(options, kept);
   say_changes<&Options::ckpt_activations>(options, o, kept);
   const PlannedRun run = comparison.planned(kept, options);
-  if (run.fits() && !run.engine.memory.checkpoint_activations)
+  if (run.fits() && !run.config.engine.memory.checkpoint_activations)
     comparison.add(fmt::format("{}, nothing computed twice", o.model), options, run, kDenseBits, table);
 }
 
@@ -169,19 +167,21 @@ void add_smaller_models(Comparison& comparison, const Options& o, const ModelCon
     say_choices<&Options::model, &Options::quant>(options, smaller);
     const PlannedRun run = comparison.planned(smaller, options);
     // What the command has beside it and this choice has not.
-    if (!run.engine.memory.checkpoint_activations)
+    if (!run.config.engine.memory.checkpoint_activations)
       say_changes<&Options::ckpt_activations>(options, o, smaller);
     say_changes<&Options::tokens, &Options::steps, &Options::n_layer, &Options::n_head, &Options::n_embd,
                 &Options::n_kv_head, &Options::warmup_steps>(options, o, smaller);
-    comparison.add(fmt::format("{}, {} tokens", name, format_count(run.steps * run.engine.step_tokens())),
-                   options, run, kDenseBits, table);
+    comparison.add(
+        fmt::format("{}, {} tokens", name, format_count(run.config.steps * run.config.engine.step_tokens())),
+        options, run, kDenseBits, table);
   }
 }
 
 }  // namespace
 
-CompareTable compare_choices(const Options& o, const Target& target, const Limits& limits,
-                             std::int64_t vocab_size, const EstimateInput& input) {
+CompareTable compare_choices(const PlanRequest& request, const EstimateInput& input) {
+  const Options& o = request.options;
+  const Limits& limits = request.limits;
   QT_CHECK(input.card != nullptr, ConfigError, "choices are compared on a card");
   CompareTable table;
   table.available_bytes = limits.device_bytes - limits.reserve_bytes;
@@ -191,7 +191,7 @@ CompareTable compare_choices(const Options& o, const Target& target, const Limit
     rated.efficiency_of_steps = true;
     EstimateInput whole = rated;
     whole.steps_done = 0;
-    const Estimate e = estimate_run(plan_run(o, target, limits, vocab_size), whole);
+    const Estimate e = estimate_run(plan_run(request), whole);
     const double paging_s = e.paging_s.low / static_cast<double>(e.steps);
     const auto share = [&](double step_s) {
       const double rest_s = std::max(step_s - paging_s, e.executed_flops_step / *e.peak_flops);
@@ -199,19 +199,19 @@ CompareTable compare_choices(const Options& o, const Target& target, const Limit
     };
     rated.efficiency = {.low = share(input.step_seconds->high), .high = share(input.step_seconds->low)};
   }
-  Comparison comparison(target, limits, vocab_size, rated);
-  const ModelConfig model = model_from_options(o, vocab_size);
+  Comparison comparison(request, rated);
+  const ModelConfig model = model_from_options(o, request.vocab_size);
   add_weights(comparison, o, table, limits);
   add_without_recompute(comparison, o, table);
   add_smaller_models(comparison, o, model, table);
 
   std::string unused;
   const PlannedRun run = comparison.planned(o, unused);
-  const double bits = run.engine.memory.weights == FormatId::none
+  const double bits = run.config.engine.memory.weights == FormatId::none
                           ? kDenseBits
-                          : format_info(run.engine.memory.weights).bits_per_weight;
+                          : format_info(run.config.engine.memory.weights).bits_per_weight;
   if (const std::int64_t fewer = kFewerTokensPerParam * model.param_count();
-      fewer < run.steps * run.engine.step_tokens()) {
+      fewer < run.config.steps * run.config.engine.step_tokens()) {
     Options shorter = o;
     shorter.tokens = fewer;
     shorter.steps = 0;

@@ -84,7 +84,8 @@ void append_counts(std::string& text, const PlannedRun& run, const Estimate& e) 
       "\n    nanochat counts attention as a full square and nothing twice. Executed are its causal tiles, seven\n"
       "    products in its backward pass, {}and evaluation.\n"
       "    No estimate is below the floor at 100 % of the peak.\n",
-      run.engine.memory.checkpoint_activations ? "every block's forward again (--ckpt-activations), " : "");
+      run.config.engine.memory.checkpoint_activations ? "every block's forward again (--ckpt-activations), "
+                                                      : "");
 }
 
 void append_parts(std::string& text, const PlannedRun& run, const Estimate& e, const EstimateView& view) {
@@ -95,8 +96,9 @@ void append_parts(std::string& text, const PlannedRun& run, const Estimate& e, c
                         time_range_text(e.expansion_s));
   }
   if (!e.measured) {
-    text += fmt::format("    {:<22} {}\n", run.engine.optim.paged ? "optimizer and paging" : "optimizer",
-                        time_range_text(e.paging_s));
+    text +=
+        fmt::format("    {:<22} {}\n", run.config.engine.optim.paged ? "optimizer and paging" : "optimizer",
+                    time_range_text(e.paging_s));
   }
   text += fmt::format("    {:<22} {}{}\n", "evaluation", time_range_text(e.evaluation_s),
                       view.eval_tokens_assumed
@@ -170,13 +172,13 @@ void append_claim(std::string& text, const Estimate& e, const EstimateView& view
 
 std::string estimate_text(const PlannedRun& run, const EstimateInput& in, const Estimate& e,
                           const EstimateView& view) {
-  const ModelConfig& m = run.engine.model;
+  const ModelConfig& m = run.config.engine.model;
   std::string text =
       fmt::format("  model       {} {}: {} parameters ({} in blocks), {:.4g} GFLOP per token\n",
                   m.family->name, m.name, format_thousands(m.param_count()),
                   format_thousands(m.matrix_params()), m.model_flops_per_token() * 1e-9);
   text += fmt::format("  tokens      {} = {} steps x {}\n", format_thousands(e.tokens),
-                      format_thousands(e.steps), format_thousands(run.engine.step_tokens()));
+                      format_thousands(e.steps), format_thousands(run.config.engine.step_tokens()));
   if (in.card != nullptr) {
     const Card& c = *in.card;
     text += fmt::format("  card        {}: {}, {:.0f} GB/s ({}), {:g} W\n              {}\n", c.driver_name,

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <optional>
 #include <span>
 #include <utility>
@@ -22,32 +21,8 @@ constexpr std::int64_t kCudaBatchTokens = 32768;
 // f32 gradients, and a resident state, are worth their bytes only while the micro-batch keeps the GEMMs busy.
 constexpr std::int64_t kBusyTokens = 4096;
 constexpr std::int64_t kRunFilesBytes = 64 * kMiB;  // logs, tokenizer, configuration
-constexpr std::int64_t kTokensPerParam = 20;        // the default horizon, nanochat's
 constexpr std::int64_t kTokenBytes = 2;             // of a shard
 constexpr std::int64_t kAssumedDiskBytesPerSecond = 500'000'000;
-
-double width_scale(const ModelConfig& model) {
-  return 1.0 / std::sqrt(static_cast<double>(model.n_embd) / 768.0);
-}
-
-OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
-  OptimizerOptions optim;
-  optim.rule = &update_rule_by_name(o.optim);
-  optim.master = o.master;
-  optim.seed = o.seed;
-  const auto rate = [&](ParamGroup g) -> double& { return optim.peak_lr[static_cast<std::size_t>(g)]; };
-  rate(ParamGroup::matrix) = o.matrix_lr;
-  rate(ParamGroup::embedding) = o.embedding_lr * width_scale(model);
-  rate(ParamGroup::head) = o.head_lr * width_scale(model);
-  rate(ParamGroup::norm) = o.matrix_lr;
-  if (o.learning_rate > 0) optim.peak_lr.fill(o.learning_rate);
-  optim.beta1 = o.beta1;
-  optim.beta2 = o.beta2;
-  optim.eps = o.eps;
-  optim.weight_decay = o.weight_decay;
-  optim.max_norm = o.clip;
-  return optim;
-}
 
 // Every micro-batch size worth trying, largest first; all divide the rows of a step, so that tokens per step
 // never change.
@@ -72,11 +47,6 @@ std::vector<std::int64_t> micro_batch_candidates(const Options& o, std::int64_t 
   return rows;
 }
 
-std::int64_t run_tokens(const Options& o, const ModelConfig& model) {
-  if (o.steps > 0) return o.steps * o.batch_tokens;
-  return o.tokens > 0 ? o.tokens : kTokensPerParam * model.param_count();
-}
-
 void describe_device(PlannedRun& run) {
   std::array<std::int64_t, kMemoryTags> bytes{};
   const PhasePlan* peak = run.plan.step.largest();
@@ -94,14 +64,15 @@ void describe_device(PlannedRun& run) {
   // Alignment of the state arena and holes between lifetimes: what packing could not use.
   if (const std::int64_t gaps = run.plan.device_bytes() - named; gaps > 0)
     run.device_rows.push_back({"packing", gaps, ""});
-  const std::int64_t workspace =
-      run.target.workspace_bytes > 0 ? run.target.workspace_bytes : default_workspace_bytes(run.target);
+  const std::int64_t workspace = run.config.target.workspace_bytes > 0
+                                     ? run.config.target.workspace_bytes
+                                     : default_workspace_bytes(run.config.target);
   if (workspace > 0) run.device_rows.push_back({"workspace", workspace, "libraries and per-thread tiles"});
-  if (run.target.context_bytes > 0)
+  if (run.config.target.context_bytes > 0)
     run.device_rows.push_back(
-        {"context", run.target.context_bytes,
-         run.target.context_measured ? "driver; measured" : "driver; assumed, no card was measured"});
-  run.device_bytes = run.plan.device_bytes() + workspace + run.target.context_bytes;
+        {"context", run.config.target.context_bytes,
+         run.config.target.context_measured ? "driver; measured" : "driver; assumed, no card was measured"});
+  run.device_bytes = run.plan.device_bytes() + workspace + run.config.target.context_bytes;
   if (peak != nullptr)
     run.decisions.push_back(fmt::format("largest phase of the step arena: {}", peak->name));
 }
@@ -112,7 +83,7 @@ void describe_host(PlannedRun& run) {
     for (std::size_t t = 0; t < kMemoryTags; ++t) {
       if (phase->at_peak[t] == 0) continue;
       run.host_rows.push_back({std::string(memory_tag_name(static_cast<MemoryTag>(t))), phase->at_peak[t],
-                               run.target.kind == DeviceKind::cuda ? "pinned" : ""});
+                               run.config.target.kind == DeviceKind::cuda ? "pinned" : ""});
       named += phase->at_peak[t];
     }
   }
@@ -120,7 +91,7 @@ void describe_host(PlannedRun& run) {
   if (run.host_bytes > named) run.host_rows.push_back({"packing", run.host_bytes - named, ""});
 }
 
-void describe_disk(PlannedRun& run, const Options& o) {
+void describe_disk(PlannedRun& run) {
   std::int64_t bytes = 0;
   for (const ArenaPlan* arena : {&run.plan.state, &run.plan.host}) {
     for (const PhasePlan& phase : arena->phases) {
@@ -132,14 +103,14 @@ void describe_disk(PlannedRun& run, const Options& o) {
     }
   }
   run.checkpoint_bytes = bytes;
-  run.disk_rows = {
-      {"checkpoints", bytes * o.keep, fmt::format("--keep {} of {}", o.keep, format_bytes(bytes))},
-      {"being saved", bytes, ""},
-      {"logs", kRunFilesBytes, ""}};
-  run.disk_bytes = bytes * (o.keep + 1) + kRunFilesBytes;
+  const std::int64_t keep = run.config.trainer.keep;
+  run.disk_rows = {{"checkpoints", bytes * keep, fmt::format("--keep {} of {}", keep, format_bytes(bytes))},
+                   {"being saved", bytes, ""},
+                   {"logs", kRunFilesBytes, ""}};
+  run.disk_bytes = bytes * (keep + 1) + kRunFilesBytes;
   // Not part of the total: a corpus may be larger or smaller than the run, and may lie there as shards
   // already.
-  run.token_cache_bytes = kTokenBytes * run_tokens(o, run.engine.model);
+  run.token_cache_bytes = kTokenBytes * run.config.tokens;
   run.written_bytes_per_day = std::min(SavePolicy::most_seconds_per_day() * kAssumedDiskBytesPerSecond,
                                        SavePolicy::most_saves_per_day() * bytes);
 }
@@ -156,69 +127,69 @@ void judge(PlannedRun& run, const Limits& limits) {
           known(limits.device_bytes > 0 ? std::max<std::int64_t>(limits.device_bytes - run.reserve_bytes, 1)
                                         : 0));
   // On the cpu the device's arena is ordinary memory too.
-  const std::int64_t host = run.host_bytes + (run.target.kind == DeviceKind::cpu ? run.device_bytes : 0);
+  const std::int64_t host =
+      run.host_bytes + (run.config.target.kind == DeviceKind::cpu ? run.device_bytes : 0);
   verdict(Resource::host, host, known(limits.host_bytes));
   verdict(Resource::disk, run.disk_bytes, limits.disk_bytes);
 }
 
 // What the planner may choose.
 struct Choice {
+  Target target;  // with a route
   DType compute;
   DType gradient;
   std::int64_t rows;  // of a micro-batch
   bool paged;
 };
 
-PlannedRun rehearse_candidate(const Options& o, const ModelConfig& model, const Target& target,
-                              const Limits& limits, const Choice& choice, std::int64_t step_rows) {
+// `config`: what the options have settled.
+PlannedRun rehearse_candidate(RunConfig config, const Limits& limits, const Choice& choice,
+                              std::int64_t step_rows) {
   PlannedRun run;
-  run.target = target;
-  EngineOptions& e = run.engine;
-  e.model = model;
-  e.memory = ModelOptions{.compute = choice.compute,
-                          .gradient = choice.gradient,
-                          .weights = format_from_name(o.quant),
-                          .checkpoint_activations = o.ckpt_activations,
-                          .micro_batch_rows = choice.rows,
-                          .loss_chunk_tokens = o.loss_chunk,
-                          .seed = o.seed};
-  e.optim = optimizer_options(o, model);
+  run.config = std::move(config);
+  run.config.target = choice.target;
+  EngineOptions& e = run.config.engine;
+  e.memory.compute = choice.compute;
+  e.memory.gradient = choice.gradient;
+  e.memory.micro_batch_rows = choice.rows;
   e.optim.paged = choice.paged;
   e.accumulation = step_rows / choice.rows;
-  e.sample_tokens = o.sample_tokens > 0 ? model.seq_len : 0;
-  run.plan = Engine::rehearse(e, target);
+  run.plan = Engine::rehearse(e, choice.target);
   run.rehearsals = 1;
   describe_device(run);
   describe_host(run);
-  describe_disk(run, o);
+  describe_disk(run);
   judge(run, limits);
   return run;
 }
 
 // 16-bit weights lose nothing: where they fit, whoever packs them should know.
-void note_unquantized(PlannedRun& run, const Options& o, const ModelConfig& model, const Limits& limits,
-                      std::int64_t step_rows) {
-  if (run.engine.memory.weights == FormatId::none || !run.fits()) return;
-  Options plain = o;
-  plain.quant = format_info(FormatId::none).name;
-  Options open = plain;  // all that the note says is said, whatever the run's own options are
-  open.quant.clear();
-  open.grad_dtype.reset();
-  open.micro_batch = 0;
-  const ModelOptions& m = run.engine.memory;
+void note_unquantized(PlannedRun& run, const PlanRequest& request) {
+  const ModelOptions& m = run.config.engine.memory;
+  if (m.weights == FormatId::none || !run.fits()) return;
+  RunConfig plain = run.config;
+  plain.engine.memory.weights = FormatId::none;
   for (const DType gradient : {m.gradient, m.compute}) {
     for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
-      const PlannedRun other = rehearse_candidate(
-          plain, model, run.target, limits,
-          {.compute = m.compute, .gradient = gradient, .rows = rows, .paged = run.engine.optim.paged},
-          step_rows);
+      const PlannedRun other = rehearse_candidate(plain, request.limits,
+                                                  {.target = run.config.target,
+                                                   .compute = m.compute,
+                                                   .gradient = gradient,
+                                                   .rows = rows,
+                                                   .paged = run.config.engine.optim.paged},
+                                                  m.micro_batch_rows * run.config.engine.accumulation);
       if (!other.fits()) continue;
-      plain.grad_dtype = gradient;
-      plain.micro_batch = rows;
+      Options open;  // as against which all of it is said, whatever the run's own options are
+      open.quant.clear();
+      Options said = with_choices(open, other.config);
+      said.gemm = open.gemm;
+      said.paging = open.paging;
+      said.quant = format_info(FormatId::none).name;
       run.notes.push_back(fmt::format(
           "{} weights fit too and lose nothing to quantization: {} takes {} on the device; what {} "
           "costs in loss is in docs/benchmarks.md",
-          dtype_name(m.compute), change_words(open, plain), format_bytes(other.device_bytes), o.quant));
+          dtype_name(m.compute), change_words(open, said), format_bytes(other.device_bytes),
+          format_info(m.weights).name));
       return;
     }
   }
@@ -237,7 +208,7 @@ std::int64_t missing_bytes(const PlannedRun& run) {
 class Search {
  public:
   // ConfigError for sizes that do not go together.
-  Search(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size);
+  explicit Search(const PlanRequest& request);
 
   // The first choice that fits the memory; where none does, the one that misses it by least.
   PlannedRun run();
@@ -260,6 +231,7 @@ class Search {
   const Target& target_;
   const Limits& limits_;
   ModelConfig model_;
+  RunConfig config_;  // what the options have settled
   std::int64_t step_rows_ = 0;
   DType compute_ = DType::f32;
   std::vector<DType> gradients_;
@@ -268,8 +240,12 @@ class Search {
   int rehearsals_ = 0;
 };
 
-Search::Search(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size)
-    : o_(o), target_(target), limits_(limits), model_(model_from_options(o, vocab_size)) {
+Search::Search(const PlanRequest& request)
+    : o_(request.options),
+      target_(request.target),
+      limits_(request.limits),
+      model_(model_from_options(request.options, request.vocab_size)) {
+  const Options& o = request.options;
   if (o.batch_tokens <= 0 || o.batch_tokens % model_.seq_len != 0) {
     throw ConfigError(
         fmt::format("--batch-tokens {} is not a multiple of the sequence length {}", o.batch_tokens,
@@ -277,8 +253,9 @@ Search::Search(const Options& o, const Target& target, const Limits& limits, std
         fmt::format("use --batch-tokens {}",
                     std::max<std::int64_t>(1, o.batch_tokens / model_.seq_len) * model_.seq_len));
   }
+  config_ = config_of(o, model_);
   step_rows_ = o.batch_tokens / model_.seq_len;
-  compute_ = o.dtype.value_or(target.native_bf16 ? DType::bf16 : DType::f32);
+  compute_ = o.dtype.value_or(target_.native_bf16 ? DType::bf16 : DType::f32);
   gradients_ = {DType::f32, DType::bf16};
   if (o.grad_dtype) gradients_ = {*o.grad_dtype};
   if (compute_ != DType::bf16) {
@@ -288,7 +265,7 @@ Search::Search(const Options& o, const Target& target, const Limits& limits, std
   // The path for small models keeps master and moments on the device where they fit.
   paging_ = {o.paging != Paging::off};
   if (o.paging == Paging::automatic && compute_ == DType::f16) paging_ = {false, true};
-  rows_ = micro_batch_candidates(o, step_rows_, model_.seq_len, target);
+  rows_ = micro_batch_candidates(o, step_rows_, model_.seq_len, target_);
 }
 
 std::span<const std::int64_t> Search::rows_with(DType gradient, bool paged) const {
@@ -300,9 +277,9 @@ std::span<const std::int64_t> Search::rows_with(DType gradient, bool paged) cons
 
 PlannedRun Search::rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows) {
   ++rehearsals_;
-  return rehearse_candidate(o_, model_, on, limits_,
-                            {.compute = compute_, .gradient = gradient, .rows = rows, .paged = paged},
-                            step_rows_);
+  return rehearse_candidate(
+      config_, limits_,
+      {.target = on, .compute = compute_, .gradient = gradient, .rows = rows, .paged = paged}, step_rows_);
 }
 
 // The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses nothing.
@@ -337,7 +314,7 @@ bool Search::try_all(const Target& on, std::optional<PlannedRun>& best) {
 // The route that needs no scratch is the floor of what a card must have.
 bool Search::has_floor() const {
   return target_.kind == DeviceKind::cuda && target_.gemm == GemmRoute::automatic &&
-         format_from_name(o_.quant) != FormatId::none;
+         config_.engine.memory.weights != FormatId::none;
 }
 
 PlannedRun Search::run() {
@@ -365,16 +342,17 @@ PlannedRun Search::least() {
   return best;
 }
 
-void describe_choices(PlannedRun& run, const Options& o, std::int64_t vocab_size, const Search& search) {
-  const ModelOptions& memory = run.engine.memory;
-  if (o.vocab_size == 0 && vocab_size == 0) {
+void describe_choices(PlannedRun& run, const PlanRequest& request, const Search& search) {
+  const Options& o = request.options;
+  const ModelOptions& memory = run.config.engine.memory;
+  if (o.vocab_size == 0 && request.vocab_size == 0) {
     run.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is there",
                                         format_thousands(search.model().vocab_size)));
   }
   if (!o.dtype) {
     run.decisions.push_back(fmt::format(
         "--dtype {}: {}", dtype_name(memory.compute),
-        run.target.native_bf16 ? "the device multiplies bf16 natively" : "no bf16 instructions here"));
+        run.config.target.native_bf16 ? "the device multiplies bf16 natively" : "no bf16 instructions here"));
   }
   if (!o.grad_dtype) {
     run.decisions.push_back(
@@ -382,7 +360,7 @@ void describe_choices(PlannedRun& run, const Options& o, std::int64_t vocab_size
                     memory.gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));
   }
   if (search.pages_by_choice()) {
-    run.decisions.push_back(run.engine.optim.paged
+    run.decisions.push_back(run.config.engine.optim.paged
                                 ? "--paging on: master and moments do not fit on the device"
                                 : "--paging off: master and moments fit on the device");
   }
@@ -391,14 +369,15 @@ void describe_choices(PlannedRun& run, const Options& o, std::int64_t vocab_size
                                         memory.micro_batch_rows == search.most_rows()
                                             ? "as many rows as keep the device busy"
                                             : "the largest that fits",
-                                        run.engine.accumulation));
+                                        run.config.engine.accumulation));
   }
 }
 
-PlannedRun finished(PlannedRun run, const Options& o, std::int64_t vocab_size, const Search& search) {
-  describe_choices(run, o, vocab_size, search);
-  run.command = command_of(o, run);
-  run.steps = std::max<std::int64_t>(1, run_tokens(o, search.model()) / o.batch_tokens);
+PlannedRun finished(PlannedRun run, const PlanRequest& request, const Search& search) {
+  describe_choices(run, request, search);
+  const Options chosen = with_choices(request.options, run.config);
+  run.config.options = resolved_options(chosen, run.config);
+  run.command = command_of(chosen);
   return run;
 }
 
@@ -418,23 +397,22 @@ bool PlannedRun::fits() const {
   return std::all_of(verdicts.begin(), verdicts.end(), [](const Verdict& v) { return v.fits; });
 }
 
-PlannedRun plan_run(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
-  PlannedRun run = plan_choice(o, target, limits, vocab_size);
-  note_unquantized(run, o, run.engine.model, limits, o.batch_tokens / run.engine.model.seq_len);
+PlannedRun plan_run(const PlanRequest& request) {
+  PlannedRun run = plan_choice(request);
+  note_unquantized(run, request);
   return run;
 }
 
-PlannedRun plan_choice(const Options& o, const Target& target, const Limits& limits,
-                       std::int64_t vocab_size) {
-  check_options(o);
-  Search search(o, target, limits, vocab_size);
-  return finished(search.run(), o, vocab_size, search);
+PlannedRun plan_choice(const PlanRequest& request) {
+  check_options(request.options);
+  Search search(request);
+  return finished(search.run(), request, search);
 }
 
-PlannedRun plan_least(const Options& o, const Target& target, const Limits& limits, std::int64_t vocab_size) {
-  check_options(o);
-  Search search(o, target, limits, vocab_size);
-  return finished(search.least(), o, vocab_size, search);
+PlannedRun plan_least(const PlanRequest& request) {
+  check_options(request.options);
+  Search search(request);
+  return finished(search.least(), request, search);
 }
 
 }  // namespace qt

@@ -1,4 +1,4 @@
-// Planner: from options to a run that fits, with its bytes, before the first step.
+// Planner: from what was asked for to a run that fits, with its bytes, before the first step.
 //
 // It decides what `auto` means (dtypes, micro-batch) by rehearsing candidates on the null backend, and holds
 // the result against device, host and disk. It prints nothing.
@@ -11,6 +11,7 @@
 
 #include "kernels/target.h"
 #include "src/options/options.h"
+#include "src/plan/run_config.h"
 #include "src/train/engine.h"
 
 namespace qt {
@@ -24,6 +25,14 @@ struct Limits {
   bool device_assumed = false;             // no card was asked, nobody named a size
   bool device_capped = false;              // --vram names it
   std::string device_name;                 // of a card that is there
+};
+
+// What a run is planned from: what was asked for, and the machine that it is to run on.
+struct PlanRequest {
+  Options options;
+  Target target;  // before a route is chosen
+  Limits limits;
+  std::int64_t vocab_size = 0;  // the tokenizer's; 0: there is none, and the model's own is taken
 };
 
 struct PlanRow {
@@ -52,10 +61,8 @@ struct FitChange {
 };
 
 struct PlannedRun {
-  EngineOptions engine;
+  RunConfig config;
   RunPlan plan;
-  Target target;
-  std::int64_t steps = 0;
   std::vector<std::string> decisions;  // what auto became and why, one line each
   std::vector<std::string> notes;      // what else the user should know
   std::vector<FitChange> changes;      // where it does not fit: what would (src/plan/remedies.h)
@@ -91,19 +98,16 @@ void check_options(const Options& options);
 // ConfigError where gradients of that dtype do not go with what is computed in.
 void require_gradient_dtype(DType compute, std::optional<DType> gradient);
 
-// vocab_size: the tokenizer's, 0 when there is none: then the model's own. A configuration that does not fit
-// is returned with its verdicts, not thrown.
-PlannedRun plan_run(const Options& options, const Target& target, const Limits& limits,
-                    std::int64_t vocab_size);
+// A configuration that does not fit is returned with its verdicts, not thrown. ConfigError as check_options(), and for sizes
+// that do not go together.
+PlannedRun plan_run(const PlanRequest& request);
 
 // The same without notes on what else would fit, for those who plan many. A larger micro-batch is taken to
 // need no less than a smaller one: where the smallest does not fit, no other is tried.
-PlannedRun plan_choice(const Options& options, const Target& target, const Limits& limits,
-                       std::int64_t vocab_size);
+PlannedRun plan_choice(const PlanRequest& request);
 
 // What `auto` may choose with the least memory: the fewest rows, the narrowest gradients, no scratch. Where
 // it does not fit, plan_run() does not; one rehearsal, or two where paging is open.
-PlannedRun plan_least(const Options& options, const Target& target, const Limits& limits,
-                      std::int64_t vocab_size);
+PlannedRun plan_least(const PlanRequest& request);
 
 }  // namespace qt

@@ -16,6 +16,7 @@
 #include "src/plan/estimate.h"
 #include "src/plan/machine.h"
 #include "src/plan/remedy_list.h"
+#include "src/plan/screen.h"
 
 namespace qt {
 
@@ -36,8 +37,8 @@ double paged_bytes(const PlannedRun& run) {
   return run.plan.optimizer_step.host_to_device_bytes + run.plan.optimizer_step.device_to_host_bytes;
 }
 double operations_per_token(const PlannedRun& run) {
-  return run.plan.train_step(run.engine.accumulation).executed_flops /
-         static_cast<double>(run.engine.step_tokens());
+  return run.plan.train_step(run.config.engine.accumulation).executed_flops /
+         static_cast<double>(run.config.engine.step_tokens());
 }
 
 std::optional<Estimate> estimate_on(const Card* card, const PlannedRun& run) {
@@ -50,7 +51,7 @@ std::optional<Estimate> estimate_on(const Card* card, const PlannedRun& run) {
 // Of a step; seconds with a card, operations without.
 double time_of(const PlannedRun& run, const Card* card) {
   if (const std::optional<Estimate> e = estimate_on(card, run)) return e->step_s.low + e->step_s.high;
-  return operations_per_token(run) * static_cast<double>(run.engine.step_tokens()) +
+  return operations_per_token(run) * static_cast<double>(run.config.engine.step_tokens()) +
          kOperationsPerPagedByte * paged_bytes(run);
 }
 
@@ -72,12 +73,11 @@ std::string days_text(Range days) { return fmt::format("{:.3g} to {:.3g} days", 
 
 class Proposer {
  public:
-  Proposer(PlannedRun& run, const Options& o, const Target& target, const Limits& limits,
-           std::int64_t vocab_size, const RemedyScope& scope)
-      : run_(run), o_(o), target_(target), limits_(limits), vocab_size_(vocab_size), scope_(scope) {}
+  Proposer(PlannedRun& run, const PlanRequest& request, const RemedyScope& scope)
+      : run_(run), request_(request), o_(request.options), scope_(scope) {}
 
   void propose() {
-    for (Change& change : changes_for(run_, o_, target_, scope_.begun)) add(std::move(change));
+    for (Change& change : changes_for(run_, request_, scope_.begun)) add(std::move(change));
     singles();
     if (proposed_.empty()) combinations();
     if (proposed_.size() < kMostChanges && !scope_.begun && !scope_.has_weights) shorter_sequences();
@@ -110,13 +110,15 @@ class Proposer {
     return o;
   }
   // The route is the target's affair.
-  Target target_with(const Options& o) const {
-    Target target = target_;
-    if (target.kind == DeviceKind::cuda && o.gemm == GemmRoute::fused) target.gemm = GemmRoute::fused;
-    return target;
+  PlanRequest request_with(const Options& o) const {
+    PlanRequest request = request_;
+    request.options = o;
+    if (request.target.kind == DeviceKind::cuda && o.gemm == GemmRoute::fused)
+      request.target.gemm = GemmRoute::fused;
+    return request;
   }
   PlannedRun least(const Options& o) {
-    PlannedRun with = plan_least(o, target_with(o), limits_, vocab_size_);
+    PlannedRun with = plan_least(request_with(o));
     run_.rehearsals += with.rehearsals;
     return with;
   }
@@ -133,7 +135,7 @@ class Proposer {
   // What the user says to get the change, with what the planner chose where it leaves that open.
   std::string words_of(const Change* c, const PlannedRun& with) const {
     Options to = o_;
-    copy_option(with_choices(options_with({c}), with), to, *option_of(c));
+    copy_option(with_choices(options_with({c}), with.config), to, *option_of(c));
     return change_words(o_, to);
   }
 
@@ -224,7 +226,7 @@ class Proposer {
   }
 
   void shorter_sequences() {
-    const std::int64_t full = run_.engine.model.seq_len;
+    const std::int64_t full = run_.config.engine.model.seq_len;
     if (!proposed_.empty() && !may_rehearse()) return;
     for (const bool with_others : {false, true}) {
       if (with_others && !proposed_.empty()) return;
@@ -252,7 +254,7 @@ class Proposer {
   // Largest first, all smaller than the run's own: for a shape of one's own the same with fewer blocks, else
   // the names of its family.
   std::vector<Options> smaller_models() const {
-    const ModelConfig& model = run_.engine.model;
+    const ModelConfig& model = run_.config.engine.model;
     std::vector<Options> all;
     const Family& family = *model.family;
     if (o_.model == family.name && !family.has_fixed_shapes()) {
@@ -262,7 +264,9 @@ class Proposer {
       }
       return all;
     }
-    const auto params = [&](const Options& o) { return model_from_options(o, vocab_size_).param_count(); };
+    const auto params = [&](const Options& o) {
+      return model_from_options(o, request_.vocab_size).param_count();
+    };
     for (const NamedShape& shape : family.shapes) {
       Options o = o_;
       o.model = shape.name;
@@ -307,8 +311,8 @@ class Proposer {
     become(fitting)(only);
     propose(needed, o, change_words(o_, only),
             fmt::format("another model: {} parameters instead of {}",
-                        format_count(model_from_options(o, vocab_size_).param_count()),
-                        format_count(run_.engine.model.param_count())));
+                        format_count(model_from_options(o, request_.vocab_size).param_count()),
+                        format_count(run_.config.engine.model.param_count())));
     if (!proposed_.empty()) proposed_.back().other_model = true;
   }
 
@@ -320,7 +324,7 @@ class Proposer {
   void propose(const Changes& set, const Options& o, const std::string& more_words,
                const std::string& more_cost) {
     if (proposed_.size() == kMostChanges) return;
-    const PlannedRun with = plan_choice(o, target_with(o), limits_, vocab_size_);
+    const PlannedRun with = plan_choice(request_with(o));
     run_.rehearsals += with.rehearsals;
     if (!with.fits()) return;
     FitChange change{.options = more_words, .command = with.command, .cost = more_cost};
@@ -338,7 +342,8 @@ class Proposer {
     std::string cost;
     const double more = operations_per_token(with) / operations_per_token(run_) - 1;
     if (same_task && more > kNoticedShare) cost += fmt::format("; {:.0f} % more operations", 100 * more);
-    if (target_.kind == DeviceKind::cuda && paged_bytes(with) > paged_bytes(run_) * (1 + kNoticedShare)) {
+    if (request_.target.kind == DeviceKind::cuda &&
+        paged_bytes(with) > paged_bytes(run_) * (1 + kNoticedShare)) {
       cost += fmt::format("; {} over the bus in each step",
                           format_bytes(static_cast<std::int64_t>(paged_bytes(with) - paged_bytes(run_))));
     }
@@ -357,10 +362,8 @@ class Proposer {
   };
 
   PlannedRun& run_;
+  const PlanRequest& request_;
   const Options& o_;
-  const Target& target_;
-  const Limits& limits_;
-  std::int64_t vocab_size_;
   const RemedyScope& scope_;
   std::vector<std::unique_ptr<Change>> changes_;
   std::map<const Change*, Facts> facts_;
@@ -377,10 +380,9 @@ RemedyScope remedy_scope(const Options& o) {
   return scope;
 }
 
-void propose_changes(PlannedRun& run, const Options& options, const Target& target, const Limits& limits,
-                     std::int64_t vocab_size, const RemedyScope& scope) {
+void propose_changes(PlannedRun& run, const PlanRequest& request, const RemedyScope& scope) {
   if (run.fits()) return;
-  Proposer(run, options, target, limits, vocab_size, scope).propose();
+  Proposer(run, request, scope).propose();
 }
 
 std::string fit_hint(const PlannedRun& run) {
@@ -397,6 +399,12 @@ std::string fit_hint(const PlannedRun& run) {
   if (!disk.empty()) return disk + "; --keep 2 keeps the fewest checkpoints";
   return "try --micro-batch 1, --ckpt-activations, --quant nf4 or --optim adamw8; `qtrain plan` with the "
          "same options tells what each takes without starting anything";
+}
+
+void require_fit(PlannedRun& run, const PlanRequest& request) {
+  if (run.fits()) return;
+  propose_changes(run, request, remedy_scope(request.options));
+  throw FitError("this run does not fit:\n\n" + plan_text(run, request.limits), fit_hint(run));
 }
 
 }  // namespace qt

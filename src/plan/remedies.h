@@ -19,7 +19,7 @@ struct RemedyScope {
 // Of the run that the options name, on this machine.
 RemedyScope remedy_scope(const Options& options);
 
-// Fills run.changes where the run of these options does not fit: three at most.
+// Fills run.changes where the run, planned from `request`, does not fit: three at most.
 //
 //   single changes that make it fit; where none does, pairs, then more at once;
 //   fewer than three of these: a shorter sequence, which is another task;
@@ -27,15 +27,16 @@ RemedyScope remedy_scope(const Options& options);
 //   disk is too small.
 //
 // Changes that cost time alone come before those that change rounding, and those before packed weights.
-// `target` is what the run was planned for, before a route was chosen. At most kMostRehearsals of the plan,
-// counted in run.rehearsals with its own.
-void propose_changes(PlannedRun& run, const Options& options, const Target& target, const Limits& limits,
-                     std::int64_t vocab_size, const RemedyScope& scope);
+// At most kMostRehearsals of the plan, counted in run.rehearsals with its own.
+void propose_changes(PlannedRun& run, const PlanRequest& request, const RemedyScope& scope);
 
 inline constexpr int kMostRehearsals = 60;
 inline constexpr std::size_t kMostChanges = 3;
 
 // What to do about a run that does not fit, in one line, for FitError.
 std::string fit_hint(const PlannedRun& run);
+
+// FitError with the plan and what would make it fit, where the run, planned from `request` on this machine, does not fit.
+void require_fit(PlannedRun& run, const PlanRequest& request);
 
 }  // namespace qt

@@ -38,13 +38,13 @@ void micro_batch(const Situation& s, std::vector<Change>& all) {
                        [](const PlannedRun& r) {
                          return fmt::format(
                              "the same {} tokens per step in {} smaller micro-batches: nothing but rounding",
-                             format_thousands(r.engine.step_tokens()), r.engine.accumulation);
+                             format_thousands(r.config.engine.step_tokens()), r.config.engine.accumulation);
                        }});
   }
 }
 
 void fused_products(const Situation& s, std::vector<Change>& all) {
-  const ModelOptions& m = s.run.engine.memory;
+  const ModelOptions& m = s.run.config.engine.memory;
   if (s.on_card() && m.weights != FormatId::none && s.target.gemm == GemmRoute::scratch) {
     all.push_back(
         {.loss = Loss::time,
@@ -55,9 +55,9 @@ void fused_products(const Situation& s, std::vector<Change>& all) {
 
 void loss_chunk(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
-  const std::int64_t tokens = s.run.engine.micro_batch_tokens();
+  const std::int64_t tokens = s.run.config.engine.micro_batch_tokens();
   std::int64_t chunk =
-      o.loss_chunk > 0 ? o.loss_chunk : kLogitsChunkBytes / (4 * s.run.engine.model.vocab_size);
+      o.loss_chunk > 0 ? o.loss_chunk : kLogitsChunkBytes / (4 * s.run.config.engine.model.vocab_size);
   chunk = std::min(std::max<std::int64_t>(chunk, 1), tokens);
   for (const std::int64_t divisor : {4, 16}) {
     const std::int64_t smaller = chunk / divisor;
@@ -79,7 +79,7 @@ void recompute(const Situation& s, std::vector<Change>& all) {
 
 void paging(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
-  const bool paged = s.run.engine.optim.paged;
+  const bool paged = s.run.config.engine.optim.paged;
   if (o.paging == Paging::off) {
     all.push_back({.loss = Loss::time,
                    .apply = [](Options& to) { to.paging = Paging::on; },
@@ -104,7 +104,7 @@ void fewer_checkpoints(const Situation& s, std::vector<Change>& all) {
 
 void gradients_in_bf16(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
-  const ModelOptions& m = s.run.engine.memory;
+  const ModelOptions& m = s.run.config.engine.memory;
   if (o.grad_dtype == DType::f32 && m.compute == DType::bf16) {
     all.push_back({.loss = Loss::rounding,
                    .apply = [](Options& to) { to.grad_dtype = DType::bf16; },
@@ -122,7 +122,7 @@ void moments_in_8_bits(const Situation& s, std::vector<Change>& all) {
 }
 
 void bf16(const Situation& s, std::vector<Change>& all) {
-  const ModelOptions& m = s.run.engine.memory;
+  const ModelOptions& m = s.run.config.engine.memory;
   if (m.compute == DType::f32) {
     all.push_back(
         {.loss = Loss::rounding,
@@ -135,7 +135,7 @@ void bf16(const Situation& s, std::vector<Change>& all) {
 
 void master_in_bf16(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
-  const ModelOptions& m = s.run.engine.memory;
+  const ModelOptions& m = s.run.config.engine.memory;
   if (o.master == DType::f32 && m.compute != DType::f16) {
     all.push_back(
         {.loss = Loss::rounding,
@@ -146,15 +146,15 @@ void master_in_bf16(const Situation& s, std::vector<Change>& all) {
 }
 
 void packed_weights(const Situation& s, std::vector<Change>& all) {
-  const ModelOptions& m = s.run.engine.memory;
+  const ModelOptions& m = s.run.config.engine.memory;
   if (m.weights == FormatId::none && m.compute != DType::f16) {
     all.push_back(
         {.loss = Loss::weights,
          .apply = [](Options& to) { to.quant = format_info(FormatId::nf4).name; },
          .cost =
              [](const PlannedRun& r) {
-               const auto params = static_cast<double>(r.engine.model.matrix_params());
-               const auto trained = static_cast<double>(r.steps * r.engine.step_tokens());
+               const auto params = static_cast<double>(r.config.engine.model.matrix_params());
+               const auto trained = static_cast<double>(r.config.steps * r.config.engine.step_tokens());
                const double bits = format_info(FormatId::nf4).bits_per_weight;
                return fmt::format(
                    "weights of the blocks are seen in {:g} bits: some {:.2g} nats per token by others' scaling "
@@ -177,8 +177,8 @@ constexpr Remedy kRemedies[] = {
 
 }  // namespace
 
-std::vector<Change> changes_for(const PlannedRun& run, const Options& o, const Target& target, bool begun) {
-  const Situation situation{.run = run, .options = o, .target = target};
+std::vector<Change> changes_for(const PlannedRun& run, const PlanRequest& request, bool begun) {
+  const Situation situation{.run = run, .options = request.options, .target = request.target};
   std::vector<Change> all;
   for (const Remedy& remedy : kRemedies) {
     if (remedy.also_when_begun || !begun) remedy.add(situation, all);

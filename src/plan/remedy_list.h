@@ -21,9 +21,8 @@ struct Change {
   bool trades = false;                                 // takes less of one resource and more of another
 };
 
-// Those that the options leave to be changed, whether they help or not; of two of one option the milder
+// Those that the options of the request leave to be changed, whether they help or not; of two of one option the milder
 // first. begun: the run is there already, and what its tensors are stays.
-std::vector<Change> changes_for(const PlannedRun& run, const Options& options, const Target& target,
-                                bool begun);
+std::vector<Change> changes_for(const PlannedRun& run, const PlanRequest& request, bool begun);
 
 }  // namespace qt

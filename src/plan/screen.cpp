@@ -78,22 +78,23 @@ void append_changes(std::string& text, const PlannedRun& run) {
 
 // card: its name, empty where none was asked.
 std::string hardware_text(const PlannedRun& run, const std::string& card) {
-  if (run.target.kind == DeviceKind::cpu) {
-    return fmt::format("cpu, {} thread{}{}", run.target.threads, run.target.threads == 1 ? "" : "s",
-                       run.target.native_bf16 ? ", bf16 instructions" : "");
+  if (run.config.target.kind == DeviceKind::cpu) {
+    return fmt::format("cpu, {} thread{}{}", run.config.target.threads,
+                       run.config.target.threads == 1 ? "" : "s",
+                       run.config.target.native_bf16 ? ", bf16 instructions" : "");
   }
-  return fmt::format("cuda {}{}", run.target.name, card.empty() ? "" : ", " + card);
+  return fmt::format("cuda {}{}", run.config.target.name, card.empty() ? "" : ", " + card);
 }
 
 std::string weights_text(const PlannedRun& run) {
-  const ModelOptions& m = run.engine.memory;
+  const ModelOptions& m = run.config.engine.memory;
   const FormatInfo& format = format_info(m.weights);
   const std::string blocks = m.weights == FormatId::none
                                  ? std::string(dtype_name(m.compute))
                                  : fmt::format("{} ({:.3g} bits)", format.name, format.bits_per_weight);
   return fmt::format("blocks {}, embedding and head {}, activations {}, gradients {}{}{}", blocks,
                      dtype_name(m.compute), dtype_name(m.compute), dtype_name(m.gradient),
-                     run.engine.optim.master == DType::bf16 ? ", master weights bf16-sr" : "",
+                     run.config.engine.optim.master == DType::bf16 ? ", master weights bf16-sr" : "",
                      m.checkpoint_activations ? ", activation checkpointing" : "");
 }
 
@@ -105,18 +106,19 @@ std::string model_text(const ModelConfig& c) {
 }
 
 std::string batch_text(const PlannedRun& run) {
-  const EngineOptions& e = run.engine;
+  const EngineOptions& e = run.config.engine;
   return fmt::format("{} tokens per step = {} micro-batches x {} rows x {}; {} steps, {} tokens",
                      format_thousands(e.step_tokens()), e.accumulation, e.memory.micro_batch_rows,
-                     e.model.seq_len, format_thousands(run.steps), format_count(run.steps * e.step_tokens()));
+                     e.model.seq_len, format_thousands(run.config.steps),
+                     format_count(run.config.steps * e.step_tokens()));
 }
 
 }  // namespace
 
 std::string plan_text(const PlannedRun& run, const Limits& limits) {
   std::string text;
-  text += fmt::format("  model      {}\n  precision  {}\n  batch      {}\n", model_text(run.engine.model),
-                      weights_text(run), batch_text(run));
+  text += fmt::format("  model      {}\n  precision  {}\n  batch      {}\n",
+                      model_text(run.config.engine.model), weights_text(run), batch_text(run));
   for (const std::string& line : run.decisions) text += fmt::format("  chosen     {}\n", line);
 
   text += fmt::format("\n  device: {}\n", hardware_text(run, limits.device_name));
@@ -132,10 +134,11 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
   }
   const Verdict* host = find_verdict(run, Resource::host);
   const std::int64_t host_bytes = host != nullptr ? host->needed_bytes : run.host_bytes;
-  text += fmt::format("\n  host: {}\n",
-                      run.engine.optim.paged ? "paged through the device once per step" : "nothing is paged");
+  text +=
+      fmt::format("\n  host: {}\n", run.config.engine.optim.paged ? "paged through the device once per step"
+                                                                  : "nothing is paged");
   append_rows(text, run.host_rows, host_bytes);
-  if (run.target.kind == DeviceKind::cpu)
+  if (run.config.target.kind == DeviceKind::cpu)
     text += row_text("device above", run.device_bytes, host_bytes) + "\n";
   text += fmt::format("{}   {}\n", row_text("total", host_bytes, host_bytes), verdict_text(host));
   text += "\n  disk\n";
@@ -179,9 +182,10 @@ std::string plan_json(const PlannedRun& run, const Limits& limits) {
       "\"margin_bytes\":{},\"steps\":{},\"checkpoint_bytes\":{},\"written_bytes_per_day\":{},"
       "\"token_cache_bytes\":{},\"device_limit_bytes\":{},\"reserve_bytes\":{},\"device\":"
       "{{{}}},\"host\":{{{}}},\"changes\":[{}]}}",
-      run.fits(), run.device_bytes, run.host_bytes, run.disk_bytes, run.engine.memory.micro_batch_rows,
-      run.engine.accumulation, margin, run.steps, run.checkpoint_bytes, run.written_bytes_per_day,
-      run.token_cache_bytes, limits.device_bytes, run.reserve_bytes, rows, host_rows, changes);
+      run.fits(), run.device_bytes, run.host_bytes, run.disk_bytes, run.config.engine.memory.micro_batch_rows,
+      run.config.engine.accumulation, margin, run.config.steps, run.checkpoint_bytes,
+      run.written_bytes_per_day, run.token_cache_bytes, limits.device_bytes, run.reserve_bytes, rows,
+      host_rows, changes);
 }
 
 std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info) {

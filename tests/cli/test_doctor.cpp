@@ -40,7 +40,7 @@ Checkup healthy() {
             .free_bytes = 500 * kGiB,
             .written_bytes = 512 * kMiB,
             .write_s = 0.5};
-  c.plan.target = cuda_target(89);
+  c.plan.config.target = cuda_target(89);
   c.plan.plan.host.bytes = 8 * kGiB;
   c.plan.plan.optimizer_step.host_to_device_bytes = 5e9;
   c.plan.plan.optimizer_step.device_to_host_bytes = 5e9;

@@ -255,7 +255,7 @@ TEST(RehearsedBits, OfAContinuedRunThatDiffersAreADefect) {
 
 TEST(RehearsalText, SetsMeasuredBesidePlannedAndSaysByHowMuchAStepDiffers) {
   PlannedRun run;
-  run.target = cuda_target(89);
+  run.config.target = cuda_target(89);
   run.device_bytes = 6 * kGiB;
   run.host_bytes = 12 * kGiB;
   run.checkpoint_bytes = 14 * kGiB;

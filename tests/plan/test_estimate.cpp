@@ -28,8 +28,12 @@ Options d32(bool checkpointing = true) {
   return o;
 }
 
+PlanRequest request_with_card(const Options& o, const Card& card) {
+  return {.options = o, .target = target_with_card(o, card), .limits = limits_with_card(o, card)};
+}
+
 PlannedRun planned(const Options& o, const Card& card = rtx4070()) {
-  return plan_run(o, target_with_card(o, card), limits_with_card(o, card), 0);
+  return plan_run(request_with_card(o, card));
 }
 
 EstimateInput on(const Card& card, double tflops = 0) {
@@ -128,7 +132,7 @@ TEST(EstimateOfD32, CountsPagingExpansionAndSaves) {
   EXPECT_WITHIN(e.paging_s.low / 71680, host / 25.2e9, 0.02) << "both ways at once";
   EXPECT_GT(e.paging_s.high, 1.9 * e.paging_s.low);
   // Three passes over the packed matrices per micro-batch: 0.5625 bytes read, 2 written.
-  const double micro_batches = 71680.0 * static_cast<double>(run.engine.accumulation);
+  const double micro_batches = 71680.0 * static_cast<double>(run.config.engine.accumulation);
   EXPECT_EQ(e.expansion_s.low, 0);
   EXPECT_WITHIN(e.expansion_s.high, micro_batches * 3 * 1'610'612'736.0 * 2.5625 / 504e9, 1e-9);
   o.quant = "none";
@@ -172,7 +176,7 @@ TEST(EstimateOfTwelveTimes576, TakesSecondsAnIterationAndHoursForSixThousand) {
   o.dtype = DType::f16;
   o.steps = 6000;
   const PlannedRun run = planned(o);
-  ASSERT_EQ(run.engine.step_tokens(), 524288);
+  ASSERT_EQ(run.config.engine.step_tokens(), 524288);
   const Estimate e = estimate_run(run, on(rtx4070()));
   EXPECT_WITHIN(e.flops_step / *e.peak_flops, 4.905, 0.005) << "not 0.1 s";
   EXPECT_WITHIN(*e.limit_days * 24, 8.2, 0.01) << "not 10 minutes";
@@ -277,8 +281,7 @@ void expect_golden(const std::string& text, const std::string& name) {
 TEST(EstimateCompare, IsTheTableOfD32OnAnRtx4070) {
   const Options o = d32();
   const EstimateInput in = on(rtx4070(), 45);
-  const CompareTable table =
-      compare_choices(o, target_with_card(o, rtx4070()), limits_with_card(o, rtx4070()), 0, in);
+  const CompareTable table = compare_choices(request_with_card(o, rtx4070()), in);
   const auto row = [&](const std::string& name) {
     for (const CompareRow& r : table.rows) {
       if (r.name.starts_with(name)) return r;
@@ -315,8 +318,7 @@ TEST(EstimateCompare, ComparesOthersAtTheRateThatWasMeasured) {
   EstimateInput in = on(rtx4070());
   in.step_seconds = {.low = 250, .high = 250};
   const auto row_of = [&](const EstimateInput& with, const std::string& name) {
-    const CompareTable table =
-        compare_choices(o, target_with_card(o, rtx4070()), limits_with_card(o, rtx4070()), 0, with);
+    const CompareTable table = compare_choices(request_with_card(o, rtx4070()), with);
     for (const CompareRow& row : table.rows) {
       if (row.name.rfind(name, 0) == 0) return row;
     }
@@ -338,13 +340,12 @@ TEST(EstimateCompare, ComparesOthersAtTheRateThatWasMeasured) {
 TEST(EstimateCompare, SaysWhatDoesNotFit) {
   const Options o = d32();
   const Card& laptop = card_by_name("4070-laptop");
-  const CompareTable table =
-      compare_choices(o, target_with_card(o, laptop), limits_with_card(o, laptop), 0, on(laptop));
+  const CompareTable table = compare_choices(request_with_card(o, laptop), on(laptop));
   EXPECT_FALSE(table.rows.front().fits) << "16-bit d32 needs more than 7 GiB";
   EXPECT_TRUE(table.rows[1].fits);
   EXPECT_NE(compare_text(table).find("  NO "), std::string::npos);
   EstimateInput none;
-  EXPECT_THROW(compare_choices(o, cuda_target(89), Limits(), 0, none), ConfigError);
+  EXPECT_THROW(compare_choices({.options = o, .target = cuda_target(89)}, none), ConfigError);
 }
 
 TEST(MemoryBreakdown, OfGpt2IsTheGolden) {

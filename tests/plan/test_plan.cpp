@@ -37,12 +37,12 @@ PlannedRun plan(Options o, std::int64_t vram_bytes = 12 * kGiB) {
   Limits limits;
   limits.device_bytes = vram_bytes;
   limits.reserve_bytes = kGiB;  // of a card that was not measured
-  return plan_run(o, card(), limits, 0);
+  return plan_run({.options = o, .target = card(), .limits = limits});
 }
 
 // What the promise is about: everything but the driver's own share.
 double device_gib(const PlannedRun& run) {
-  return static_cast<double>(run.device_bytes - run.target.context_bytes) / kGi;
+  return static_cast<double>(run.device_bytes - run.config.target.context_bytes) / kGi;
 }
 
 std::string breakdown(const PlannedRun& run) {
@@ -134,10 +134,10 @@ TEST(PlanOfD32, FitsATwelveGibibyteCardWithTheHeadlineCommand) {
   const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   EXPECT_TRUE(run.fits());
   EXPECT_LE(static_cast<double>(run.device_bytes) / kGi, 11.0) << breakdown(run);
-  EXPECT_GT(run.target.context_bytes, 0) << "the driver's share is part of the figure";
+  EXPECT_GT(run.config.target.context_bytes, 0) << "the driver's share is part of the figure";
   EXPECT_LT(seconds, 2.0);
-  EXPECT_EQ(run.engine.step_tokens(), 524288);
-  EXPECT_EQ(run.steps, 71680);
+  EXPECT_EQ(run.config.engine.step_tokens(), 524288);
+  EXPECT_EQ(run.config.steps, 71680);
   std::int64_t rows = 0;
   for (const PlanRow& row : run.device_rows) rows += row.bytes;
   EXPECT_EQ(rows, run.device_bytes) << "the rows are the whole figure";
@@ -154,7 +154,7 @@ TEST(PlanOfD32, HasNoLineForScratchWithFusedProducts) {
   Limits limits;
   limits.device_bytes = 12 * kGiB;
   EXPECT_GT(row_bytes(plan(o).device_rows, "scratch"), 0);
-  const PlannedRun fused = plan_run(o, target, limits, 0);
+  const PlannedRun fused = plan_run({.options = o, .target = target, .limits = limits});
   EXPECT_EQ(row_bytes(fused.device_rows, "scratch"), 0) << breakdown(fused);
 }
 
@@ -195,7 +195,7 @@ TEST(PlanCommand, LeadsToTheSamePlanWhateverWasAskedFor) {
       Options o = load_options(args).options;
       if (o.vram_bytes == 0) o.vram_bytes = 24 * kGiB;
       const PlannedRun run = plan(o, o.vram_bytes);
-      return std::pair(run, effective_options(o, run));
+      return std::pair(run, run.config.options);
     };
     const auto [first, meant] = planned(words);
     ASSERT_EQ(test::shell_words(first.command).front(), "qtrain");
@@ -214,23 +214,23 @@ TEST(PlanOfD32, TakesTheRouteWithoutScratchWhereNothingElseFits) {
   floor.gemm = GemmRoute::fused;
   Limits limits;
   limits.device_bytes = 12 * kGiB;
-  const PlannedRun least = plan_run(o, floor, limits, 0);
+  const PlannedRun least = plan_run({.options = o, .target = floor, .limits = limits});
   ASSERT_LT(least.device_bytes, wide.device_bytes);
   const PlannedRun run = plan(o, least.device_bytes + wide.reserve_bytes);
   EXPECT_TRUE(run.fits());
   EXPECT_EQ(run.device_bytes, least.device_bytes);
-  EXPECT_EQ(run.target.gemm, GemmRoute::fused);
+  EXPECT_EQ(run.config.target.gemm, GemmRoute::fused);
   EXPECT_NE(run.command.find("--gemm fused"), std::string::npos) << run.command;
   const std::string said = "--gemm fused: without scratch for expanded weights it fits";
   EXPECT_EQ(std::count(run.decisions.begin(), run.decisions.end(), said), 1);
-  EXPECT_EQ(plan(o, wide.device_bytes + wide.reserve_bytes).target.gemm, GemmRoute::automatic);
+  EXPECT_EQ(plan(o, wide.device_bytes + wide.reserve_bytes).config.target.gemm, GemmRoute::automatic);
   EXPECT_FALSE(plan(o, least.device_bytes + wide.reserve_bytes - 1).fits());
 }
 
 TEST(PlanOfD32, FitsAnEightGibibyteCardAtOneRow) {
   EXPECT_TRUE(plan(d32("nf4", 1, DType::bf16), 8 * kGiB).fits());
   EXPECT_TRUE(plan(d32("nf4"), 8 * kGiB).fits());
-  EXPECT_EQ(plan(d32("nf4"), 8 * kGiB).engine.memory.gradient, DType::bf16);
+  EXPECT_EQ(plan(d32("nf4"), 8 * kGiB).config.engine.memory.gradient, DType::bf16);
 }
 
 TEST(PlanOfD32, SaysSoWhereItDoesNotFit) {
@@ -257,7 +257,8 @@ TEST(PlanOfD32, TellsThat16BitWeightsFitTooWhereTheyDo) {
 TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
   Options o = d32("nf4", 1, DType::bf16);
   const auto on_disk = [&](std::optional<std::int64_t> free_bytes) {
-    return plan_run(o, card(), Limits{.device_bytes = 12 * kGiB, .disk_bytes = free_bytes}, 0);
+    return plan_run(
+        {.options = o, .target = card(), .limits = {.device_bytes = 12 * kGiB, .disk_bytes = free_bytes}});
   };
   const PlannedRun unknown = on_disk(std::nullopt);
   EXPECT_TRUE(unknown.fits());
@@ -270,7 +271,7 @@ TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
 
 TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {
   const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
-  EXPECT_EQ(run.token_cache_bytes, 2 * run.steps * run.engine.step_tokens());
+  EXPECT_EQ(run.token_cache_bytes, 2 * run.config.steps * run.config.engine.step_tokens());
   // 1 % of a day at half a gigabyte a second; and small models no more than a save a minute.
   EXPECT_EQ(run.written_bytes_per_day, 864LL * 500'000'000);
   Options small;
@@ -281,7 +282,7 @@ TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {
 }
 
 TEST(Plan, IsTheSameForEveryNumberOfMicroBatches) {
-  EngineOptions e = plan(d32("nf4", 1, DType::bf16)).engine;
+  EngineOptions e = plan(d32("nf4", 1, DType::bf16)).config.engine;
   const RunPlan many = Engine::rehearse(e, card());
   e.accumulation = 1;
   const RunPlan one = Engine::rehearse(e, card());
@@ -320,13 +321,15 @@ TEST(PlanOfGpt, FitsTwelveGibibytesUnchangedWithEvaluationInside) {
       const Target target = target_from_options(o);
       Limits limits = limits_from_options(o, target);
       limits.disk_bytes.reset();
-      const PlannedRun run = plan_run(o, target, limits, 50257);
+      const PlannedRun run =
+          plan_run({.options = o, .target = target, .limits = limits, .vocab_size = 50257});
       EXPECT_TRUE(run.fits()) << breakdown(run);
       EXPECT_EQ(limits.device_bytes, 12 * kGiB);
-      EXPECT_EQ(run.engine.memory.compute, DType::f16);
-      EXPECT_EQ(run.engine.model.vocab_size, 50304);
-      EXPECT_EQ(run.engine.step_tokens() % (batch_size * 1024), 0) << "tokens per step are as asked for";
-      EXPECT_FALSE(run.engine.optim.paged) << "so small a state stays on the device";
+      EXPECT_EQ(run.config.engine.memory.compute, DType::f16);
+      EXPECT_EQ(run.config.engine.model.vocab_size, 50304);
+      EXPECT_EQ(run.config.engine.step_tokens() % (batch_size * 1024), 0)
+          << "tokens per step are as asked for";
+      EXPECT_FALSE(run.config.engine.optim.paged) << "so small a state stays on the device";
       // Evaluating asks for nothing that training has not been given.
       const auto bytes_of = [&](std::string_view phase) {
         for (const PhasePlan& p : run.plan.step.phases) {
@@ -363,8 +366,8 @@ TEST(PlanOfGpt, PagesAnFp16StateOnlyWhereItDoesNotFit) {
   o.dtype = DType::f16;
   o.optim = "adamw";
   o.ckpt_activations = true;
-  EXPECT_FALSE(plan(o, 24 * kGiB).engine.optim.paged);
-  EXPECT_TRUE(plan(o, 8 * kGiB).engine.optim.paged);
+  EXPECT_FALSE(plan(o, 24 * kGiB).config.engine.optim.paged);
+  EXPECT_TRUE(plan(o, 8 * kGiB).config.engine.optim.paged);
   EXPECT_TRUE(plan(o, 8 * kGiB).fits());
 }
 
@@ -379,9 +382,9 @@ TEST(PlannedWork, IsThePublishedCountWithAndWithoutCheckpointing) {
         o.model = name;
         o.ckpt_activations = checkpointing;
         const PlannedRun run = plan(o, 0);
-        const BackendTotals step = run.plan.train_step(run.engine.accumulation);
-        const double tokens = static_cast<double>(run.engine.step_tokens());
-        const double want = run.engine.model.model_flops_per_token();
+        const BackendTotals step = run.plan.train_step(run.config.engine.accumulation);
+        const double tokens = static_cast<double>(run.config.engine.step_tokens());
+        const double want = run.config.engine.model.model_flops_per_token();
         EXPECT_NEAR(step.model_flops / tokens / want, 1.0, 1e-12)
             << name << " " << quant << " checkpointing " << checkpointing;
         executed[checkpointing] = step.executed_flops / tokens;
@@ -429,7 +432,7 @@ TEST(Models, HaveThePublishedSizesAndCosts) {
     Options o;
     o.model = name;
     o.micro_batch = 1;
-    EXPECT_EQ(plan(o, 0).steps, row.steps) << name;
+    EXPECT_EQ(plan(o, 0).config.steps, row.steps) << name;
   }
 }
 
@@ -476,7 +479,7 @@ TEST(Models, CountTheParametersThatTheModelPlaces) {
     o.n_kv_head = 1;
     o.bias = find_family(name) == &families::gpt;
     const PlannedRun run = plan(o, 0);
-    EXPECT_EQ(row_bytes(run.host_rows, "master"), 4 * run.engine.model.param_count()) << name;
+    EXPECT_EQ(row_bytes(run.host_rows, "master"), 4 * run.config.engine.model.param_count()) << name;
   }
 }
 

@@ -40,15 +40,16 @@ PlannedRun plan_of(const Words& words, const Machine& machine) {
   Words all{"--quiet"};
   all.insert(all.end(), words.begin(), words.end());
   const Options o = load_options(all).options;
-  return plan_run(o, target_of_options(o), limits_of(machine), 0);
+  return plan_run({.options = o, .target = target_of_options(o), .limits = limits_of(machine)});
 }
 
 PlannedRun proposed(const Words& words, const Machine& machine, const RemedyScope& scope = {}) {
   Words all{"--quiet"};
   all.insert(all.end(), words.begin(), words.end());
   const Options o = load_options(all).options;
-  PlannedRun run = plan_run(o, target_of_options(o), limits_of(machine), 0);
-  propose_changes(run, o, target_of_options(o), limits_of(machine), 0, scope);
+  const PlanRequest request{.options = o, .target = target_of_options(o), .limits = limits_of(machine)};
+  PlannedRun run = plan_run(request);
+  propose_changes(run, request, scope);
   return run;
 }
 
@@ -102,7 +103,7 @@ TEST(Remedies, MakeTheRunFitWhenTheirCommandIsTyped) {
     for (const FitChange& change : run.changes) {
       const PlannedRun with = plan_of(arguments_of(change.command), c.machine);
       EXPECT_TRUE(with.fits()) << change.command;
-      EXPECT_EQ(with.engine.step_tokens(), run.engine.step_tokens()) << change.command;
+      EXPECT_EQ(with.config.engine.step_tokens(), run.config.engine.step_tokens()) << change.command;
       EXPECT_FALSE(change.cost.empty());
     }
     EXPECT_LE(run.rehearsals, kMostRehearsals);

@@ -78,10 +78,10 @@ TEST(SimPlans, TakeNoMoreOfACardThanIsPlanned) {
     d.limits.device_bytes = 0;
     const PlannedRun run = planned(d);
     const std::int64_t before = sim::allocated_bytes();
-    const Engine engine(make_test_backend(run.target), run.engine, run.plan);
+    const Engine engine(make_test_backend(run.config.target), run.config.engine, run.plan);
     const std::int64_t pages = run.plan.host.bytes > 0 ? 3 : 2;
     EXPECT_EQ(sim::allocated_bytes() - before,
-              run.device_bytes - run.target.context_bytes + run.host_bytes + pages * 4096)
+              run.device_bytes - run.config.target.context_bytes + run.host_bytes + pages * 4096)
         << run.command;
   }
 }

@@ -38,19 +38,15 @@ class Draws {
   std::mt19937_64 random_;
 };
 
-struct DrawnPlan {
-  Options options;
-  Target target;
-  Limits limits;
-};
+using DrawnPlan = PlanRequest;  // without a tokenizer
 
-inline PlannedRun planned(const DrawnPlan& d) { return plan_run(d.options, d.target, d.limits, 0); }
+inline PlannedRun planned(const DrawnPlan& d) { return plan_run(d); }
 inline PlannedRun planned_with(const DrawnPlan& d, const Options& o, std::int64_t device_bytes) {
   Limits limits = d.limits;
   limits.device_bytes = device_bytes;
   Target target = d.target;
   if (target.kind == DeviceKind::cuda && o.gemm == GemmRoute::fused) target.gemm = GemmRoute::fused;
-  return plan_run(o, target, limits, 0);
+  return plan_run({.options = o, .target = target, .limits = limits});
 }
 
 // Device memory so that about half of all draws fit: on either side of the least that the options need.
@@ -68,8 +64,8 @@ inline void draw_memory(DrawnPlan& d, Draws& draws) {
 
 // A step, an evaluation, a sample, a save: in the memory that was planned, and in no more.
 inline void run_within(const PlannedRun& run, const DrawnPlan& d, const std::filesystem::path& folder) {
-  const EngineOptions& e = run.engine;
-  Engine engine(make_test_backend(run.target), e, run.plan);
+  const EngineOptions& e = run.config.engine;
+  Engine engine(make_test_backend(run.config.target), e, run.plan);
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(e.micro_batch_tokens()), 7);
   const HostBatch batch{ids, ids};
   engine.init_weights(1);
@@ -80,7 +76,7 @@ inline void run_within(const PlannedRun& run, const DrawnPlan& d, const std::fil
   if (e.sample_tokens > 0) engine.sample(std::vector<std::int32_t>{1}, SampleOptions{.new_tokens = 2});
   EXPECT_EQ(engine.used_device_bytes(), run.plan.device_bytes());
   EXPECT_EQ(engine.used_host_bytes(), run.plan.host.bytes);
-  const std::int64_t fixed = default_workspace_bytes(run.target) + run.target.context_bytes;
+  const std::int64_t fixed = default_workspace_bytes(run.config.target) + run.config.target.context_bytes;
   EXPECT_EQ(engine.used_device_bytes() + fixed, run.device_bytes);
   EXPECT_LE(run.device_bytes, d.limits.device_bytes);
 
@@ -101,10 +97,10 @@ inline void run_within(const PlannedRun& run, const DrawnPlan& d, const std::fil
 // At least 90 % of what the machine has, or the next micro-batch would be too large, or there is none.
 inline void expect_no_room_for_more(const PlannedRun& run, const DrawnPlan& d) {
   if (run.device_bytes * 10 >= d.limits.device_bytes * 9 || d.options.micro_batch > 0) return;
-  const std::int64_t rows = d.options.batch_tokens / run.engine.model.seq_len;
-  Options larger = with_choices(d.options, run);
-  larger.paging = run.engine.optim.paged ? Paging::on : Paging::off;
-  for (std::int64_t r = run.engine.memory.micro_batch_rows + 1; r <= rows; ++r) {
+  const std::int64_t rows = d.options.batch_tokens / run.config.engine.model.seq_len;
+  Options larger = with_choices(d.options, run.config);
+  larger.paging = run.config.engine.optim.paged ? Paging::on : Paging::off;
+  for (std::int64_t r = run.config.engine.memory.micro_batch_rows + 1; r <= rows; ++r) {
     if (rows % r != 0) continue;
     larger.micro_batch = r;
     EXPECT_FALSE(planned_with(d, larger, d.limits.device_bytes).fits()) << "--micro-batch " << r;
@@ -151,19 +147,19 @@ inline void expect_promises_kept(const DrawnPlan& d, const std::filesystem::path
   rows = 0;
   for (const PlanRow& row : run.host_rows) rows += row.bytes;
   EXPECT_EQ(rows, run.host_bytes);
-  EXPECT_EQ(run.engine.step_tokens(), d.options.batch_tokens);
+  EXPECT_EQ(run.config.engine.step_tokens(), d.options.batch_tokens);
   if (run.fits()) {
     ++counts.fit;
     run_within(run, d, folder);
     expect_no_room_for_more(run, d);
-    Options same = with_choices(d.options, run);
-    same.paging = run.engine.optim.paged ? Paging::on : Paging::off;
+    Options same = with_choices(d.options, run.config);
+    same.paging = run.config.engine.optim.paged ? Paging::on : Paging::off;
     expect_exact(d, same, run.device_bytes);
     return;
   }
   EXPECT_GT(run.device_bytes, d.limits.device_bytes);
   expect_exact(d, d.options, run.device_bytes);
-  propose_changes(run, d.options, d.target, d.limits, 0, {});
+  propose_changes(run, d, {});
   counts.most_rehearsals = std::max(counts.most_rehearsals, run.rehearsals);
   counts.helped += run.changes.empty() ? 0 : 1;
   EXPECT_TRUE(!run.changes.empty() || !fits_with_everything(d, d.options.seq_len));
