@@ -193,7 +193,7 @@ void run(const std::vector<std::string>& words) {
       "\nmodel       {}, {} parameters, {} x {} tokens, {} micro-batches a step, {}, --quant {}, recompute "
       "{}, paging {}\n",
       e.model.name, format_count(e.model.param_count()), e.memory.micro_batch_rows, e.model.seq_len,
-      e.accumulation, dtype_name(e.memory.compute), options.quant,
+      e.accumulation, dtype_name(e.memory.compute), format_info(e.memory.weights).name,
       e.memory.checkpoint_activations ? "on" : "off", e.optim.paged ? "on" : "off");
   std::cout << fmt::format("memory      planned {} device + {} host, used {} + {}, peak RSS {}\n",
                            format_bytes(planned.plan.device_bytes()), format_bytes(planned.plan.host.bytes),

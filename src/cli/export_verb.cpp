@@ -32,7 +32,7 @@ void run_export(const VerbCall& call) {
   const std::string from = trained.hf_folder.empty() ? trained.checkpoint : trained.hf_folder;
   call.out << fmt::format("exported {} to {}\n", from, how.folder.string());
   const std::string exported_weights =
-      trained.hf_folder.empty() ? option_text(o, "weights") + " weights" : "its weights";
+      trained.hf_folder.empty() ? option_text<&Options::weights>(o) + " weights" : "its weights";
   call.out << fmt::format("  {} with {} in {}: {} in {} {}\n", hf_class(trained.config), exported_weights,
                           dtype_name(how.type), format_bytes(report.bytes), report.files,
                           report.files == 1 ? "file" : "files");

@@ -363,7 +363,7 @@ void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
                    .eval_every = config.trainer.eval_every,
                    .save_every = config.trainer.save.every};
   in.eval_tokens = validation ? validation->targets() : 0;
-  in.watts = config.watts;
+  in.watts = watts_given(config.watts);
   std::optional<Estimate> assumed;
   if (in.card != nullptr) assumed = estimate_run(run, in);
 

@@ -79,7 +79,7 @@ RunState carry_over(RunState state, const RunState& now) {
   }
   const auto order = [](const RunState& s) {
     const auto it = s.options.find("data-order");
-    return it == s.options.end() ? option_text(Options(), "data-order") : it->second;
+    return it == s.options.end() ? option_text<&Options::data_order>(Options()) : it->second;
   };
   if (resized || order(state) != order(now) || state.seed != now.seed || state.data_hash != now.data_hash)
     state.bad_windows.clear();

@@ -76,7 +76,7 @@ std::string run_outlook(const PlannedRun& run, const DeviceFacts& facts, const C
   in.eval_every = config.trainer.eval_every;
   in.eval_tokens = validation != nullptr ? validation->targets() : 0;
   in.save_every = config.trainer.save.every;
-  in.watts = config.watts;
+  in.watts = watts_given(config.watts);
   EstimateView view;
   view.efficiency_why = "50 to 80 % of the card's peak, until steps were measured";
   view.price = price_given(config.price);

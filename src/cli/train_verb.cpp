@@ -222,7 +222,7 @@ void run_train(const VerbCall& call) {
 
   const DeviceFacts facts = backend->device();
   const Card* const card = config.target.kind == DeviceKind::cuda ? card_of_device(facts) : nullptr;
-  PowerWatch power(config.target.kind, facts, config.watts);
+  PowerWatch power(config.target.kind, facts, watts_given(config.watts));
   if (!config.quiet) {
     StartInfo info = start_info(prepared, claim, train, validation.get());
     info.outlook = run_outlook(run, facts, card, validation.get(),

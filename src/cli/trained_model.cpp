@@ -31,8 +31,8 @@ TrainedModel from_checkpoint(const std::string& checkpoint, const fs::path& run_
   try {
     const Options trained = stored_options(model.state, checkpoint);
     model.config = model_from_options(trained, 0);
-    model.compute = dtype_from_name(option_text(trained, "dtype"));
-    model.weights = format_from_name(trained.quant);
+    model.compute = dtype_from_name(option_text<&Options::dtype>(trained));
+    model.weights = trained.quant;
   } catch (const ConfigError& e) {
     // Not typed by anybody: advice about options would mislead.
     throw DataError(fmt::format("{}/run.json: field 'options': {}", checkpoint, e.what()));
@@ -52,7 +52,7 @@ TrainedModel from_hf_folder(Options o, const Target& target) {
   model.hf_folder = o.init_from;
   model.config = model_from_options(o, 0);
   model.compute = o.dtype.value_or(target.native_bf16 ? DType::bf16 : DType::f32);
-  model.weights = format_from_name(o.quant);
+  model.weights = o.quant;
   if (has_tokenizer(o.init_from)) model.tokenizer = o.init_from;
   return model;
 }

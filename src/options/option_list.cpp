@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
-#include "optim/rule_table.h"
+#include "optim/update_rule.h"
 #include "quant/format.h"
 #include "src/core/error.h"
 #include "src/options/option_table.h"
@@ -25,12 +25,13 @@ std::string names_of(const Rows& rows) {
 }
 std::string formats() { return names_of(all_formats()); }
 std::string update_rules() { return kUpdateRuleNames; }
+void refuse_format(const std::string& word) { format_from_name(word); }
+void refuse_update_rule(const std::string& word) { update_rule_by_name(word); }
 std::string split_patterns() { return fmt::format("{}", fmt::join(Splitter::names(), " | ")); }
 
 constexpr OptionWords words(const char* fixed) { return {.fixed = fixed}; }
-constexpr bool kTableRefuses = true;
-constexpr OptionWords words_of(std::string (*table)(), bool table_refuses = false) {
-  return {.of_table = table, .table_refuses = table_refuses};
+constexpr OptionWords words_of(std::string (*table)(), void (*refuse)(const std::string&) = nullptr) {
+  return {.of_table = table, .refuse = refuse};
 }
 
 constexpr OptionSynonym kDTypeSynonyms[] = {{"float32", "f32"}, {"fp32", "f32"},  {"float16", "fp16"},
@@ -61,8 +62,8 @@ constexpr OptionSpec kTable[] = {
      "share of activations dropped in training (gpt models)"},
 
     {"memory", "train", K::text, choice<&O::train>(), R::fixed, 0, "what trains", words("full")},
-    {"memory", "quant", K::text, &O::quant, R::stored_as, kSpeed,
-     "weights of the blocks as forward and backward see them", words_of(formats, kTableRefuses)},
+    {"memory", "quant", K::text, choice<&O::quant>(), R::stored_as, kSpeed,
+     "weights of the blocks as forward and backward see them", words_of(formats, refuse_format)},
     {"memory", "ckpt-activations", K::flag, &O::ckpt_activations, R::shown, kSpeed,
      "keep only block inputs, recompute the rest in backward"},
     {"memory", "dtype", K::text, choice<&O::dtype>(), R::stored_as, kSpeed | kAdopted,
@@ -90,7 +91,7 @@ constexpr OptionSpec kTable[] = {
     {"memory", "threads", K::count, &O::threads, R::shown, kSpeed,
      "cpu threads; 0: all cores (results do not depend on it)"},
 
-    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, "", words_of(update_rules, kTableRefuses)},
+    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, "", words_of(update_rules, refuse_update_rule)},
     {"optim", "learning-rate", K::number, &O::learning_rate, R::printed, 0,
      "one peak rate for all groups, not scaled by width; 0: the three rates below"},
     {"optim", "matrix-lr", K::number, &O::matrix_lr, R::printed, 0,
@@ -188,6 +189,11 @@ constexpr OptionSpec kTable[] = {
 }  // namespace
 
 std::span<const OptionSpec> option_table() { return kTable; }
+
+const OptionSpec& option_of(const OptionSpec::Member& member) {
+  return *std::find_if(std::begin(kTable), std::end(kTable),
+                       [&](const OptionSpec& s) { return s.member == member; });
+}
 
 std::string option_name(std::string_view name) {
   std::string text(name);

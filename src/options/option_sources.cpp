@@ -5,6 +5,7 @@
 #include <cctype>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <iterator>
 
 #include <boost/program_options.hpp>
@@ -75,10 +76,16 @@ class SourceValues {
   }
   void add_note(const std::string& note) { notes_.push_back(note); }
 
-  void apply(OptionSource source, LoadedOptions& loaded) {
+  // A word that its table would refuse is not looked at where one of the `stronger` sources replaces it.
+  void apply(OptionSource source, LoadedOptions& loaded,
+             std::initializer_list<const SourceValues*> stronger) {
     for (auto& [spec, entry] : last_) entries_[spec] = std::move(entry);
     for (const auto& [spec, entry] : entries_) {
-      set_option(loaded.options, *spec, entry.values, entry.origin);
+      const bool replaced = std::any_of(stronger.begin(), stronger.end(), [&](const SourceValues* other) {
+        return other->entries_.contains(spec);
+      });
+      if (!replaced || spec->words.refuse == nullptr)
+        set_option(loaded.options, *spec, entry.values, entry.origin);
       loaded.source[spec->name] = source;
     }
     for (const std::string& note : notes_) {
@@ -128,7 +135,8 @@ void read_ini(const std::string& path, SourceValues& values) {
   }
 }
 
-void read_file(const std::string& path, LoadedOptions& loaded) {
+// Its values. What nanoGPT itself would take where its file says nothing is applied at once.
+SourceValues read_file(const std::string& path, LoadedOptions& loaded) {
   loaded.config_file = path;
   SourceValues values;
   if (is_nanogpt_file(path)) {
@@ -136,16 +144,16 @@ void read_file(const std::string& path, LoadedOptions& loaded) {
     SourceValues defaults;
     for (const NanogptLine& line : nanogpt_train_defaults())
       defaults.add_text(line.key, line.value, line.origin, true);
-    defaults.apply(OptionSource::file, loaded);
+    defaults.apply(OptionSource::file, loaded, {});
     for (const NanogptLine& line : file.lines) values.add_text(line.key, line.value, line.origin, true);
     for (const std::string& note : file.notes) values.add_note(note);
   } else {
     read_ini(path, values);
   }
-  values.apply(OptionSource::file, loaded);
+  return values;
 }
 
-void read_environment(LoadedOptions& loaded) {
+SourceValues read_environment() {
   constexpr std::string_view kPrefix = "QTRAIN_";
   // Names that steer tests and tools rather than runs.
   constexpr std::string_view kNotOptions[] = {"QTRAIN_REQUIRE_CUDA", "QTRAIN_SYNC_LAUNCHES",
@@ -163,7 +171,7 @@ void read_environment(LoadedOptions& loaded) {
                    [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     values.add_text(name, std::string(text.substr(equals + 1)), variable);
   }
-  values.apply(OptionSource::environment, loaded);
+  return values;
 }
 
 struct CommandLine {
@@ -272,9 +280,12 @@ CommandLine read_command_line(std::span<const std::string> args) {
 LoadedOptions load_options(std::span<const std::string> args) {
   CommandLine line = read_command_line(args);
   LoadedOptions loaded;
-  if (!line.config_file.empty()) read_file(line.config_file, loaded);
-  read_environment(loaded);
-  line.values.apply(OptionSource::command_line, loaded);
+  SourceValues file;
+  if (!line.config_file.empty()) file = read_file(line.config_file, loaded);
+  SourceValues environment = read_environment();
+  file.apply(OptionSource::file, loaded, {&environment, &line.values});
+  environment.apply(OptionSource::environment, loaded, {&line.values});
+  line.values.apply(OptionSource::command_line, loaded, {});
   settle_nanogpt_words(loaded);
   if (!loaded.options.quiet) {
     for (const std::string& note : loaded.notes) log_info("{}", note);

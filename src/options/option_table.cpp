@@ -105,9 +105,10 @@ std::string value_text(const Options& options, const OptionSpec& spec) {
 
 std::size_t require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin) {
   const std::vector<std::string> words = words_of(spec);
-  if (words.empty() || spec.words.table_refuses) return 0;
+  if (words.empty()) return 0;
   const auto it = std::find(words.begin(), words.end(), own_word(spec, words, value));
   if (it != words.end()) return static_cast<std::size_t>(it - words.begin());
+  if (spec.words.refuse != nullptr) spec.words.refuse(value);
   const bool typed = origin == option_source_name(OptionSource::command_line), one = words.size() == 1;
   throw ConfigError(
       fmt::format("--{} {}{} is not available{}", spec.name, value,
@@ -194,10 +195,6 @@ std::string option_text(const Options& options, const OptionSpec& spec) {
         return {};
       },
       spec.member);
-}
-
-std::string option_text(const Options& options, std::string_view name) {
-  return option_text(options, *find_option(name));
 }
 
 void append_option_words(std::vector<std::string>& words, const Options& options, const OptionSpec& spec) {

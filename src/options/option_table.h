@@ -55,6 +55,7 @@ struct ChoiceOf {
 };
 template <class E>
 struct ChoiceOf<std::optional<E>> {
+  using Optional = E;
   static std::size_t word(std::optional<E> value) { return value ? static_cast<std::size_t>(*value) + 1 : 0; }
   static std::optional<E> value(std::size_t word) {
     return word == 0 ? std::nullopt : std::optional<E>(static_cast<E>(word - 1));
@@ -69,9 +70,9 @@ constexpr ChoiceMember choice() {
 
 // The only words of an option, with " | " between them: of an enumeration, or of a table that has a list of its own.
 struct OptionWords {
-  const char* fixed = nullptr;          // "auto | on | off"
-  std::string (*of_table)() = nullptr;  // "none | nf4"
-  bool table_refuses = false;  // the table says what is wrong with another word, where the option is used
+  const char* fixed = nullptr;                        // "auto | on | off"
+  std::string (*of_table)() = nullptr;                // "none | nf4"
+  void (*refuse)(const std::string& word) = nullptr;  // the table's ConfigError for another word
 
   std::string text() const { return fixed != nullptr ? fixed : of_table != nullptr ? of_table() : ""; }
 };
@@ -100,6 +101,16 @@ struct OptionSpec {
 
 // src/options/option_list.cpp
 std::span<const OptionSpec> option_table();
+// The row of a member.
+const OptionSpec& option_of(const OptionSpec::Member& member);
+template <auto kMember>
+const OptionSpec& option_of() {
+  using T = std::decay_t<decltype(std::declval<Options>().*kMember)>;
+  if constexpr (std::is_enum_v<T> || requires { typename ChoiceOf<T>::Optional; })
+    return option_of(choice<kMember>());
+  else
+    return option_of(kMember);
+}
 // nullptr when unknown. '_' and '-' are the same.
 const OptionSpec* find_option(std::string_view name);
 // The spelling of the table: with '-'.
@@ -134,9 +145,12 @@ std::vector<std::string> option_values(const OptionSpec& spec, std::string_view 
                                        std::string_view origin);
 // true, on, yes, 1 and Python's True, or their opposites; ConfigError naming `label` for anything else.
 bool option_flag(const std::string& text, std::string_view label);
-std::string option_text(const Options& options, std::string_view name);
-// The number of `value` among the option's words, 0 where it has none. ConfigError naming the option and, unless it is the
-// command line, `origin`, for a value that is no word of it.
+template <auto kMember>
+std::string option_text(const Options& options) {
+  return option_text(options, option_of<kMember>());
+}
+// The number of `value` among the option's words, 0 where it has none. ConfigError for a value that is no word of it: that of
+// the words' table, or one that names the option and, unless it is the command line, `origin`.
 std::size_t require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin);
 // Sets one option from text; `origin` names the source in messages.
 void set_option(Options& options, const OptionSpec& spec, const std::vector<std::string>& values,

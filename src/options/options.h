@@ -11,6 +11,7 @@
 
 #include "kernels/target.h"
 #include "optim/schedule.h"
+#include "quant/format_id.h"
 #include "src/core/tensor.h"
 #include "src/data/batches.h"
 #include "src/model/config.h"
@@ -31,7 +32,7 @@ struct Options : ModelShape {
 
   // [memory]
   TrainedParams train = TrainedParams::full;
-  std::string quant = "none";  // of the table of formats (quant/format.h)
+  FormatId quant = FormatId::none;
   bool ckpt_activations = false;
   std::optional<DType> dtype;             // none: bf16 where the device multiplies it natively, else f32
   std::optional<DType> grad_dtype;        // none: f32 where it fits, else bf16

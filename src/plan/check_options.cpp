@@ -41,23 +41,22 @@ void check_options(const Options& o) {
   bounded("--n-kv-head", o.n_kv_head, kMostHeads);
   bounded("--n-embd", o.n_embd, kMostWidth);
   model_from_options(o, 0);
-  format_from_name(o.quant);
   watts_given(o.watts);
   price_given(o.price);
   // Options that were never text: a program's, or a test's.
   for (const OptionSpec& spec : option_table())
     require_choice(spec, option_text(o, spec), option_source_name(OptionSource::command_line));
   if (o.dtype) require_gradient_dtype(*o.dtype, o.grad_dtype);
-  if (o.dtype == DType::f16 && format_from_name(o.quant) != FormatId::none) {
-    throw ConfigError(fmt::format("--dtype fp16 does not go with --quant {}", o.quant),
-                      "use --dtype bf16, or --quant none");
+  if (o.dtype == DType::f16 && o.quant != FormatId::none) {
+    throw ConfigError(
+        fmt::format("--dtype fp16 does not go with --quant {}", option_text<&Options::quant>(o)),
+        "use --dtype bf16, or --quant none");
   }
   if (o.dtype == DType::f16 && o.master != DType::f32) {
     throw ConfigError(fmt::format("--dtype fp16 does not go with --master {}: fp16 needs an f32 master",
-                                  option_text(o, "master")),
+                                  option_text<&Options::master>(o)),
                       "use --dtype bf16, or --master f32");
   }
-  update_rule_by_name(o.optim);
   for (const auto& [option, value] :
        {std::pair{"--warmdown", o.warmdown}, std::pair{"--final-lr", o.final_lr}}) {
     if (!(value <= 1))

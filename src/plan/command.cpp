@@ -39,6 +39,12 @@ Options reading(const Options& options, const std::set<const OptionSpec*>& said)
 
 }  // namespace
 
+std::string words_of(const Options& options, std::initializer_list<const OptionSpec*> specs) {
+  std::vector<std::string> words;
+  for (const OptionSpec* spec : specs) append_option_words(words, options, *spec);
+  return shell_text(words);
+}
+
 std::string change_words(const Options& before, const Options& after) {
   std::vector<std::string> words;
   for (const OptionSpec* spec : different_options(before, after)) append_option_words(words, after, *spec);

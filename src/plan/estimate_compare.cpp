@@ -23,21 +23,8 @@ struct AbsentFormat {
 constexpr AbsentFormat kAbsent[] = {{"3 bits", 3.125}, {"2.6 bits", 2.625}};
 constexpr double kDenseBits = 16;
 
-// Adds to `options` what turns the command line of `before` into that of `after`.
-void say(std::string& options, const Options& before, const Options& after) {
-  const std::string words = change_words(before, after);
+void append(std::string& options, const std::string& words) {
   if (!words.empty()) options += (options.empty() ? "" : " ") + words;
-}
-
-// Adds what `o` has chosen, also where the run's own command says the same.
-template <auto... kMembers>
-void say_choices(std::string& options, const Options& o) {
-  const auto say_one = [&](auto member) {
-    Options open = o;
-    open.*member = {};
-    say(options, open, o);
-  };
-  (say_one(kMembers), ...);
 }
 
 // Adds what `o` has otherwise than the run's own options.
@@ -46,7 +33,7 @@ void say_changes(std::string& options, const Options& own, const Options& o) {
   const auto say_one = [&](auto member) {
     Options before = o;
     before.*member = own.*member;
-    say(options, before, o);
+    append(options, change_words(before, o));
   };
   (say_one(kMembers), ...);
 }
@@ -64,7 +51,7 @@ class Comparison {
     request.options.ckpt_activations = true;
     PlannedRun smaller = plan_run(request);
     if (!smaller.fits()) return run;
-    say(options, o, request.options);
+    append(options, change_words(o, request.options));
     return smaller;
   }
 
@@ -101,22 +88,20 @@ class Comparison {
 
 void add_weights(Comparison& comparison, const Options& o, CompareTable& table, const Limits& limits) {
   Options dense = o;
-  dense.quant = format_info(FormatId::none).name;
-  std::string options;
-  say_choices<&Options::quant>(options, dense);
+  dense.quant = FormatId::none;
+  std::string options = words_of<&Options::quant>(dense);
   const PlannedRun plain = comparison.planned(dense, options);
   comparison.add(fmt::format("{}, weights in 16 bits", o.model), options, plain, kDenseBits, table);
   if (o.dtype == DType::f16) return;  // fp16 does not go with packed weights
 
   Options packed = o;
-  packed.quant = format_info(FormatId::nf4).name;
-  options.clear();
-  say_choices<&Options::quant>(options, packed);
+  packed.quant = FormatId::nf4;
+  options = words_of<&Options::quant>(packed);
   if (plain.fits()) {  // the same step, so that the bytes of the weights are what differs
     const Options chosen = with_choices(dense, plain.config);
     packed.micro_batch = chosen.micro_batch;
     packed.grad_dtype = chosen.grad_dtype;
-    say_choices<&Options::micro_batch, &Options::grad_dtype>(options, packed);
+    append(options, words_of<&Options::micro_batch, &Options::grad_dtype>(packed));
   }
   const PlannedRun nf4 = comparison.planned(packed, options);
   const double nf4_bits = format_info(FormatId::nf4).bits_per_weight;
@@ -139,11 +124,10 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
 void add_without_recompute(Comparison& comparison, const Options& o, CompareTable& table) {
   if (!o.ckpt_activations) return;
   Options kept = o;
-  kept.quant = format_info(FormatId::none).name;
+  kept.quant = FormatId::none;
   kept.ckpt_activations = false;
   kept.micro_batch = 0;
-  std::string options;
-  say_choices<&Options::quant>(options, kept);
+  std::string options = words_of<&Options::quant>(kept);
   say_changes<&Options::ckpt_activations>(options, o, kept);
   const PlannedRun run = comparison.planned(kept, options);
   if (run.fits() && !run.config.engine.memory.checkpoint_activations)
@@ -158,13 +142,12 @@ void add_smaller_models(Comparison& comparison, const Options& o, const ModelCon
     smaller.n_layer = smaller.n_head = smaller.n_embd = smaller.n_kv_head = 0;
     smaller.tokens = smaller.steps = 0;
     smaller.warmup_steps = 0;
-    smaller.quant = format_info(FormatId::none).name;
+    smaller.quant = FormatId::none;
     smaller.ckpt_activations = false;
     smaller.vocab_size = model.vocab_size;
     smaller.seq_len = model.seq_len;
     if (model_from_options(smaller, 0).param_count() >= model.param_count()) continue;
-    std::string options;
-    say_choices<&Options::model, &Options::quant>(options, smaller);
+    std::string options = words_of<&Options::model, &Options::quant>(smaller);
     const PlannedRun run = comparison.planned(smaller, options);
     // What the command has beside it and this choice has not.
     if (!run.config.engine.memory.checkpoint_activations)
@@ -216,8 +199,7 @@ CompareTable compare_choices(const PlanRequest& request, const EstimateInput& in
     shorter.tokens = fewer;
     shorter.steps = 0;
     shorter.warmup_steps = 0;
-    std::string options;
-    say_choices<&Options::tokens>(options, shorter);
+    std::string options = words_of<&Options::tokens>(shorter);
     say_changes<&Options::steps>(options, o, shorter);
     const PlannedRun less = comparison.planned(shorter, options);
     comparison.add(fmt::format("{}, {} tokens a parameter", o.model, kFewerTokensPerParam), options, less,

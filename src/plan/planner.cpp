@@ -164,14 +164,14 @@ PlannedRun rehearse_candidate(RunConfig config, const Limits& limits, const Choi
 }
 
 // 16-bit weights lose nothing: where they fit, whoever packs them should know.
-void note_unquantized(PlannedRun& run, const PlanRequest& request) {
+void note_unquantized(PlannedRun& run, const Limits& limits) {
   const ModelOptions& m = run.config.engine.memory;
   if (m.weights == FormatId::none || !run.fits()) return;
   RunConfig plain = run.config;
   plain.engine.memory.weights = FormatId::none;
   for (const DType gradient : {m.gradient, m.compute}) {
     for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
-      const PlannedRun other = rehearse_candidate(plain, request.limits,
+      const PlannedRun other = rehearse_candidate(plain, limits,
                                                   {.target = run.config.target,
                                                    .compute = m.compute,
                                                    .gradient = gradient,
@@ -179,17 +179,12 @@ void note_unquantized(PlannedRun& run, const PlanRequest& request) {
                                                    .paged = run.config.engine.optim.paged},
                                                   m.micro_batch_rows * run.config.engine.accumulation);
       if (!other.fits()) continue;
-      Options open;  // as against which all of it is said, whatever the run's own options are
-      open.quant.clear();
-      Options said = with_choices(open, other.config);
-      said.gemm = open.gemm;
-      said.paging = open.paging;
-      said.quant = format_info(FormatId::none).name;
+      const Options said{.quant = FormatId::none, .grad_dtype = gradient, .micro_batch = rows};
       run.notes.push_back(fmt::format(
           "{} weights fit too and lose nothing to quantization: {} takes {} on the device; what {} "
           "costs in loss is in docs/benchmarks.md",
-          dtype_name(m.compute), change_words(open, said), format_bytes(other.device_bytes),
-          format_info(m.weights).name));
+          dtype_name(m.compute), words_of<&Options::quant, &Options::grad_dtype, &Options::micro_batch>(said),
+          format_bytes(other.device_bytes), format_info(m.weights).name));
       return;
     }
   }
@@ -399,7 +394,7 @@ bool PlannedRun::fits() const {
 
 PlannedRun plan_run(const PlanRequest& request) {
   PlannedRun run = plan_choice(request);
-  note_unquantized(run, request);
+  note_unquantized(run, request.limits);
   return run;
 }
 

@@ -150,7 +150,7 @@ void packed_weights(const Situation& s, std::vector<Change>& all) {
   if (m.weights == FormatId::none && m.compute != DType::f16) {
     all.push_back(
         {.loss = Loss::weights,
-         .apply = [](Options& to) { to.quant = format_info(FormatId::nf4).name; },
+         .apply = [](Options& to) { to.quant = FormatId::nf4; },
          .cost =
              [](const PlannedRun& r) {
                const auto params = static_cast<double>(r.config.engine.model.matrix_params());

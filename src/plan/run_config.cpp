@@ -5,7 +5,6 @@
 
 #include "src/model/family.h"
 #include "src/options/option_table.h"
-#include "src/plan/estimate.h"
 
 namespace qt {
 
@@ -66,7 +65,7 @@ TrainerOptions trainer_options(const Options& o, std::int64_t steps) {
 RunConfig config_of(const Options& o, const ModelConfig& model) {
   RunConfig c;
   c.engine.model = model;
-  c.engine.memory.weights = format_from_name(o.quant);
+  c.engine.memory.weights = o.quant;
   c.engine.memory.checkpoint_activations = o.ckpt_activations;
   c.engine.memory.loss_chunk_tokens = o.loss_chunk;
   c.engine.memory.seed = o.seed;
@@ -83,7 +82,7 @@ RunConfig config_of(const Options& o, const ModelConfig& model) {
   c.log_every = o.log_every;
   c.tensorboard = o.tensorboard;
   c.quiet = o.quiet;
-  c.watts = watts_given(o.watts);
+  c.watts = o.watts;
   c.price = o.price;
   return c;
 }

@@ -27,8 +27,7 @@ struct RunConfig {
   std::int64_t log_every = 1;    // steps
   bool tensorboard = true;
   bool quiet = false;
-  double watts = 0;                            // assumed to be drawn; 0: as measured
-  std::string price;                           // of a kWh, as typed; empty: not known
+  std::string watts, price;  // assumed to be drawn, of a kWh: as typed, and checked; empty: not known
   std::map<std::string, std::string> options;  // all, as text by name: what a checkpoint stores
 };
 

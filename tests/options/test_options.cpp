@@ -77,9 +77,9 @@ TEST_F(OptionSources, ReadFilesWithOrWithoutSections) {
       {"--config",
        file("# a run\n[model]\nmodel = d6\n\n[memory]\nquant = nf4  # packed\nckpt-activations = true\n")});
   EXPECT_EQ(sections.options.model, "d6");
-  EXPECT_EQ(sections.options.quant, "nf4");
+  EXPECT_EQ(sections.options.quant, FormatId::nf4);
   EXPECT_TRUE(sections.options.ckpt_activations);
-  EXPECT_EQ(load({"--config", file("model = d6\nquant = nf4\n")}).options.quant, "nf4");
+  EXPECT_EQ(load({"--config", file("model = d6\nquant = nf4\n")}).options.quant, FormatId::nf4);
 }
 
 TEST_F(OptionSources, TakeUnderscoresForHyphens) {
@@ -119,14 +119,14 @@ TEST_F(OptionSources, TakeOtherProgramsWordsForOurValues) {
       {"float32", "f32"}, {"fp32", "f32"},      {"f32", "f32"},   {"float16", "fp16"}, {"f16", "fp16"},
       {"fp16", "fp16"},   {"bfloat16", "bf16"}, {"bf16", "bf16"}, {"auto", "auto"}};
   for (const auto& [word, ours] : dtypes) {
-    EXPECT_EQ(option_text(load({"--dtype", word}).options, "dtype"), ours) << word;
+    EXPECT_EQ(option_text<&Options::dtype>(load({"--dtype", word}).options), ours) << word;
     if (std::string_view(ours) != "fp16") {
-      EXPECT_EQ(option_text(load({"--grad-dtype", word}).options, "grad-dtype"), ours) << word;
+      EXPECT_EQ(option_text<&Options::grad_dtype>(load({"--grad-dtype", word}).options), ours) << word;
     }
     const LoadedOptions from_file = load({"--config", file(fmt::format("dtype = {}\n", word))});
-    EXPECT_EQ(option_text(from_file.options, "dtype"), ours) << word;
+    EXPECT_EQ(option_text<&Options::dtype>(from_file.options), ours) << word;
     set("QTRAIN_DTYPE", word);
-    EXPECT_EQ(option_text(load({}).options, "dtype"), ours) << word;
+    EXPECT_EQ(option_text<&Options::dtype>(load({}).options), ours) << word;
     unsetenv("QTRAIN_DTYPE");
   }
   EXPECT_EQ(load({"--prompt", "float16"}).options.prompt, "float16") << "only where it names a dtype";
@@ -424,8 +424,10 @@ TEST(Options, EachWordMeansItsEnumerator) {
     EXPECT_EQ(with("format", word.c_str()).format, type);
   }
   for (const char* name : {"dtype", "grad-dtype", "format", "device"})
-    EXPECT_EQ(option_text(with(name, "auto"), name), "auto");
+    EXPECT_EQ(option_text(with(name, "auto"), *find_option(name)), "auto");
   EXPECT_EQ(with("dtype", "auto").dtype, std::nullopt);
+  EXPECT_EQ(with("quant", "none").quant, FormatId::none);
+  EXPECT_EQ(with("quant", "nf4").quant, FormatId::nf4);
   EXPECT_EQ(with("master", "f32").master, DType::f32);
   EXPECT_EQ(with("master", "bf16-sr").master, DType::bf16);
   EXPECT_EQ(with("paging", "auto").paging, Paging::automatic);

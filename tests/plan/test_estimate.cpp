@@ -124,7 +124,7 @@ TEST(EstimateOfD32, TakesMeasuredStepsAsTheyAre) {
 // Master and moments cross the bus once each way, at 80 % of what 16 lanes of PCIe 4.0 move.
 TEST(EstimateOfD32, CountsPagingExpansionAndSaves) {
   Options o = d32();
-  o.quant = "nf4";
+  o.quant = FormatId::nf4;
   const PlannedRun run = planned(o);
   EstimateInput in = on(rtx4070(), 45);
   const Estimate e = estimate_run(run, in);
@@ -135,7 +135,7 @@ TEST(EstimateOfD32, CountsPagingExpansionAndSaves) {
   const double micro_batches = 71680.0 * static_cast<double>(run.config.engine.accumulation);
   EXPECT_EQ(e.expansion_s.low, 0);
   EXPECT_WITHIN(e.expansion_s.high, micro_batches * 3 * 1'610'612'736.0 * 2.5625 / 504e9, 1e-9);
-  o.quant = "none";
+  o.quant = FormatId::none;
   EXPECT_EQ(estimate_run(planned(o), in).expansion_s.high, 0);
   in.save_every = 100;
   const auto of_saves = [&](double count) { return count * static_cast<double>(run.checkpoint_bytes) / 5e8; };

@@ -22,10 +22,10 @@ constexpr double kGi = 1024.0 * 1024.0 * 1024.0;
 
 Target card() { return cuda_target(89); }
 
-Options d32(std::string quant, std::int64_t micro_batch = 0, std::optional<DType> grad_dtype = {}) {
+Options d32(FormatId quant, std::int64_t micro_batch = 0, std::optional<DType> grad_dtype = {}) {
   Options o;
   o.model = "d32";
-  o.quant = std::move(quant);
+  o.quant = quant;
   o.ckpt_activations = true;
   o.micro_batch = micro_batch;
   o.grad_dtype = grad_dtype;
@@ -73,7 +73,7 @@ TEST(PlanOfD32, StaysWithinTheDeviceBytesThatArePromised) {
     double most_gib;
   } promises[] = {{"nf4", 1, 6.3}, {"nf4", 4, 7.6}, {"none", 1, 8.4}, {"none", 4, 9.8}};
   for (const auto& p : promises) {
-    const PlannedRun run = plan(d32(p.quant, p.micro_batch, DType::bf16));
+    const PlannedRun run = plan(d32(format_from_name(p.quant), p.micro_batch, DType::bf16));
     EXPECT_LE(device_gib(run), p.most_gib)
         << p.quant << ", micro-batch " << p.micro_batch << ": " << breakdown(run);
     // The step arena is what planning can win or lose: no more than 1 % may be lost to holes between
@@ -85,22 +85,22 @@ TEST(PlanOfD32, StaysWithinTheDeviceBytesThatArePromised) {
 }
 
 TEST(PlanOfD32, CountsTheBytesOfWeightsAndGradientsThatArithmeticGives) {
-  const PlannedRun nf4 = plan(d32("nf4", 1, DType::bf16));
+  const PlannedRun nf4 = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_EQ(row_bytes(nf4.device_rows, "weights"), kMatrix / 2 + kMatrix / 64 * 4 + kVocabulary * 2 + kRope);
   EXPECT_EQ(row_bytes(nf4.device_rows, "gradients"), kAll * 2);
-  const PlannedRun plain = plan(d32("none", 1, DType::f32), 0);
+  const PlannedRun plain = plan(d32(FormatId::none, 1, DType::f32), 0);
   EXPECT_EQ(row_bytes(plain.device_rows, "weights"), kAll * 2 + kRope);
   EXPECT_EQ(row_bytes(plain.device_rows, "gradients"), kAll * 4);
 }
 
 TEST(PlanOfD32, KeepsMasterAndMomentsInTheHostMemoryThatIsPromised) {
-  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
+  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_EQ(row_bytes(run.host_rows, "master"), kAll * 4);
   // One byte each for m and v, a scale each per 256; f32 for embedding and head.
   EXPECT_EQ(row_bytes(run.host_rows, "moments"), 2 * (kMatrix + kMatrix / 256 * 4) + 2 * kVocabulary * 4);
   EXPECT_LE(static_cast<double>(run.host_bytes) / kGi, 12.4);
 
-  Options resident = d32("nf4", 1, DType::bf16);
+  Options resident = d32(FormatId::nf4, 1, DType::bf16);
   resident.paging = Paging::off;
   const PlannedRun all_on_device = plan(resident, 0);
   EXPECT_EQ(all_on_device.host_bytes, 0);
@@ -108,7 +108,7 @@ TEST(PlanOfD32, KeepsMasterAndMomentsInTheHostMemoryThatIsPromised) {
 }
 
 TEST(PlanOfD32, HalvesTheMasterCopyWithMastersInBf16) {
-  Options o = d32("nf4", 1, DType::bf16);
+  Options o = d32(FormatId::nf4, 1, DType::bf16);
   const PlannedRun wide = plan(o);
   o.master = DType::bf16;
   const PlannedRun run = plan(o);
@@ -121,7 +121,7 @@ TEST(PlanOfD32, HalvesTheMasterCopyWithMastersInBf16) {
 }
 
 TEST(PlanOfD32, WritesCheckpointsOfTheSizeThatIsPromised) {
-  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
+  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_LE(static_cast<double>(run.checkpoint_bytes), 14.6e9);
   EXPECT_NEAR(static_cast<double>(run.checkpoint_bytes), 14.4e9, 0.1e9);
   EXPECT_GE(run.checkpoint_bytes, run.host_bytes)
@@ -130,7 +130,7 @@ TEST(PlanOfD32, WritesCheckpointsOfTheSizeThatIsPromised) {
 
 TEST(PlanOfD32, FitsATwelveGibibyteCardWithTheHeadlineCommand) {
   const std::clock_t start = std::clock();  // of this process: a busy machine must not decide
-  const PlannedRun run = plan(d32("nf4"));
+  const PlannedRun run = plan(d32(FormatId::nf4));
   const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   EXPECT_TRUE(run.fits());
   EXPECT_LE(static_cast<double>(run.device_bytes) / kGi, 11.0) << breakdown(run);
@@ -145,7 +145,7 @@ TEST(PlanOfD32, FitsATwelveGibibyteCardWithTheHeadlineCommand) {
 
 // Least memory has its price in the plan too: nothing of it is for expanded weights.
 TEST(PlanOfD32, HasNoLineForScratchWithFusedProducts) {
-  Options o = d32("nf4", 4, DType::bf16);
+  Options o = d32(FormatId::nf4, 4, DType::bf16);
   const Target target = [] {
     Target t = card();
     t.gemm = GemmRoute::fused;
@@ -159,7 +159,7 @@ TEST(PlanOfD32, HasNoLineForScratchWithFusedProducts) {
 }
 
 TEST(PlanOfD32, EndsWithTheCommandThatRepeatsIt) {
-  Options o = d32("nf4");
+  Options o = d32(FormatId::nf4);
   o.out = "runs/it's mine";
   const PlannedRun run = plan(o, 8 * kGiB);
   ASSERT_TRUE(run.fits());
@@ -208,7 +208,7 @@ TEST(PlanCommand, LeadsToTheSamePlanWhateverWasAskedFor) {
 
 // The least memory decides where nothing else fits; the plan says so and repeats it.
 TEST(PlanOfD32, TakesTheRouteWithoutScratchWhereNothingElseFits) {
-  const Options o = d32("nf4", 4, DType::bf16);
+  const Options o = d32(FormatId::nf4, 4, DType::bf16);
   const PlannedRun wide = plan(o);
   Target floor = card();
   floor.gemm = GemmRoute::fused;
@@ -228,34 +228,34 @@ TEST(PlanOfD32, TakesTheRouteWithoutScratchWhereNothingElseFits) {
 }
 
 TEST(PlanOfD32, FitsAnEightGibibyteCardAtOneRow) {
-  EXPECT_TRUE(plan(d32("nf4", 1, DType::bf16), 8 * kGiB).fits());
-  EXPECT_TRUE(plan(d32("nf4"), 8 * kGiB).fits());
-  EXPECT_EQ(plan(d32("nf4"), 8 * kGiB).config.engine.memory.gradient, DType::bf16);
+  EXPECT_TRUE(plan(d32(FormatId::nf4, 1, DType::bf16), 8 * kGiB).fits());
+  EXPECT_TRUE(plan(d32(FormatId::nf4), 8 * kGiB).fits());
+  EXPECT_EQ(plan(d32(FormatId::nf4), 8 * kGiB).config.engine.memory.gradient, DType::bf16);
 }
 
 TEST(PlanOfD32, SaysSoWhereItDoesNotFit) {
-  EXPECT_FALSE(plan(d32("nf4", 1, DType::f32), 8 * kGiB).fits());
-  EXPECT_FALSE(plan(d32("nf4"), 6 * kGiB).fits());
-  EXPECT_FALSE(plan(d32("none"), 8 * kGiB).fits());
+  EXPECT_FALSE(plan(d32(FormatId::nf4, 1, DType::f32), 8 * kGiB).fits());
+  EXPECT_FALSE(plan(d32(FormatId::nf4), 6 * kGiB).fits());
+  EXPECT_FALSE(plan(d32(FormatId::none), 8 * kGiB).fits());
   // One byte decides.
-  const PlannedRun run = plan(d32("nf4", 1, DType::bf16), 0);
-  const std::int64_t reserve = plan(d32("nf4", 1, DType::bf16)).reserve_bytes;
-  EXPECT_TRUE(plan(d32("nf4", 1, DType::bf16), run.device_bytes + reserve).fits());
-  EXPECT_FALSE(plan(d32("nf4", 1, DType::bf16), run.device_bytes + reserve - 1).fits());
+  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16), 0);
+  const std::int64_t reserve = plan(d32(FormatId::nf4, 1, DType::bf16)).reserve_bytes;
+  EXPECT_TRUE(plan(d32(FormatId::nf4, 1, DType::bf16), run.device_bytes + reserve).fits());
+  EXPECT_FALSE(plan(d32(FormatId::nf4, 1, DType::bf16), run.device_bytes + reserve - 1).fits());
 }
 
 TEST(PlanOfD32, TellsThat16BitWeightsFitTooWhereTheyDo) {
   const auto note = [](const PlannedRun& run) {
     return run.notes.empty() ? std::string() : run.notes.front();
   };
-  EXPECT_NE(note(plan(d32("nf4", 1, DType::bf16))).find("bf16 weights fit too"), std::string::npos);
-  EXPECT_NE(note(plan(d32("nf4", 1, DType::bf16))).find("--quant none"), std::string::npos);
-  EXPECT_TRUE(note(plan(d32("nf4", 1, DType::bf16), 8 * kGiB)).empty()) << "they do not fit 8 GiB";
-  EXPECT_TRUE(note(plan(d32("none", 1, DType::bf16))).empty()) << "they are what is used";
+  EXPECT_NE(note(plan(d32(FormatId::nf4, 1, DType::bf16))).find("bf16 weights fit too"), std::string::npos);
+  EXPECT_NE(note(plan(d32(FormatId::nf4, 1, DType::bf16))).find("--quant none"), std::string::npos);
+  EXPECT_TRUE(note(plan(d32(FormatId::nf4, 1, DType::bf16), 8 * kGiB)).empty()) << "they do not fit 8 GiB";
+  EXPECT_TRUE(note(plan(d32(FormatId::none, 1, DType::bf16))).empty()) << "they are what is used";
 }
 
 TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
-  Options o = d32("nf4", 1, DType::bf16);
+  Options o = d32(FormatId::nf4, 1, DType::bf16);
   const auto on_disk = [&](std::optional<std::int64_t> free_bytes) {
     return plan_run(
         {.options = o, .target = card(), .limits = {.device_bytes = 12 * kGiB, .disk_bytes = free_bytes}});
@@ -270,7 +270,7 @@ TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
 }
 
 TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {
-  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
+  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_EQ(run.token_cache_bytes, 2 * run.config.steps * run.config.engine.step_tokens());
   // 1 % of a day at half a gigabyte a second; and small models no more than a save a minute.
   EXPECT_EQ(run.written_bytes_per_day, 864LL * 500'000'000);
@@ -282,7 +282,7 @@ TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {
 }
 
 TEST(Plan, IsTheSameForEveryNumberOfMicroBatches) {
-  EngineOptions e = plan(d32("nf4", 1, DType::bf16)).config.engine;
+  EngineOptions e = plan(d32(FormatId::nf4, 1, DType::bf16)).config.engine;
   const RunPlan many = Engine::rehearse(e, card());
   e.accumulation = 1;
   const RunPlan one = Engine::rehearse(e, card());
@@ -293,7 +293,7 @@ TEST(Plan, IsTheSameForEveryNumberOfMicroBatches) {
 }
 
 TEST(Plan, PagesTheWholeStateOnceEachWayInAStep) {
-  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
+  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
   const BackendTotals& step = run.plan.optimizer_step;
   // The host arena pads tensors to its alignment; what travels are the tensors. A few scalars come back
   // besides.
@@ -378,7 +378,7 @@ TEST(PlannedWork, IsThePublishedCountWithAndWithoutCheckpointing) {
     for (const char* quant : {"none", "nf4"}) {
       double executed[2] = {};
       for (const bool checkpointing : {false, true}) {
-        Options o = d32(quant, 2, DType::bf16);
+        Options o = d32(format_from_name(quant), 2, DType::bf16);
         o.model = name;
         o.ckpt_activations = checkpointing;
         const PlannedRun run = plan(o, 0);
@@ -402,7 +402,7 @@ TEST(PlannedWork, IsThePublishedCountWithAndWithoutCheckpointing) {
 }
 
 TEST(PlannedWork, OfAnEvaluationIsAThirdOfAStep) {
-  const PlannedRun run = plan(d32("nf4", 1, DType::bf16));
+  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_NEAR(run.plan.eval_step.model_flops * 3 / run.plan.micro_step.model_flops, 1.0, 1e-12);
 }
 

@@ -35,7 +35,7 @@ DrawnPlan drawn(Draws& draws) {
   o.seq_len = draws.of<std::int64_t>({16, 32, 64, 128, 256});
   o.batch_tokens = o.seq_len * draws.of<std::int64_t>({1, 2, 3, 4, 6, 8, 12});
   o.dtype = draws.of({DType::f32, DType::bf16, DType::bf16, DType::f16});
-  o.quant = o.dtype != DType::f16 && draws.one_in(2) ? "nf4" : "none";
+  o.quant = o.dtype != DType::f16 && draws.one_in(2) ? FormatId::nf4 : FormatId::none;
   o.master = o.dtype != DType::f16 && draws.one_in(4) ? DType::bf16 : DType::f32;
   o.grad_dtype = o.dtype != DType::bf16
                      ? std::nullopt

@@ -32,7 +32,7 @@ DrawnPlan drawn(Draws& draws) {
   o.seq_len = draws.of<std::int64_t>({16, 24, 32});
   o.batch_tokens = o.seq_len * draws.of<std::int64_t>({1, 2, 3});
   o.dtype = draws.of({DType::bf16, DType::bf16, DType::f16});
-  o.quant = o.dtype != DType::f16 && !draws.one_in(3) ? "nf4" : "none";
+  o.quant = o.dtype != DType::f16 && !draws.one_in(3) ? FormatId::nf4 : FormatId::none;
   o.master = o.dtype != DType::f16 && draws.one_in(4) ? DType::bf16 : DType::f32;
   o.gemm = draws.of({GemmRoute::automatic, GemmRoute::fused, GemmRoute::scratch});
   o.ckpt_activations = draws.one_in(2);

@@ -127,7 +127,7 @@ inline bool fits_with_everything(const DrawnPlan& d, std::int64_t seq_len) {
   if (d.target.kind == DeviceKind::cuda) o.gemm = GemmRoute::fused;
   if (!fp16) {
     o.dtype = DType::bf16;
-    o.quant = "nf4";
+    o.quant = FormatId::nf4;
     o.grad_dtype = DType::bf16;
     o.master = DType::bf16;
   }
