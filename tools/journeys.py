@@ -16,6 +16,10 @@ carrier  A name that holds the value in one function. The parameter at which the
          set from it.
 member   A journey may start at a member: `loaded.options.quant`. Then a name that holds the whole is followed
          only where it is copied or passed as it is, or where that member of it is named.
+holder   A journey may name the type of its value. A class that has a member of that type holds the value there, and so
+         does a class with a member of such a class. An object of it that is set from an expression that names a
+         carrier is followed as a journey that starts at that member: where the object is copied or passed as it
+         is, or where that member of it is named. What a function makes of the object is not the value.
 call     A call of a function, constructor or macro of this tree that has a carrier in its arguments.
          The definition stands in a file that the caller's file includes, directly or not; of several the
          nearest is taken, then the one with the same number of parameters. A method is found by the class
@@ -37,9 +41,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-# What a journey is called and where it starts, as [FILE:]FUNCTION:PARAM[.MEMBER...]. Each row of starts is one
-# start, of which the first spelling is taken that the tree has: one script measures the tree before and after
-# a move. Further rows are where the way goes on after a virtual call, an output argument or an object.
+# What a journey is called, where it starts, as [FILE:]FUNCTION:PARAM[.MEMBER...], and the type of its value where
+# holders are followed. Each row of starts is one start, of which the first spelling is taken that the tree has: one
+# script measures the tree before and after a move. Further rows are where the way goes on after a virtual call, an
+# output argument or an object.
 JOURNEYS = {
     "token": ("a token of a step", [
         ["Engine.train_step:fetch"],
@@ -64,8 +69,8 @@ JOURNEYS = {
         ["kernels/cuda/packed_matmul.cu:run:op.w.format"],
         ["kernels/cuda/quantise.cu:run:op.w.format", "kernels/cuda/quantize.cu:run:op.w.format"],
     ]),
-    "options": ("the options of a run", [["run_train:loaded", "run_train:call.loaded"]]),
-    "plan": ("a `plan` call", [["run_plan:loaded", "run_plan:call.loaded"]]),
+    "options": ("the options of a run", [["run_train:loaded", "run_train:call.loaded"]], "Options"),
+    "plan": ("a `plan` call", [["run_plan:loaded", "run_plan:call.loaded"]], "Options"),
 }
 
 SOURCES = {".h", ".cpp", ".cu", ".cuh"}
@@ -189,6 +194,7 @@ class Tree:
             self.files[self.units[path]].append(path)
             self.includes[self.units[path]].update(self.units[f] for f in INCLUDE.findall(text) if f in self.units)
         self.functions, self.classes = defaultdict(list), defaultdict(set)
+        self.members = []  # (class, member, type), of objects, not of references
         self.read_tags()
         self.seen_from = {}
 
@@ -197,8 +203,8 @@ class Tree:
         return not (set(path.parts[:-1]) & SKIPPED or path.parts[0].startswith((".", "build")))
 
     def read_tags(self):
-        command = ["ctags", "-f", "-", "--languages=C++,CUDA", "--langmap=C++:+.cu.cuh", "--fields=neKsS",
-                   "--kinds-C++=cdfs", "--sort=no", "-L", "-"]
+        command = ["ctags", "-f", "-", "--languages=C++,CUDA", "--langmap=C++:+.cu.cuh", "--fields=neKsSt",
+                   "--kinds-C++=cdfsm", "--sort=no", "-L", "-"]
         try:
             done = subprocess.run(command, input="\n".join(self.paths), capture_output=True, text=True, cwd=self.root)
         except FileNotFoundError:
@@ -211,6 +217,9 @@ class Tree:
             value = dict(f.split(":", 1) for f in fields if ":" in f)
             if kind in ("class", "struct"):
                 self.classes[name].add(self.units[path])
+            elif kind == "member":
+                self.members.append((value.get("struct", value.get("class", "")).split("::")[-1], name,
+                                     value.get("typeref", "").removeprefix("typename:")))
             elif kind in ("function", "macro") and "signature" in value and not name.startswith("__anon"):
                 scope = value.get("class", value.get("struct", ""))
                 is_local = "__anon" in scope + value.get("namespace", "")
@@ -233,6 +242,16 @@ class Tree:
         self.functions[name].append(Function(name, scope, is_local, is_macro, path, lines,
                                              parameter_names(tokens, head + 2, close), head,
                                              (0, 0) if is_macro else (close + 1, last)))
+
+    def holders(self, value_type):
+        """{class: members that lead from an object of it to its value of that type}"""
+        paths, more = {value_type: ()} if value_type else {}, True
+        while more:
+            found = {c: (m,) + paths[t] for c, m, t in self.members if c and t in paths and c not in paths}
+            paths.update(found)
+            more = bool(found)
+        paths.pop(value_type, None)
+        return paths
 
     def sees(self, unit):
         """{unit: how many includes away} of all that `unit` includes, directly or not."""
@@ -262,8 +281,9 @@ class Walk:
     Carriers are a dict from a name to the members that lead from it to the value: () where it is the value.
     """
 
-    def __init__(self, tree):
+    def __init__(self, tree, value_type=None):
         self.tree, self.path, self.known, self.depth = tree, [], set(), 0
+        self.holders = tree.holders(value_type)
 
     def enter(self, f, carriers):
         first = next(iter(carriers.items()))
@@ -293,6 +313,11 @@ class Walk:
             text = tokens[i].text
             if NAME.match(text) and text not in WORDS:
                 self.at_name(f, i, last, carriers, lambdas)
+                if tokens[i - 1].text in self.holders and tokens[i + 1].text in ("{", "(") and tokens[i + 1].match:
+                    end = tokens[i + 1].match
+                    if self.names_carrier(tokens, i + 2, end, carriers):
+                        later.append((end, {text: self.holders[tokens[i - 1].text]}))
+                        later.sort(key=lambda entry: entry[0])
             elif text == "=" or (text == ":" and self.is_in_range_for(tokens, i)):
                 later += self.set_here(tokens, i, last, carriers)
                 later.sort(key=lambda entry: entry[0])
@@ -330,6 +355,11 @@ class Walk:
                 whole = wanted[len(members):]
         return whole
 
+    @staticmethod
+    def names_carrier(tokens, a, b, carriers):
+        return any(t.text in carriers and tokens[k - 1].text not in (".", "->", "::")
+                   for k, t in enumerate(tokens[a:b], a))
+
     def set_here(self, tokens, i, last, carriers):
         """[(index, {name: members})] of what the = or the loop's : at i makes a carrier."""
         if tokens[i + 1].text == "[":
@@ -343,6 +373,9 @@ class Walk:
         elif NAME.match(tokens[i - 1].text) and tokens[i - 2].text not in (".", "->", "["):
             names = [tokens[i - 1].text]
         members = self.value_in(tokens, i + 1, end, carriers) if names else None
+        if members is None and names and tokens[i - 2].text in self.holders:
+            if self.names_carrier(tokens, i + 1, end, carriers):
+                members = self.holders[tokens[i - 2].text]
         return [] if members is None else [(end, dict.fromkeys(names, members))]
 
     def at_name(self, f, i, last, carriers, lambdas):
@@ -430,9 +463,9 @@ class Walk:
         return stays
 
 
-def show(tree, title, starts, verbose):
-    """Prints a journey. `starts` as in JOURNEYS. Returns whether every start is in the tree."""
-    walk, found = Walk(tree), []
+def show(tree, verbose, title, starts, value_type=None):
+    """Prints a journey, a row of JOURNEYS. Returns whether every start is in the tree."""
+    walk, found = Walk(tree, value_type), []
     for spellings in starts:
         at = next((s for s in map(tree.start, spellings) if s), None)
         if at:
@@ -472,7 +505,7 @@ def main():
     if args.start:
         wanted.append((args.start[0], [[start] for start in args.start]))
     tree = Tree(args.tree)
-    return 0 if all([show(tree, title, starts, args.verbose) for title, starts in wanted]) else 1
+    return 0 if all([show(tree, args.verbose, *journey) for journey in wanted]) else 1
 
 
 if __name__ == "__main__":
