@@ -348,8 +348,9 @@ void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
     probe_device("cuda");  // throws where there is none to rehearse on
   if (o.steps > 0) require_steps(o.steps);
   const Scratch scratch(o.out);
-  const PreparedData data = RunData(o).load();
-  require_vocabulary(*data.tokenizer, o.vocab_size);
+  const RunData named(o);
+  const PreparedData data = named.load();
+  named.require_vocabulary(*data.tokenizer);
   request.vocab_size = data.tokenizer->vocab_size();
   request.limits = limits_from_options(o, request.target);
   PlannedRun run = plan_run(request);

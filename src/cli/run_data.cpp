@@ -158,9 +158,9 @@ std::string data_hash(const std::vector<fs::path>& shards) {
   return hash.hex();
 }
 
-void require_vocabulary(const Tokenizer& tokenizer, std::int64_t vocab_size) {
-  if (vocab_size == 0 || vocab_size >= tokenizer.vocab_size()) return;
-  throw ConfigError(fmt::format("--vocab-size {} is smaller than the tokenizer's {} tokens", vocab_size,
+void RunData::require_vocabulary(const Tokenizer& tokenizer) const {
+  if (vocab_size_ == 0 || vocab_size_ >= tokenizer.vocab_size()) return;
+  throw ConfigError(fmt::format("--vocab-size {} is smaller than the tokenizer's {} tokens", vocab_size_,
                                 tokenizer.vocab_size()),
                     "leave it out: the model takes the tokenizer's");
 }

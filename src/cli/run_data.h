@@ -31,6 +31,9 @@ class RunData {
   // The same for `qtrain tokenize`, which takes text only.
   PreparedData tokenize() const;
 
+  // ConfigError when --vocab-size is smaller than the vocabulary of the tokenizer that load() has returned.
+  void require_vocabulary(const Tokenizer& tokenizer) const;
+
   bool is_shards() const;
   // Where the tokens of text lie. ConfigError for text from standard input without --cache.
   std::filesystem::path cache() const;
@@ -40,7 +43,7 @@ class RunData {
 
   DataSpec spec_;  // without out_dir
   std::string cache_;
-  std::int64_t vocab_size_;  // --vocab-size
+  std::int64_t vocab_size_;  // --vocab-size; 0: not given
   bool quiet_;
 };
 
@@ -50,9 +53,6 @@ PreparedData load_eval_data(const LoadedOptions& loaded, const RunState& state);
 // eval_tokens: of one evaluation, 0: all. nullptr when the data has no validation split.
 std::unique_ptr<EvalBatches> open_validation(const PreparedData& data, std::int64_t eval_tokens,
                                              std::int64_t seq_len);
-
-// ConfigError when --vocab-size, 0 where it is not given, is smaller than the tokenizer's.
-void require_vocabulary(const Tokenizer& tokenizer, std::int64_t vocab_size);
 
 // Of the training tokens: another hash is another data set.
 std::string data_hash(const std::vector<std::filesystem::path>& shards);

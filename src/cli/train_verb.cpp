@@ -101,8 +101,7 @@ struct FolderClaim {
   }
 };
 
-// Gives `auto` the values that it has in the run that lies in the folder. All that can be refused is refused now, before hours of
-// tokenizing.
+// Gives `auto` the values that it has in the run that lies in the folder.
 void adopt_claimed(PlanRequest& r, FolderClaim& claim) {
   Options& o = r.options;
   if (!claim.checkpoint.empty()) {
@@ -115,8 +114,6 @@ void adopt_claimed(PlanRequest& r, FolderClaim& claim) {
     if (!o.init_from.empty() && !wants_resume(o.init_from))
       log_info("--init-from {} is not read: '{}' holds a run, which is continued", o.init_from, o.out);
   }
-  const RunData data(o);
-  if (claim.existed) require_expected_fit(r, data);
 }
 
 // Tokens and tokenizer, and the plan for the vocabulary that they have.
@@ -127,12 +124,12 @@ struct PreparedRun {
   std::vector<std::string> changes;  // against the checkpoint, those that are allowed
 };
 
-PreparedRun prepare_run(const VerbCall& call, PlanRequest& r, const FolderClaim& claim) {
+PreparedRun prepare_run(const VerbCall& call, PlanRequest& r, const RunData& data, const FolderClaim& claim) {
   Options& o = r.options;
   PreparedRun p;
-  p.data = RunData(o).load();
+  p.data = data.load();
   const Tokenizer& tokenizer = *p.data.tokenizer;
-  require_vocabulary(tokenizer, o.vocab_size);
+  data.require_vocabulary(tokenizer);
   o.prompt = usable_prompt(call.loaded, tokenizer);
   r.vocab_size = tokenizer.vocab_size();
   p.plan = plan_run(r);
@@ -209,7 +206,10 @@ void run_train(const VerbCall& call) {
   require_beginnable(request);
   FolderClaim claim(request.options.out, request.options.keep);
   adopt_claimed(request, claim);
-  const PreparedRun prepared = prepare_run(call, request, claim);
+  const RunData data(request.options);
+  // All that can be refused is refused now, before hours of tokenizing.
+  if (claim.existed) require_expected_fit(request, data);
+  const PreparedRun prepared = prepare_run(call, request, data, claim);
   const PlannedRun& run = prepared.plan;
   const RunConfig& config = run.config;
   const Tokenizer& tokenizer = *prepared.data.tokenizer;
