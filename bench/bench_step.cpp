@@ -123,14 +123,14 @@ void run(const std::vector<std::string>& words) {
   Limits limits = limits_from_options(options, target);
   adopt_facts(opened->device(), target, limits);
   limits.disk_bytes.reset();  // nothing is saved
-  const PlannedRun planned = plan_run({.options = options, .target = target, .limits = limits});
+  const Plan planned = plan_run({.options = options, .target = target, .limits = limits});
   if (!planned.fits())
     throw FitError("this configuration does not fit",
                    "`qtrain plan` with the same options shows what it needs");
 
   const EngineOptions& e = planned.config.engine;
   const double product_gflops = product_flops(*opened, e) / bench::kGiga;  // before the run takes its memory
-  Engine engine(std::move(opened), e, planned.plan);
+  Engine engine(std::move(opened), e, planned.rehearsed);
   engine.init_weights(options.seed);
   const std::vector<std::int32_t> ids =
       synthetic_tokens(e.micro_batch_tokens(), e.model.vocab_size, options.seed);
@@ -196,7 +196,8 @@ void run(const std::vector<std::string>& words) {
       e.accumulation, dtype_name(e.memory.compute), format_info(e.memory.weights).name,
       e.memory.checkpoint_activations ? "on" : "off", e.optim.paged ? "on" : "off");
   std::cout << fmt::format("memory      planned {} device + {} host, used {} + {}, peak RSS {}\n",
-                           format_bytes(planned.plan.device_bytes()), format_bytes(planned.plan.host.bytes),
+                           format_bytes(planned.rehearsed.device_bytes()),
+                           format_bytes(planned.rehearsed.host.bytes),
                            format_bytes(engine.used_device_bytes()), format_bytes(engine.used_host_bytes()),
                            format_bytes(peak_rss_bytes()));
   std::cout << fmt::format(
@@ -211,8 +212,8 @@ void run(const std::vector<std::string>& words) {
       "BENCH tokens_per_s={:.0f} model_gflops={:.1f} executed_gflops={:.1f} product_gflops={:.1f} "
       "device_bytes={} "
       "host_bytes={} peak_rss_bytes={}\n",
-      tokens / median, rate(totals.model_flops), executed_gflops, product_gflops, planned.plan.device_bytes(),
-      planned.plan.host.bytes, peak_rss_bytes());
+      tokens / median, rate(totals.model_flops), executed_gflops, product_gflops,
+      planned.rehearsed.device_bytes(), planned.rehearsed.host.bytes, peak_rss_bytes());
   if (profiling) print_profile(profile, total_seconds);
 }
 

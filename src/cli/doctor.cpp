@@ -79,12 +79,12 @@ class Judge {
            "close what is not needed: a run that is swapped out is slower by orders");
     }
     if (!c_.pinned_bytes) return;
-    if (*c_.pinned_bytes >= c_.plan.plan.host.bytes) {
+    if (*c_.pinned_bytes >= c_.plan.rehearsed.host.bytes) {
       good("memory", fmt::format("{} can be pinned, all that the run pages", format_bytes(*c_.pinned_bytes)));
     } else {
       problem("memory", ExitCode::no_fit,
               fmt::format("only {} of the {} that the run pages can be pinned",
-                          format_bytes(*c_.pinned_bytes), format_bytes(c_.plan.plan.host.bytes)),
+                          format_bytes(*c_.pinned_bytes), format_bytes(c_.plan.rehearsed.host.bytes)),
               h.under_wsl ? "WSL pins about half of its memory: raise `memory=` in .wslconfig, or use "
                             "--master bf16-sr"
                           : "close what holds memory, or use --master bf16-sr");
@@ -189,8 +189,8 @@ class Judge {
 
   // What paging takes of a step, where the run pages.
   std::string paging_words() const {
-    const double in = c_.plan.plan.optimizer_step.host_to_device_bytes;
-    const double out = c_.plan.plan.optimizer_step.device_to_host_bytes;
+    const double in = c_.plan.rehearsed.optimizer_step.host_to_device_bytes;
+    const double out = c_.plan.rehearsed.optimizer_step.device_to_host_bytes;
     if (in + out == 0 || !c_.plan.config.engine.optim.paged) return {};
     return fmt::format("; a step's paging takes {}",
                        format_duration(in / c_.copies->in + out / c_.copies->out));

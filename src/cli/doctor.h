@@ -61,7 +61,7 @@ struct Checkup {
   std::string copies_error;                  // why there are none, where that is news
   std::optional<std::int64_t> pinned_bytes;  // locked in memory at once, as far as the plan needs it
   DiskFacts disk;
-  PlannedRun plan;
+  Plan plan;
   Limits limits;
   std::optional<std::int64_t> run_holder;  // process that has the run folder
 };

@@ -275,8 +275,8 @@ Checkup examine(const Options& options, BackendFactory make_backend, FileSystem&
       const bool host_fits =
           std::all_of(c.plan.verdicts.begin(), c.plan.verdicts.end(),
                       [](const Verdict& v) { return v.fits || v.resource != Resource::host; });
-      if (on_card && host_fits && c.plan.plan.host.bytes > 0)
-        c.pinned_bytes = pinnable_bytes(*backend, c.plan.plan.host.bytes);
+      if (on_card && host_fits && c.plan.rehearsed.host.bytes > 0)
+        c.pinned_bytes = pinnable_bytes(*backend, c.plan.rehearsed.host.bytes);
     } catch (const Error& e) {
       if (e.code() != ExitCode::device && e.code() != ExitCode::no_fit) throw;
       c.copies_error = e.what();

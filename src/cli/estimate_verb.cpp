@@ -130,7 +130,7 @@ void fill_assumptions(const Options& o, const VerbValues& words, EstimateInput& 
   }
 }
 
-void measure_now(const PlannedRun& run, BackendFactory make_backend, double seconds, EstimateInput& in,
+void measure_now(const Plan& run, BackendFactory make_backend, double seconds, EstimateInput& in,
                  EstimateView& view) {
   install_stop_handlers();
   log_info("measuring steps of the same model with fewer layers, for {}", format_duration(seconds));
@@ -189,7 +189,7 @@ void run_estimate(const VerbCall& call) {
                             .target = subject.target,
                             .limits = subject.limits,
                             .vocab_size = RunData(o).expected_vocab_size()};
-  const PlannedRun run = plan_run(request);
+  const Plan run = plan_run(request);
   const bool efficiency_given = call.words.has("efficiency");
   if (calibrate_s > 0) {
     measure_now(run, call.make_backend, calibrate_s, in, view);

@@ -35,7 +35,7 @@ void run_plan(const VerbCall& call) {
   request.target = target_from_options(request.options);
   request.limits = limits_from_options(request.options, request.target);
   request.vocab_size = RunData(request.options).expected_vocab_size();
-  PlannedRun run = plan_run(request);
+  Plan run = plan_run(request);
   if (!run.fits()) propose_changes(run, request, remedy_scope(request.options));
   if (!rehearse || !run.fits()) {
     call.out << (json ? plan_json(run, request.limits) + "\n" : plan_text(run, request.limits));

@@ -293,8 +293,7 @@ std::string tensors_hash(const fs::path& checkpoint) {
   return hash.hex();
 }
 
-std::string rehearsal_text(const PlannedRun& run, const Rehearsal& m,
-                           const std::optional<Estimate>& assumed) {
+std::string rehearsal_text(const Plan& run, const Rehearsal& m, const std::optional<Estimate>& assumed) {
   const bool on_card = run.config.target.kind == DeviceKind::cuda;
   std::string text = fmt::format("\n    {:<14} {:>24} {:>24}\n", "", "planned", "measured");
   const auto row = [&](std::string_view name, const std::string& planned, const std::string& measured) {
@@ -353,7 +352,7 @@ void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
   named.require_vocabulary(*data.tokenizer);
   request.vocab_size = data.tokenizer->vocab_size();
   request.limits = limits_from_options(o, request.target);
-  PlannedRun run = plan_run(request);
+  Plan run = plan_run(request);
   require_fit(run, request);  // with the vocabulary that the text turned out to have
   const RunConfig& config = run.config;
   require_steps(config.steps);
@@ -372,9 +371,9 @@ void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
                      scratch.path().string());
   const double eval_tokens = static_cast<double>(in.eval_tokens);
   // Of a step's work: an evaluation is a forward pass.
-  const double evaluation_steps = run.plan.eval_step.executed_flops * eval_tokens /
+  const double evaluation_steps = run.rehearsed.eval_step.executed_flops * eval_tokens /
                                   static_cast<double>(run.config.engine.micro_batch_tokens()) /
-                                  run.plan.train_step(run.config.engine.accumulation).executed_flops;
+                                  run.rehearsed.train_step(run.config.engine.accumulation).executed_flops;
   const double steps = static_cast<double>(kLastStep + kComparedSteps) + evaluation_steps;
   out << fmt::format(
              "  {} steps of {} tokens, an evaluation of {} tokens, a sample, {} saves of {}, two kills: {}\n",

@@ -31,7 +31,7 @@ struct Rehearsal {
 
 // "planned" beside "measured", a line each, then by how much a step differs from what was assumed.
 // `assumed`: the estimate before anything was measured; nothing where no card is known.
-std::string rehearsal_text(const PlannedRun& run, const Rehearsal& measured,
+std::string rehearsal_text(const Plan& run, const Rehearsal& measured,
                            const std::optional<Estimate>& assumed);
 
 // What a session of it did, as far as bits go.

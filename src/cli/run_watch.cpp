@@ -32,21 +32,20 @@ std::optional<StepTimes> times_in_log(const RunConfig& config, const std::string
 
 }  // namespace
 
-StepWork step_work(const PlannedRun& run, const Card* card, const EvalBatches* validation) {
+StepWork step_work(const Plan& run, const Card* card, const EvalBatches* validation) {
   const EngineOptions& e = run.config.engine;
   StepWork work{.model_flops = e.model.model_flops_per_token() * static_cast<double>(e.step_tokens()),
-                .executed_flops = run.plan.train_step(e.accumulation).executed_flops};
+                .executed_flops = run.rehearsed.train_step(e.accumulation).executed_flops};
   if (validation != nullptr) {
     const std::int64_t rows = e.memory.micro_batch_rows;
     const std::int64_t batches = (validation->rows() + rows - 1) / rows;
-    work.evaluation_flops = static_cast<double>(batches) * run.plan.eval_step.executed_flops;
+    work.evaluation_flops = static_cast<double>(batches) * run.rehearsed.eval_step.executed_flops;
   }
   if (card != nullptr) work.peak_flops = card->peak_flops();
   return work;
 }
 
-JsonRecord start_record(const PlannedRun& run, const DeviceFacts& facts, const Card* card,
-                        const RunState& state) {
+JsonRecord start_record(const Plan& run, const DeviceFacts& facts, const Card* card, const RunState& state) {
   const EngineOptions& e = run.config.engine;
   JsonRecord record;
   record.add("kind", "start")
@@ -68,7 +67,7 @@ JsonRecord start_record(const PlannedRun& run, const DeviceFacts& facts, const C
   return record.add("command", run.command);
 }
 
-std::string run_outlook(const PlannedRun& run, const DeviceFacts& facts, const Card* card,
+std::string run_outlook(const Plan& run, const DeviceFacts& facts, const Card* card,
                         const EvalBatches* validation, const RunState* begun, const PowerWatch& power) {
   const RunConfig& config = run.config;
   EstimateInput in;

@@ -10,7 +10,7 @@ namespace qt {
 
 namespace {
 
-ConsoleOptions console_options(const PlannedRun& run, const StepWork& work, bool evaluates) {
+ConsoleOptions console_options(const Plan& run, const StepWork& work, bool evaluates) {
   const RunConfig& config = run.config;
   return {.log_every = config.quiet ? 0 : config.log_every,
           .show_progress = !config.quiet && isatty(STDOUT_FILENO) != 0,
@@ -30,8 +30,8 @@ void HaltInStep::progressed(const StepProgress& progress) {
   if (progress.step == step_) std::raise(SIGSTOP);
 }
 
-SessionEvents::SessionEvents(const PlannedRun& run, const StepWork& work, std::int64_t first_step,
-                             bool evaluates, std::int64_t halt_in_step)
+SessionEvents::SessionEvents(const Plan& run, const StepWork& work, std::int64_t first_step, bool evaluates,
+                             std::int64_t halt_in_step)
     : log_(run.config.trainer.run_dir, run.config.tensorboard, first_step, work),
       halt_(halt_in_step),
       console_(console_options(run, work, evaluates)) {}

@@ -25,7 +25,7 @@ class SessionEvents {
  public:
   // Opens the log in the run's folder (DiskError). first_step: of this session; evaluates: whether there is
   // anything to evaluate on; halt_in_step: as HaltInStep.
-  SessionEvents(const PlannedRun& run, const StepWork& work, std::int64_t first_step, bool evaluates,
+  SessionEvents(const Plan& run, const StepWork& work, std::int64_t first_step, bool evaluates,
                 std::int64_t halt_in_step);
   SessionEvents(const SessionEvents&) = delete;
   SessionEvents& operator=(const SessionEvents&) = delete;

@@ -68,7 +68,7 @@ PlanRequest open_request(const VerbCall& call, std::unique_ptr<Backend>& backend
 // FitError where the run is known not to fit before its data has been read.
 void require_expected_fit(PlanRequest& r, const RunData& data) {
   r.vocab_size = data.expected_vocab_size();
-  PlannedRun expected = plan_run(r);
+  Plan expected = plan_run(r);
   if (r.vocab_size > 0) require_fit(expected, r);
 }
 
@@ -119,7 +119,7 @@ void adopt_claimed(PlanRequest& r, FolderClaim& claim) {
 // Tokens and tokenizer, and the plan for the vocabulary that they have.
 struct PreparedRun {
   PreparedData data;
-  PlannedRun plan;
+  Plan plan;
   RunState now;                      // what the run is with these options
   std::vector<std::string> changes;  // against the checkpoint, those that are allowed
 };
@@ -164,12 +164,12 @@ StartInfo start_info(const PreparedRun& p, const FolderClaim& claim, const Token
 
 // The engine of the plan, on the backend that is open, or on another one where the plan chose another route: a backend keeps
 // the one it has.
-Engine open_engine(const PlannedRun& plan, BackendFactory make_backend, std::unique_ptr<Backend> backend) {
+Engine open_engine(const Plan& plan, BackendFactory make_backend, std::unique_ptr<Backend> backend) {
   if (plan.config.target.gemm != backend->target().gemm) {
     backend.reset();
     backend = open_backend(make_backend, plan.config.target);
   }
-  return Engine(std::move(backend), plan.config.engine, plan.plan);
+  return Engine(std::move(backend), plan.config.engine, plan.rehearsed);
 }
 
 // Weights and state to begin or to go on with.
@@ -210,7 +210,7 @@ void run_train(const VerbCall& call) {
   // All that can be refused is refused now, before hours of tokenizing.
   if (claim.existed) require_expected_fit(request, data);
   const PreparedRun prepared = prepare_run(call, request, data, claim);
-  const PlannedRun& run = prepared.plan;
+  const Plan& run = prepared.plan;
   const RunConfig& config = run.config;
   const Tokenizer& tokenizer = *prepared.data.tokenizer;
 

@@ -158,7 +158,7 @@ LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
   engine.sample_tokens = engine.model.seq_len;
   engine.with_logits = with_logits;
   engine.inference = true;
-  const RunPlan plan = Engine::rehearse(engine, target);
+  const Rehearsed plan = Engine::rehearse(engine, target);
   LoadedModel model{std::make_unique<Engine>(std::move(backend), engine, plan), trained.state,
                     tokenizer_of(trained)};
   if (trained.hf_folder.empty()) {

@@ -28,12 +28,12 @@ double seconds_since(Clock::time_point start) {
 // The same run with fewer layers.
 class SmallRun {
  public:
-  SmallRun(const PlannedRun& run, std::int64_t layers, BackendFactory make_backend) {
+  SmallRun(const Plan& run, std::int64_t layers, BackendFactory make_backend) {
     EngineOptions options = run.config.engine;
     options.model.n_layer = layers;
     options.accumulation = 1;
     options.sample_tokens = 0;
-    const RunPlan plan = Engine::rehearse(options, run.config.target);
+    const Rehearsed plan = Engine::rehearse(options, run.config.target);
     engine_ = std::make_unique<Engine>(open_backend(make_backend, run.config.target), options, plan);
     engine_->init_weights(1);
     // Any tokens: what a product takes does not depend on them.
@@ -79,7 +79,7 @@ double at_layers(double few_s, double more_s, std::int64_t few, std::int64_t mor
   return few_s + (more_s - few_s) / static_cast<double>(more - few) * static_cast<double>(layers - few);
 }
 
-Calibration calibrate(const PlannedRun& run, BackendFactory make_backend, double budget_s) {
+Calibration calibrate(const Plan& run, BackendFactory make_backend, double budget_s) {
   const auto start = Clock::now();
   const std::int64_t layers = run.config.engine.model.n_layer;
   Calibration c{.few_layers = kFewLayers, .more_layers = std::min(layers, kMoreLayers)};

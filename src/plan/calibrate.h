@@ -25,7 +25,7 @@ double at_layers(double few_s, double more_s, std::int64_t few, std::int64_t mor
 // Measures for about `budget_s`, in rounds over both depths so that a machine that slows down slows both;
 // three rounds at least. The ranges are those between the quartiles, carried through the extrapolation, and
 // never closer than 5 % to its middle. Throws what opening a device and allocating may throw; StopRequested.
-Calibration calibrate(const PlannedRun& run, BackendFactory make_backend, double budget_s);
+Calibration calibrate(const Plan& run, BackendFactory make_backend, double budget_s);
 
 // "1 and 3 of 32 layers, 12 times each"
 std::string calibration_text(const Calibration& c, std::int64_t layers);

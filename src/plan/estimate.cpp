@@ -24,9 +24,9 @@ struct StepParts {
   Range products, expansion, paging;
 };
 
-StepParts parts_of_step(const PlannedRun& run, const EstimateInput& in) {
+StepParts parts_of_step(const Plan& run, const EstimateInput& in) {
   const Card& card = *in.card;
-  const RunPlan& plan = run.plan;
+  const Rehearsed& plan = run.rehearsed;
   const auto micro_batches = static_cast<double>(run.config.engine.accumulation);
   const double bandwidth = card.bandwidth_bytes_s();
   const auto moved = [&](const BackendTotals& t) { return (t.read_bytes + t.written_bytes) / bandwidth; };
@@ -140,17 +140,17 @@ Range parse_efficiency(std::string_view text, double peak_flops, std::string_vie
   return share;
 }
 
-double evaluation_batches(const PlannedRun& run, std::int64_t eval_tokens) {
+double evaluation_batches(const Plan& run, std::int64_t eval_tokens) {
   return std::ceil(static_cast<double>(eval_tokens) /
                    static_cast<double>(run.config.engine.micro_batch_tokens()));
 }
 
-Range save_seconds(const PlannedRun& run) {
+Range save_seconds(const Plan& run) {
   const auto checkpoint = static_cast<double>(run.checkpoint_bytes);
   return {.low = checkpoint / kFastDiskBytesPerSecond, .high = checkpoint / kDiskBytesPerSecond};
 }
 
-Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
+Estimate estimate_run(const Plan& run, const EstimateInput& in) {
   Estimate e;
   const ModelConfig& model = run.config.engine.model;
   const auto step_tokens = static_cast<double>(run.config.engine.step_tokens());
@@ -172,8 +172,8 @@ Estimate estimate_run(const PlannedRun& run, const EstimateInput& in) {
                  .save_every = in.save_every,
                  .evaluates = in.eval_tokens > 0,
                  .save_s = save_seconds(run),
-                 .step_flops = run.plan.train_step(run.config.engine.accumulation).executed_flops,
-                 .evaluation_flops = eval_batches * run.plan.eval_step.executed_flops};
+                 .step_flops = run.rehearsed.train_step(run.config.engine.accumulation).executed_flops,
+                 .evaluation_flops = eval_batches * run.rehearsed.eval_step.executed_flops};
   e.executed_flops_step = work.step_flops;
   WorkAhead whole = work;
   whole.step = 0;

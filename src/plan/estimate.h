@@ -50,12 +50,12 @@ inline constexpr Range kAssumedEfficiency{.low = 0.50, .high = 0.80};
 inline constexpr std::int64_t kAssumedEvalTokens = 20 * 524288;
 
 // Micro-batches of one evaluation.
-double evaluation_batches(const PlannedRun& run, std::int64_t eval_tokens);
+double evaluation_batches(const Plan& run, std::int64_t eval_tokens);
 
 // What a checkpoint is written at, the whole way to the platter: an ordinary and a fast solid-state disk.
 inline constexpr double kDiskBytesPerSecond = 5e8, kFastDiskBytesPerSecond = 2e9;
 // What a save takes at these.
-Range save_seconds(const PlannedRun& run);
+Range save_seconds(const Plan& run);
 
 struct EstimateInput {
   const Card* card = nullptr;  // nullptr: a device whose peak is not known
@@ -107,7 +107,7 @@ struct Estimate {
   std::optional<Range> kwh;
 };
 
-Estimate estimate_run(const PlannedRun& run, const EstimateInput& input);
+Estimate estimate_run(const Plan& run, const EstimateInput& input);
 
 // Energy of `days` at `watts`.
 inline double energy_kwh(double days, double watts) { return days * 24 * watts * 1e-3; }

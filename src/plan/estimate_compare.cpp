@@ -43,21 +43,20 @@ class Comparison {
   Comparison(const PlanRequest& request, const EstimateInput& input) : request_(request), input_(input) {}
 
   // As asked for where that fits, else with --ckpt-activations where that makes it fit.
-  PlannedRun planned(const Options& o, std::string& options) const {
+  Plan planned(const Options& o, std::string& options) const {
     PlanRequest request = request_;
     request.options = o;
-    PlannedRun run = plan_run(request);
+    Plan run = plan_run(request);
     if (run.fits() || o.ckpt_activations) return run;
     request.options.ckpt_activations = true;
-    PlannedRun smaller = plan_run(request);
+    Plan smaller = plan_run(request);
     if (!smaller.fits()) return run;
     append(options, change_words(o, request.options));
     return smaller;
   }
 
   // The first that is added is what losses are compared with.
-  CompareRow& add(std::string name, std::string options, const PlannedRun& run, double bits,
-                  CompareTable& table) {
+  CompareRow& add(std::string name, std::string options, const Plan& run, double bits, CompareTable& table) {
     EstimateInput in = input_;
     in.weight_bits = bits;
     const Estimate e = estimate_run(run, in);
@@ -90,7 +89,7 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
   Options dense = o;
   dense.quant = FormatId::none;
   std::string options = words_of<&Options::quant>(dense);
-  const PlannedRun plain = comparison.planned(dense, options);
+  const Plan plain = comparison.planned(dense, options);
   comparison.add(fmt::format("{}, weights in 16 bits", o.model), options, plain, kDenseBits, table);
   if (o.dtype == DType::f16) return;  // fp16 does not go with packed weights
 
@@ -103,7 +102,7 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
     packed.grad_dtype = chosen.grad_dtype;
     append(options, words_of<&Options::micro_batch, &Options::grad_dtype>(packed));
   }
-  const PlannedRun nf4 = comparison.planned(packed, options);
+  const Plan nf4 = comparison.planned(packed, options);
   const double nf4_bits = format_info(FormatId::nf4).bits_per_weight;
   comparison.add(fmt::format("{}, {:g} bits (NF4)", o.model, nf4_bits), options, nf4, nf4_bits, table);
   for (const AbsentFormat& format : kAbsent) {
@@ -129,7 +128,7 @@ void add_without_recompute(Comparison& comparison, const Options& o, CompareTabl
   kept.micro_batch = 0;
   std::string options = words_of<&Options::quant>(kept);
   say_changes<&Options::ckpt_activations>(options, o, kept);
-  const PlannedRun run = comparison.planned(kept, options);
+  const Plan run = comparison.planned(kept, options);
   if (run.fits() && !run.config.engine.memory.checkpoint_activations)
     comparison.add(fmt::format("{}, nothing computed twice", o.model), options, run, kDenseBits, table);
 }
@@ -148,7 +147,7 @@ void add_smaller_models(Comparison& comparison, const Options& o, const ModelCon
     smaller.seq_len = model.seq_len;
     if (model_from_options(smaller, 0).param_count() >= model.param_count()) continue;
     std::string options = words_of<&Options::model, &Options::quant>(smaller);
-    const PlannedRun run = comparison.planned(smaller, options);
+    const Plan run = comparison.planned(smaller, options);
     // What the command has beside it and this choice has not.
     if (!run.config.engine.memory.checkpoint_activations)
       say_changes<&Options::ckpt_activations>(options, o, smaller);
@@ -189,7 +188,7 @@ CompareTable compare_choices(const PlanRequest& request, const EstimateInput& in
   add_smaller_models(comparison, o, model, table);
 
   std::string unused;
-  const PlannedRun run = comparison.planned(o, unused);
+  const Plan run = comparison.planned(o, unused);
   const double bits = run.config.engine.memory.weights == FormatId::none
                           ? kDenseBits
                           : format_info(run.config.engine.memory.weights).bits_per_weight;
@@ -201,7 +200,7 @@ CompareTable compare_choices(const PlanRequest& request, const EstimateInput& in
     shorter.warmup_steps = 0;
     std::string options = words_of<&Options::tokens>(shorter);
     say_changes<&Options::steps>(options, o, shorter);
-    const PlannedRun less = comparison.planned(shorter, options);
+    const Plan less = comparison.planned(shorter, options);
     comparison.add(fmt::format("{}, {} tokens a parameter", o.model, kFewerTokensPerParam), options, less,
                    bits, table);
   }

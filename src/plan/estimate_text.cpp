@@ -44,7 +44,7 @@ std::string time_range_text(Range seconds) {
   return seconds.low > 0 ? range_text(seconds, format_duration) : "up to " + format_duration(seconds.high);
 }
 
-std::string memory_text(const PlannedRun& run) {
+std::string memory_text(const Plan& run) {
   std::string text, missing;
   for (const Verdict& v : run.verdicts) {
     if (!v.available_bytes) continue;
@@ -59,7 +59,7 @@ std::string memory_text(const PlannedRun& run) {
   return text.empty() ? fmt::format("{} on the device", format_bytes(run.device_bytes)) : "fits: " + text;
 }
 
-void append_counts(std::string& text, const PlannedRun& run, const Estimate& e) {
+void append_counts(std::string& text, const Plan& run, const Estimate& e) {
   const double peak = *e.peak_flops;
   const Range rate = *e.rate_flops;
   const bool one_rate = rate.high - rate.low < 1e-3 * rate.high;
@@ -88,7 +88,7 @@ void append_counts(std::string& text, const PlannedRun& run, const Estimate& e) 
                                                       : "");
 }
 
-void append_parts(std::string& text, const PlannedRun& run, const Estimate& e, const EstimateView& view) {
+void append_parts(std::string& text, const Plan& run, const Estimate& e, const EstimateView& view) {
   text += fmt::format("    {:<22} {}\n", e.measured ? "steps, as measured" : "forward and backward",
                       time_range_text(e.training_s));
   if (e.expansion_s.high > 0) {
@@ -170,7 +170,7 @@ void append_claim(std::string& text, const Estimate& e, const EstimateView& view
 
 }  // namespace
 
-std::string estimate_text(const PlannedRun& run, const EstimateInput& in, const Estimate& e,
+std::string estimate_text(const Plan& run, const EstimateInput& in, const Estimate& e,
                           const EstimateView& view) {
   const ModelConfig& m = run.config.engine.model;
   std::string text =
@@ -232,7 +232,7 @@ std::string outlook_text(const EstimateInput& in, const std::optional<Estimate>&
   return text;
 }
 
-std::string estimate_json(const PlannedRun& run, const EstimateInput& in, const Estimate& e,
+std::string estimate_json(const Plan& run, const EstimateInput& in, const Estimate& e,
                           const EstimateView& view) {
   JsonRecord json;
   const auto number = [&](const char* key, std::optional<double> value) {

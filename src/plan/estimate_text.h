@@ -19,7 +19,7 @@ struct EstimateView {
   bool eval_tokens_assumed = false;
 };
 
-std::string estimate_text(const PlannedRun& run, const EstimateInput& in, const Estimate& e,
+std::string estimate_text(const Plan& run, const EstimateInput& in, const Estimate& e,
                           const EstimateView& view);
 
 // The lines of a start screen: the time that is left, with the day it ends and where that comes from, its
@@ -32,7 +32,7 @@ std::string cost_text(Range kwh, const Price& price);
 // Keys are frozen: flops_total, executed_flops_total, limit_days, limit_days_recompute, floor_days, days_low,
 // days_high, kwh_low, kwh_high, efficiency_source ("measured" or "assumed") and those after them. What is not
 // known is null.
-std::string estimate_json(const PlannedRun& run, const EstimateInput& in, const Estimate& e,
+std::string estimate_json(const Plan& run, const EstimateInput& in, const Estimate& e,
                           const EstimateView& view);
 
 // One choice beside others. Days by nanochat's count are at the high end of the rates.

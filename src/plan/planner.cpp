@@ -47,10 +47,10 @@ std::vector<std::int64_t> micro_batch_candidates(const Options& o, std::int64_t 
   return rows;
 }
 
-void describe_device(PlannedRun& run) {
+void describe_device(Plan& run) {
   std::array<std::int64_t, kMemoryTags> bytes{};
-  const PhasePlan* peak = run.plan.step.largest();
-  for (const ArenaPlan* arena : {&run.plan.state, &run.plan.step}) {
+  const PhasePlan* peak = run.rehearsed.step.largest();
+  for (const ArenaPlan* arena : {&run.rehearsed.state, &run.rehearsed.step}) {
     const PhasePlan* phase = arena->largest();
     if (phase == nullptr) continue;
     for (std::size_t t = 0; t < kMemoryTags; ++t) bytes[t] += phase->at_peak[t];
@@ -62,7 +62,7 @@ void describe_device(PlannedRun& run) {
     named += bytes[t];
   }
   // Alignment of the state arena and holes between lifetimes: what packing could not use.
-  if (const std::int64_t gaps = run.plan.device_bytes() - named; gaps > 0)
+  if (const std::int64_t gaps = run.rehearsed.device_bytes() - named; gaps > 0)
     run.device_rows.push_back({"packing", gaps, ""});
   const std::int64_t workspace = run.config.target.workspace_bytes > 0
                                      ? run.config.target.workspace_bytes
@@ -72,14 +72,14 @@ void describe_device(PlannedRun& run) {
     run.device_rows.push_back(
         {"context", run.config.target.context_bytes,
          run.config.target.context_measured ? "driver; measured" : "driver; assumed, no card was measured"});
-  run.device_bytes = run.plan.device_bytes() + workspace + run.config.target.context_bytes;
+  run.device_bytes = run.rehearsed.device_bytes() + workspace + run.config.target.context_bytes;
   if (peak != nullptr)
     run.decisions.push_back(fmt::format("largest phase of the step arena: {}", peak->name));
 }
 
-void describe_host(PlannedRun& run) {
+void describe_host(Plan& run) {
   std::int64_t named = 0;
-  if (const PhasePlan* phase = run.plan.host.largest()) {
+  if (const PhasePlan* phase = run.rehearsed.host.largest()) {
     for (std::size_t t = 0; t < kMemoryTags; ++t) {
       if (phase->at_peak[t] == 0) continue;
       run.host_rows.push_back({std::string(memory_tag_name(static_cast<MemoryTag>(t))), phase->at_peak[t],
@@ -87,13 +87,13 @@ void describe_host(PlannedRun& run) {
       named += phase->at_peak[t];
     }
   }
-  run.host_bytes = run.plan.host.bytes;
+  run.host_bytes = run.rehearsed.host.bytes;
   if (run.host_bytes > named) run.host_rows.push_back({"packing", run.host_bytes - named, ""});
 }
 
-void describe_disk(PlannedRun& run) {
+void describe_disk(Plan& run) {
   std::int64_t bytes = 0;
-  for (const ArenaPlan* arena : {&run.plan.state, &run.plan.host}) {
+  for (const ArenaPlan* arena : {&run.rehearsed.state, &run.rehearsed.host}) {
     for (const PhasePlan& phase : arena->phases) {
       for (const Request& r : phase.requests) {
         const bool stored =
@@ -115,7 +115,7 @@ void describe_disk(PlannedRun& run) {
                                        SavePolicy::most_saves_per_day() * bytes);
 }
 
-void judge(PlannedRun& run, const Limits& limits) {
+void judge(Plan& run, const Limits& limits) {
   const auto verdict = [&](Resource resource, std::int64_t needed, std::optional<std::int64_t> available) {
     run.verdicts.push_back({resource, needed, available, !available || needed <= *available});
   };
@@ -143,9 +143,9 @@ struct Choice {
 };
 
 // `config`: what the options have settled.
-PlannedRun rehearse_candidate(RunConfig config, const Limits& limits, const Choice& choice,
-                              std::int64_t step_rows) {
-  PlannedRun run;
+Plan rehearse_candidate(RunConfig config, const Limits& limits, const Choice& choice,
+                        std::int64_t step_rows) {
+  Plan run;
   run.config = std::move(config);
   run.config.target = choice.target;
   EngineOptions& e = run.config.engine;
@@ -154,7 +154,7 @@ PlannedRun rehearse_candidate(RunConfig config, const Limits& limits, const Choi
   e.memory.micro_batch_rows = choice.rows;
   e.optim.paged = choice.paged;
   e.accumulation = step_rows / choice.rows;
-  run.plan = Engine::rehearse(e, choice.target);
+  run.rehearsed = Engine::rehearse(e, choice.target);
   run.rehearsals = 1;
   describe_device(run);
   describe_host(run);
@@ -164,20 +164,20 @@ PlannedRun rehearse_candidate(RunConfig config, const Limits& limits, const Choi
 }
 
 // 16-bit weights lose nothing: where they fit, whoever packs them should know.
-void note_unquantized(PlannedRun& run, const Limits& limits) {
+void note_unquantized(Plan& run, const Limits& limits) {
   const ModelOptions& m = run.config.engine.memory;
   if (m.weights == FormatId::none || !run.fits()) return;
   RunConfig plain = run.config;
   plain.engine.memory.weights = FormatId::none;
   for (const DType gradient : {m.gradient, m.compute}) {
     for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
-      const PlannedRun other = rehearse_candidate(plain, limits,
-                                                  {.target = run.config.target,
-                                                   .compute = m.compute,
-                                                   .gradient = gradient,
-                                                   .rows = rows,
-                                                   .paged = run.config.engine.optim.paged},
-                                                  m.micro_batch_rows * run.config.engine.accumulation);
+      const Plan other = rehearse_candidate(plain, limits,
+                                            {.target = run.config.target,
+                                             .compute = m.compute,
+                                             .gradient = gradient,
+                                             .rows = rows,
+                                             .paged = run.config.engine.optim.paged},
+                                            m.micro_batch_rows * run.config.engine.accumulation);
       if (!other.fits()) continue;
       const Options said{.quant = FormatId::none, .grad_dtype = gradient, .micro_batch = rows};
       run.notes.push_back(fmt::format(
@@ -191,7 +191,7 @@ void note_unquantized(PlannedRun& run, const Limits& limits) {
 }
 
 // By how much it misses device and host.
-std::int64_t missing_bytes(const PlannedRun& run) {
+std::int64_t missing_bytes(const Plan& run) {
   std::int64_t bytes = 0;
   for (const Verdict& v : run.verdicts) {
     if (!v.fits && v.resource != Resource::disk) bytes += v.needed_bytes - *v.available_bytes;
@@ -206,9 +206,9 @@ class Search {
   explicit Search(const PlanRequest& request);
 
   // The first choice that fits the memory; where none does, the one that misses it by least.
-  PlannedRun run();
+  Plan run();
   // That one, without looking for others.
-  PlannedRun least();
+  Plan least();
 
   const ModelConfig& model() const { return model_; }
   std::int64_t step_rows() const { return step_rows_; }
@@ -218,8 +218,8 @@ class Search {
  private:
   // Of the micro-batches those that such gradients and such a state are worth their bytes at, largest first.
   std::span<const std::int64_t> rows_with(DType gradient, bool paged) const;
-  PlannedRun rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows);
-  bool try_all(const Target& on, std::optional<PlannedRun>& best);
+  Plan rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows);
+  bool try_all(const Target& on, std::optional<Plan>& best);
   bool has_floor() const;
 
   const Options& o_;
@@ -270,7 +270,7 @@ std::span<const std::int64_t> Search::rows_with(DType gradient, bool paged) cons
   return std::span(rows_).first(n);
 }
 
-PlannedRun Search::rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows) {
+Plan Search::rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows) {
   ++rehearsals_;
   return rehearse_candidate(
       config_, limits_,
@@ -278,12 +278,12 @@ PlannedRun Search::rehearse(const Target& on, DType gradient, bool paged, std::i
 }
 
 // The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses nothing.
-bool Search::try_all(const Target& on, std::optional<PlannedRun>& best) {
+bool Search::try_all(const Target& on, std::optional<Plan>& best) {
   for (const bool paged : paging_) {
     for (const DType gradient : gradients_) {
       const std::span<const std::int64_t> rows = rows_with(gradient, paged);
       // More rows take more bytes: where the fewest do not fit, none do.
-      PlannedRun smallest = rehearse(on, gradient, paged, rows.back());
+      Plan smallest = rehearse(on, gradient, paged, rows.back());
       if (!smallest.fits_memory()) {
         if (!best || missing_bytes(smallest) < missing_bytes(*best)) best = std::move(smallest);
         continue;
@@ -292,7 +292,7 @@ bool Search::try_all(const Target& on, std::optional<PlannedRun>& best) {
       std::size_t first = 0, fitting = rows.size() - 1;
       while (first < fitting) {
         const std::size_t middle = (first + fitting) / 2;
-        PlannedRun candidate = rehearse(on, gradient, paged, rows[middle]);
+        Plan candidate = rehearse(on, gradient, paged, rows[middle]);
         if (candidate.fits_memory()) {
           best = std::move(candidate);
           fitting = middle;
@@ -312,8 +312,8 @@ bool Search::has_floor() const {
          config_.engine.memory.weights != FormatId::none;
 }
 
-PlannedRun Search::run() {
-  std::optional<PlannedRun> best;
+Plan Search::run() {
+  std::optional<Plan> best;
   if (!try_all(target_, best) && has_floor()) {
     Target floor = target_;
     floor.gemm = GemmRoute::fused;
@@ -324,20 +324,20 @@ PlannedRun Search::run() {
   return *std::move(best);
 }
 
-PlannedRun Search::least() {
+Plan Search::least() {
   Target on = target_;
   if (has_floor()) on.gemm = GemmRoute::fused;
   const DType gradient = gradients_.back();
-  PlannedRun best = rehearse(on, gradient, paging_.back(), rows_with(gradient, paging_.back()).back());
+  Plan best = rehearse(on, gradient, paging_.back(), rows_with(gradient, paging_.back()).back());
   if (!best.fits_memory() && paging_.size() > 1) {
-    PlannedRun resident = rehearse(on, gradient, false, rows_with(gradient, false).back());
+    Plan resident = rehearse(on, gradient, false, rows_with(gradient, false).back());
     if (missing_bytes(resident) < missing_bytes(best)) best = std::move(resident);
   }
   best.rehearsals = rehearsals_;
   return best;
 }
 
-void describe_choices(PlannedRun& run, const PlanRequest& request, const Search& search) {
+void describe_choices(Plan& run, const PlanRequest& request, const Search& search) {
   const Options& o = request.options;
   const ModelOptions& memory = run.config.engine.memory;
   if (o.vocab_size == 0 && request.vocab_size == 0) {
@@ -368,7 +368,7 @@ void describe_choices(PlannedRun& run, const PlanRequest& request, const Search&
   }
 }
 
-PlannedRun finished(PlannedRun run, const PlanRequest& request, const Search& search) {
+Plan finished(Plan run, const PlanRequest& request, const Search& search) {
   describe_choices(run, request, search);
   const Options chosen = with_choices(request.options, run.config);
   run.config.options = resolved_options(chosen, run.config);
@@ -383,28 +383,28 @@ std::string_view resource_name(Resource resource) {
   return kNames[static_cast<std::size_t>(resource)];
 }
 
-bool PlannedRun::fits_memory() const {
+bool Plan::fits_memory() const {
   return std::all_of(verdicts.begin(), verdicts.end(),
                      [](const Verdict& v) { return v.fits || v.resource == Resource::disk; });
 }
 
-bool PlannedRun::fits() const {
+bool Plan::fits() const {
   return std::all_of(verdicts.begin(), verdicts.end(), [](const Verdict& v) { return v.fits; });
 }
 
-PlannedRun plan_run(const PlanRequest& request) {
-  PlannedRun run = plan_choice(request);
+Plan plan_run(const PlanRequest& request) {
+  Plan run = plan_choice(request);
   note_unquantized(run, request.limits);
   return run;
 }
 
-PlannedRun plan_choice(const PlanRequest& request) {
+Plan plan_choice(const PlanRequest& request) {
   check_options(request.options);
   Search search(request);
   return finished(search.run(), request, search);
 }
 
-PlannedRun plan_least(const PlanRequest& request) {
+Plan plan_least(const PlanRequest& request) {
   check_options(request.options);
   Search search(request);
   return finished(search.least(), request, search);

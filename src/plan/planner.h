@@ -60,9 +60,9 @@ struct FitChange {
   bool other_model = false;
 };
 
-struct PlannedRun {
+struct Plan {
   RunConfig config;
-  RunPlan plan;
+  Rehearsed rehearsed;
   std::vector<std::string> decisions;  // what auto became and why, one line each
   std::vector<std::string> notes;      // what else the user should know
   std::vector<FitChange> changes;      // where it does not fit: what would (src/plan/remedies.h)
@@ -100,14 +100,14 @@ void require_gradient_dtype(DType compute, std::optional<DType> gradient);
 
 // A configuration that does not fit is returned with its verdicts, not thrown. ConfigError as check_options(), and for sizes
 // that do not go together.
-PlannedRun plan_run(const PlanRequest& request);
+Plan plan_run(const PlanRequest& request);
 
 // The same without notes on what else would fit, for those who plan many. A larger micro-batch is taken to
 // need no less than a smaller one: where the smallest does not fit, no other is tried.
-PlannedRun plan_choice(const PlanRequest& request);
+Plan plan_choice(const PlanRequest& request);
 
 // What `auto` may choose with the least memory: the fewest rows, the narrowest gradients, no scratch. Where
 // it does not fit, plan_run() does not; one rehearsal, or two where paging is open.
-PlannedRun plan_least(const PlanRequest& request);
+Plan plan_least(const PlanRequest& request);
 
 }  // namespace qt

@@ -33,15 +33,16 @@ constexpr int kRehearsalsOfProposals = 24;
 
 using Changes = std::vector<const Change*>;
 
-double paged_bytes(const PlannedRun& run) {
-  return run.plan.optimizer_step.host_to_device_bytes + run.plan.optimizer_step.device_to_host_bytes;
+double paged_bytes(const Plan& run) {
+  return run.rehearsed.optimizer_step.host_to_device_bytes +
+         run.rehearsed.optimizer_step.device_to_host_bytes;
 }
-double operations_per_token(const PlannedRun& run) {
-  return run.plan.train_step(run.config.engine.accumulation).executed_flops /
+double operations_per_token(const Plan& run) {
+  return run.rehearsed.train_step(run.config.engine.accumulation).executed_flops /
          static_cast<double>(run.config.engine.step_tokens());
 }
 
-std::optional<Estimate> estimate_on(const Card* card, const PlannedRun& run) {
+std::optional<Estimate> estimate_on(const Card* card, const Plan& run) {
   if (card == nullptr) return std::nullopt;
   EstimateInput in;
   in.card = card;
@@ -49,13 +50,13 @@ std::optional<Estimate> estimate_on(const Card* card, const PlannedRun& run) {
 }
 
 // Of a step; seconds with a card, operations without.
-double time_of(const PlannedRun& run, const Card* card) {
+double time_of(const Plan& run, const Card* card) {
   if (const std::optional<Estimate> e = estimate_on(card, run)) return e->step_s.low + e->step_s.high;
   return operations_per_token(run) * static_cast<double>(run.config.engine.step_tokens()) +
          kOperationsPerPagedByte * paged_bytes(run);
 }
 
-std::int64_t needed_bytes(const PlannedRun& run, Resource resource) {
+std::int64_t needed_bytes(const Plan& run, Resource resource) {
   for (const Verdict& v : run.verdicts) {
     if (v.resource == resource) return v.needed_bytes;
   }
@@ -63,7 +64,7 @@ std::int64_t needed_bytes(const PlannedRun& run, Resource resource) {
 }
 
 // Whether it takes less of something that `base` has too little of.
-bool helps(const PlannedRun& with, const PlannedRun& base) {
+bool helps(const Plan& with, const Plan& base) {
   return std::any_of(base.verdicts.begin(), base.verdicts.end(), [&](const Verdict& v) {
     return !v.fits && needed_bytes(with, v.resource) < v.needed_bytes;
   });
@@ -73,7 +74,7 @@ std::string days_text(Range days) { return fmt::format("{:.3g} to {:.3g} days", 
 
 class Proposer {
  public:
-  Proposer(PlannedRun& run, const PlanRequest& request, const RemedyScope& scope)
+  Proposer(Plan& run, const PlanRequest& request, const RemedyScope& scope)
       : run_(run), request_(request), o_(request.options), scope_(scope) {}
 
   void propose() {
@@ -93,7 +94,7 @@ class Proposer {
   // phase the largest.
   void add(Change change) {
     const OptionSpec* option = different_options(o_, options_with({&change})).front();
-    const PlannedRun with = least({&change});
+    const Plan with = least({&change});
     const bool alone = helps(with, run_);
     if (change.trades && !alone) return;
     const double more_time = time_of(with, scope_.card) - time_of(run_, scope_.card);
@@ -117,12 +118,12 @@ class Proposer {
       request.target.gemm = GemmRoute::fused;
     return request;
   }
-  PlannedRun least(const Options& o) {
-    PlannedRun with = plan_least(request_with(o));
+  Plan least(const Options& o) {
+    Plan with = plan_least(request_with(o));
     run_.rehearsals += with.rehearsals;
     return with;
   }
-  PlannedRun least(const Changes& changes) { return least(options_with(changes)); }
+  Plan least(const Changes& changes) { return least(options_with(changes)); }
   bool fits(const Changes& changes) { return !changes.empty() && least(changes).fits(); }
   bool may_rehearse() const { return run_.rehearsals < kMostRehearsals - kRehearsalsOfProposals; }
 
@@ -133,7 +134,7 @@ class Proposer {
     return options;
   }
   // What the user says to get the change, with what the planner chose where it leaves that open.
-  std::string words_of(const Change* c, const PlannedRun& with) const {
+  std::string words_of(const Change* c, const Plan& with) const {
     Options to = o_;
     copy_option(with_choices(options_with({c}), with.config), to, *option_of(c));
     return change_words(o_, to);
@@ -324,7 +325,7 @@ class Proposer {
   void propose(const Changes& set, const Options& o, const std::string& more_words,
                const std::string& more_cost) {
     if (proposed_.size() == kMostChanges) return;
-    const PlannedRun with = plan_choice(request_with(o));
+    const Plan with = plan_choice(request_with(o));
     run_.rehearsals += with.rehearsals;
     if (!with.fits()) return;
     FitChange change{.options = more_words, .command = with.command, .cost = more_cost};
@@ -338,7 +339,7 @@ class Proposer {
   }
 
   // In operations and bytes, and where a card is there in days.
-  std::string time_cost(const PlannedRun& with, bool same_task) const {
+  std::string time_cost(const Plan& with, bool same_task) const {
     std::string cost;
     const double more = operations_per_token(with) / operations_per_token(run_) - 1;
     if (same_task && more > kNoticedShare) cost += fmt::format("; {:.0f} % more operations", 100 * more);
@@ -361,7 +362,7 @@ class Proposer {
     double more_time = 0;                // of a step, as time_of() counts it
   };
 
-  PlannedRun& run_;
+  Plan& run_;
   const PlanRequest& request_;
   const Options& o_;
   const RemedyScope& scope_;
@@ -380,12 +381,12 @@ RemedyScope remedy_scope(const Options& o) {
   return scope;
 }
 
-void propose_changes(PlannedRun& run, const PlanRequest& request, const RemedyScope& scope) {
+void propose_changes(Plan& run, const PlanRequest& request, const RemedyScope& scope) {
   if (run.fits()) return;
   Proposer(run, request, scope).propose();
 }
 
-std::string fit_hint(const PlannedRun& run) {
+std::string fit_hint(const Plan& run) {
   // Costs nothing of the run.
   const std::string disk = run.fits_memory() ? "free disk space, or choose an --out on another disk" : "";
   if (!run.changes.empty()) {
@@ -401,7 +402,7 @@ std::string fit_hint(const PlannedRun& run) {
          "same options tells what each takes without starting anything";
 }
 
-void require_fit(PlannedRun& run, const PlanRequest& request) {
+void require_fit(Plan& run, const PlanRequest& request) {
   if (run.fits()) return;
   propose_changes(run, request, remedy_scope(request.options));
   throw FitError("this run does not fit:\n\n" + plan_text(run, request.limits), fit_hint(run));

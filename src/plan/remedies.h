@@ -28,15 +28,15 @@ RemedyScope remedy_scope(const Options& options);
 //
 // Changes that cost time alone come before those that change rounding, and those before packed weights.
 // At most kMostRehearsals of the plan, counted in run.rehearsals with its own.
-void propose_changes(PlannedRun& run, const PlanRequest& request, const RemedyScope& scope);
+void propose_changes(Plan& run, const PlanRequest& request, const RemedyScope& scope);
 
 inline constexpr int kMostRehearsals = 60;
 inline constexpr std::size_t kMostChanges = 3;
 
 // What to do about a run that does not fit, in one line, for FitError.
-std::string fit_hint(const PlannedRun& run);
+std::string fit_hint(const Plan& run);
 
 // FitError with the plan and what would make it fit, where the run, planned from `request` on this machine, does not fit.
-void require_fit(PlannedRun& run, const PlanRequest& request);
+void require_fit(Plan& run, const PlanRequest& request);
 
 }  // namespace qt

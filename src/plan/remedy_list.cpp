@@ -14,13 +14,13 @@ namespace {
 // Fewer tokens than this are too few rows for a product.
 constexpr std::int64_t kLeastChunkTokens = 16;
 
-std::function<std::string(const PlannedRun&)> text(std::string fixed) {
-  return [fixed = std::move(fixed)](const PlannedRun&) { return fixed; };
+std::function<std::string(const Plan&)> text(std::string fixed) {
+  return [fixed = std::move(fixed)](const Plan&) { return fixed; };
 }
 
 // What a change is judged by.
 struct Situation {
-  const PlannedRun& run;
+  const Plan& run;
   const Options& options;
   const Target& target;
 
@@ -35,7 +35,7 @@ void micro_batch(const Situation& s, std::vector<Change>& all) {
     all.push_back({.loss = Loss::time,
                    .apply = [](Options& to) { to.micro_batch = 0; },
                    .cost =
-                       [](const PlannedRun& r) {
+                       [](const Plan& r) {
                          return fmt::format(
                              "the same {} tokens per step in {} smaller micro-batches: nothing but rounding",
                              format_thousands(r.config.engine.step_tokens()), r.config.engine.accumulation);
@@ -152,7 +152,7 @@ void packed_weights(const Situation& s, std::vector<Change>& all) {
         {.loss = Loss::weights,
          .apply = [](Options& to) { to.quant = FormatId::nf4; },
          .cost =
-             [](const PlannedRun& r) {
+             [](const Plan& r) {
                const auto params = static_cast<double>(r.config.engine.model.matrix_params());
                const auto trained = static_cast<double>(r.config.steps * r.config.engine.step_tokens());
                const double bits = format_info(FormatId::nf4).bits_per_weight;
@@ -177,7 +177,7 @@ constexpr Remedy kRemedies[] = {
 
 }  // namespace
 
-std::vector<Change> changes_for(const PlannedRun& run, const PlanRequest& request, bool begun) {
+std::vector<Change> changes_for(const Plan& run, const PlanRequest& request, bool begun) {
   const Situation situation{.run = run, .options = request.options, .target = request.target};
   std::vector<Change> all;
   for (const Remedy& remedy : kRemedies) {

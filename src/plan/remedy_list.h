@@ -17,12 +17,12 @@ enum class Loss : std::uint8_t { time, rounding, weights };
 struct Change {
   Loss loss;
   std::function<void(Options&)> apply;  // changes one option; two changes of the same one exclude each other
-  std::function<std::string(const PlannedRun&)> cost;  // in words, once the run with it is planned
-  bool trades = false;                                 // takes less of one resource and more of another
+  std::function<std::string(const Plan&)> cost;  // in words, once the run with it is planned
+  bool trades = false;                           // takes less of one resource and more of another
 };
 
 // Those that the options of the request leave to be changed, whether they help or not; of two of one option the milder
 // first. begun: the run is there already, and what its tensors are stays.
-std::vector<Change> changes_for(const PlannedRun& run, const PlanRequest& request, bool begun);
+std::vector<Change> changes_for(const Plan& run, const PlanRequest& request, bool begun);
 
 }  // namespace qt

@@ -26,7 +26,7 @@ void append_rows(std::string& text, const std::vector<PlanRow>& rows, std::int64
   }
 }
 
-const Verdict* find_verdict(const PlannedRun& run, Resource resource) {
+const Verdict* find_verdict(const Plan& run, Resource resource) {
   for (const Verdict& v : run.verdicts) {
     if (v.resource == resource) return &v;
   }
@@ -42,7 +42,7 @@ std::string verdict_text(const Verdict* v) {
 }
 
 // "fits, 1.2 GiB to spare on the device"; of several resources the one that is shortest.
-std::string overall_text(const PlannedRun& run) {
+std::string overall_text(const Plan& run) {
   const auto margin = [](const Verdict& v) { return *v.available_bytes - v.needed_bytes; };
   std::string missing;
   const Verdict* tightest = nullptr;
@@ -61,7 +61,7 @@ std::string overall_text(const PlannedRun& run) {
                      resource_name(tightest->resource));
 }
 
-void append_changes(std::string& text, const PlannedRun& run) {
+void append_changes(std::string& text, const Plan& run) {
   if (run.fits()) return;
   if (run.changes.empty()) {
     text += "  nothing that can be changed here makes it fit\n";
@@ -77,7 +77,7 @@ void append_changes(std::string& text, const PlannedRun& run) {
 }
 
 // card: its name, empty where none was asked.
-std::string hardware_text(const PlannedRun& run, const std::string& card) {
+std::string hardware_text(const Plan& run, const std::string& card) {
   if (run.config.target.kind == DeviceKind::cpu) {
     return fmt::format("cpu, {} thread{}{}", run.config.target.threads,
                        run.config.target.threads == 1 ? "" : "s",
@@ -86,7 +86,7 @@ std::string hardware_text(const PlannedRun& run, const std::string& card) {
   return fmt::format("cuda {}{}", run.config.target.name, card.empty() ? "" : ", " + card);
 }
 
-std::string weights_text(const PlannedRun& run) {
+std::string weights_text(const Plan& run) {
   const ModelOptions& m = run.config.engine.memory;
   const FormatInfo& format = format_info(m.weights);
   const std::string blocks = m.weights == FormatId::none
@@ -105,7 +105,7 @@ std::string model_text(const ModelConfig& c) {
       c.n_embd, c.n_head, c.vocab_size, c.seq_len);
 }
 
-std::string batch_text(const PlannedRun& run) {
+std::string batch_text(const Plan& run) {
   const EngineOptions& e = run.config.engine;
   return fmt::format("{} tokens per step = {} micro-batches x {} rows x {}; {} steps, {} tokens",
                      format_thousands(e.step_tokens()), e.accumulation, e.memory.micro_batch_rows,
@@ -115,7 +115,7 @@ std::string batch_text(const PlannedRun& run) {
 
 }  // namespace
 
-std::string plan_text(const PlannedRun& run, const Limits& limits) {
+std::string plan_text(const Plan& run, const Limits& limits) {
   std::string text;
   text += fmt::format("  model      {}\n  precision  {}\n  batch      {}\n",
                       model_text(run.config.engine.model), weights_text(run), batch_text(run));
@@ -158,7 +158,7 @@ std::string plan_text(const PlannedRun& run, const Limits& limits) {
   return text;
 }
 
-std::string plan_json(const PlannedRun& run, const Limits& limits) {
+std::string plan_json(const Plan& run, const Limits& limits) {
   const Verdict* device = find_verdict(run, Resource::device);
   const std::int64_t margin =
       device != nullptr && device->available_bytes ? *device->available_bytes - device->needed_bytes : 0;
@@ -188,7 +188,7 @@ std::string plan_json(const PlannedRun& run, const Limits& limits) {
       host_rows, changes);
 }
 
-std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info) {
+std::string start_screen(const Plan& run, const Limits& limits, const StartInfo& info) {
   std::string text = plan_text(run, limits);
   text += fmt::format("\n  data       {}\n  tokenizer  {}\n  run        {}\n  saves      {}\n", info.data,
                       info.tokenizer, info.run_folder, info.saves);

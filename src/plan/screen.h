@@ -11,12 +11,12 @@ namespace qt {
 
 // Where every byte goes on device, host and disk, with shares, against what there is; a verdict for each and
 // one for all; for a run that does not fit what would make it (run.changes).
-std::string plan_text(const PlannedRun& run, const Limits& limits);
+std::string plan_text(const Plan& run, const Limits& limits);
 
 // {"fits", "device_bytes", "host_bytes", "disk_bytes", "micro_batch", "accumulation", "margin_bytes", ...,
 // "changes": [{"options", "command", "cost"}]} on one line; the keys are frozen. margin_bytes is the
 // device's.
-std::string plan_json(const PlannedRun& run, const Limits& limits);
+std::string plan_json(const Plan& run, const Limits& limits);
 
 // The screen before step 0: hardware, model, quantization, plan, tokens per step, steps, files.
 struct StartInfo {
@@ -28,7 +28,7 @@ struct StartInfo {
   std::string saves;    // "every 250 steps"
   std::string outlook;  // outlook_text() of src/plan/estimate_text.h
 };
-std::string start_screen(const PlannedRun& run, const Limits& limits, const StartInfo& info);
+std::string start_screen(const Plan& run, const Limits& limits, const StartInfo& info);
 
 // What paging costs: "12.0 GiB in and out of the device once per step, 1.1 s at 23.1 GB/s each way".
 std::string paging_text(std::int64_t bytes, double seconds);

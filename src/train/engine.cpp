@@ -63,7 +63,7 @@ struct StepPhase {
 
 }  // namespace
 
-BackendTotals RunPlan::train_step(std::int64_t accumulation) const {
+BackendTotals Rehearsed::train_step(std::int64_t accumulation) const {
   BackendTotals sum;
   add(sum, micro_step, static_cast<double>(accumulation));
   add(sum, optimizer_step, 1);
@@ -80,7 +80,7 @@ Engine::Engine(std::unique_ptr<Backend> backend, EngineOptions options)
   build();
 }
 
-Engine::Engine(std::unique_ptr<Backend> backend, EngineOptions options, const RunPlan& plan)
+Engine::Engine(std::unique_ptr<Backend> backend, EngineOptions options, const Rehearsed& plan)
     : options_(std::move(options)), backend_(std::move(backend)) {
   device_memory_ = backend_->allocate(Space::device, plan.device_bytes());
   std::byte* host_base = nullptr;
@@ -112,11 +112,11 @@ void Engine::build() {
   }
 }
 
-RunPlan Engine::rehearse(const EngineOptions& options, const Target& target) {
+Rehearsed Engine::rehearse(const EngineOptions& options, const Target& target) {
   Engine engine(make_backend("null", target), options);
   const std::vector<std::int32_t> tokens(static_cast<std::size_t>(options.micro_batch_tokens()), 0);
   const HostBatch batch{tokens, tokens};
-  RunPlan plan;
+  Rehearsed plan;
   Backend& backend = *engine.backend_;
 
   if (!options.inference) engine.rehearse_training(plan, batch);
@@ -135,7 +135,7 @@ RunPlan Engine::rehearse(const EngineOptions& options, const Target& target) {
   return plan;
 }
 
-void Engine::rehearse_training(RunPlan& plan, const HostBatch& batch) {
+void Engine::rehearse_training(Rehearsed& plan, const HostBatch& batch) {
   Backend& backend = *backend_;
   init_weights(0);
   backend.reset_totals();

@@ -37,7 +37,7 @@ struct EngineOptions {
 };
 
 // What a rehearsal leaves: every byte of the run and the work of each phase.
-struct RunPlan {
+struct Rehearsed {
   ArenaPlan state;               // device: weights, gradients, resident master and moments
   ArenaPlan step;                // device: activations, logits, scratch, slots
   ArenaPlan host;                // paged master and moments
@@ -61,11 +61,11 @@ struct SampleOptions {
 class Engine {
  public:
   // Runs every phase on the null backend for `target`.
-  static RunPlan rehearse(const EngineOptions& options, const Target& target);
+  static Rehearsed rehearse(const EngineOptions& options, const Target& target);
 
   // Allocates what the plan says, once. Throws FitError when the system refuses, PlanError when plan and
   // options differ.
-  Engine(std::unique_ptr<Backend> backend, EngineOptions options, const RunPlan& plan);
+  Engine(std::unique_ptr<Backend> backend, EngineOptions options, const Rehearsed& plan);
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
   ~Engine();
@@ -129,7 +129,7 @@ class Engine {
  private:
   Engine(std::unique_ptr<Backend> backend, EngineOptions options);  // records
   void build();
-  void rehearse_training(RunPlan& plan, const HostBatch& batch);
+  void rehearse_training(Rehearsed& plan, const HostBatch& batch);
 
   EngineOptions options_;
   std::unique_ptr<Backend> backend_;

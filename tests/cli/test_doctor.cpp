@@ -41,9 +41,9 @@ Checkup healthy() {
             .written_bytes = 512 * kMiB,
             .write_s = 0.5};
   c.plan.config.target = cuda_target(89);
-  c.plan.plan.host.bytes = 8 * kGiB;
-  c.plan.plan.optimizer_step.host_to_device_bytes = 5e9;
-  c.plan.plan.optimizer_step.device_to_host_bytes = 5e9;
+  c.plan.rehearsed.host.bytes = 8 * kGiB;
+  c.plan.rehearsed.optimizer_step.host_to_device_bytes = 5e9;
+  c.plan.rehearsed.optimizer_step.device_to_host_bytes = 5e9;
   c.plan.checkpoint_bytes = 10 * kGiB;
   c.plan.verdicts = {
       {.resource = Resource::device, .needed_bytes = 8 * kGiB, .available_bytes = 11 * kGiB, .fits = true}};

@@ -254,7 +254,7 @@ TEST(RehearsedBits, OfAContinuedRunThatDiffersAreADefect) {
 }
 
 TEST(RehearsalText, SetsMeasuredBesidePlannedAndSaysByHowMuchAStepDiffers) {
-  PlannedRun run;
+  Plan run;
   run.config.target = cuda_target(89);
   run.device_bytes = 6 * kGiB;
   run.host_bytes = 12 * kGiB;

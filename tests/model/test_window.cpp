@@ -209,7 +209,7 @@ TEST(Window, DoesTheWorkThatNanochatsFormulaCounts) {
         executed_without_recompute = done.executed_flops;
       }
 
-      const RunPlan plan = Engine::rehearse(o, test_target(2));
+      const Rehearsed plan = Engine::rehearse(o, test_target(2));
       const BackendTotals planned = plan.train_step(o.accumulation);
       EXPECT_EQ(planned.model_flops, done.model_flops);
       EXPECT_EQ(planned.executed_flops, done.executed_flops);

@@ -32,9 +32,7 @@ PlanRequest request_with_card(const Options& o, const Card& card) {
   return {.options = o, .target = target_with_card(o, card), .limits = limits_with_card(o, card)};
 }
 
-PlannedRun planned(const Options& o, const Card& card = rtx4070()) {
-  return plan_run(request_with_card(o, card));
-}
+Plan planned(const Options& o, const Card& card = rtx4070()) { return plan_run(request_with_card(o, card)); }
 
 EstimateInput on(const Card& card, double tflops = 0) {
   EstimateInput in{.card = &card, .eval_every = 250};
@@ -86,7 +84,7 @@ TEST(EstimateOfD32, TakesTheDaysOfFortyFiveTeraflops) {
 }
 
 TEST(EstimateOfD32, IsNeverBelowTheFloorWhateverWasMeasured) {
-  const PlannedRun run = planned(d32());
+  const Plan run = planned(d32());
   EstimateInput in = on(rtx4070());
   in.step_seconds = {.low = 1, .high = 2};
   const Estimate e = estimate_run(run, in);
@@ -104,7 +102,7 @@ TEST(EstimateOfD32, TakesMeasuredStepsAsTheyAre) {
   EstimateInput in = on(rtx4070());
   in.step_seconds = {.low = 200, .high = 210};
   in.eval_every = 0;
-  const PlannedRun run = planned(d32());
+  const Plan run = planned(d32());
   const Estimate e = estimate_run(run, in);
   EXPECT_TRUE(e.measured);
   EXPECT_EQ(e.training_s.low, 200.0 * 71680);
@@ -125,7 +123,7 @@ TEST(EstimateOfD32, TakesMeasuredStepsAsTheyAre) {
 TEST(EstimateOfD32, CountsPagingExpansionAndSaves) {
   Options o = d32();
   o.quant = FormatId::nf4;
-  const PlannedRun run = planned(o);
+  const Plan run = planned(o);
   EstimateInput in = on(rtx4070(), 45);
   const Estimate e = estimate_run(run, in);
   const auto host = static_cast<double>(run.host_bytes);
@@ -146,7 +144,7 @@ TEST(EstimateOfD32, CountsPagingExpansionAndSaves) {
 }
 
 TEST(EstimateOfD32, TellsByWhichFactorAClaimContradictsItself) {
-  const PlannedRun run = planned(d32());
+  const Plan run = planned(d32());
   const EstimateInput in = on(rtx4070());
   const Estimate e = estimate_run(run, in);
   EXPECT_WITHIN(claim_factor(e.flops_total, {.tflops = 20, .days = 40}), 6.6, 0.02);
@@ -175,7 +173,7 @@ TEST(EstimateOfTwelveTimes576, TakesSecondsAnIterationAndHoursForSixThousand) {
   o.seq_len = 1024;
   o.dtype = DType::f16;
   o.steps = 6000;
-  const PlannedRun run = planned(o);
+  const Plan run = planned(o);
   ASSERT_EQ(run.config.engine.step_tokens(), 524288);
   const Estimate e = estimate_run(run, on(rtx4070()));
   EXPECT_WITHIN(e.flops_step / *e.peak_flops, 4.905, 0.005) << "not 0.1 s";
@@ -185,7 +183,7 @@ TEST(EstimateOfTwelveTimes576, TakesSecondsAnIterationAndHoursForSixThousand) {
 
 TEST(EstimateOfEnergy, IsWattsTimesHours) {
   EXPECT_DOUBLE_EQ(energy_kwh(125, 225), 675);
-  const PlannedRun run = planned(d32());
+  const Plan run = planned(d32());
   EstimateInput in = on(rtx4070(), 45);
   in.watts = 225;
   in.card = &rtx4070();
@@ -202,7 +200,7 @@ TEST(EstimateOfEnergy, IsWattsTimesHours) {
 }
 
 TEST(EstimateOfDates, CountsFromNow) {
-  const PlannedRun run = planned(d32());
+  const Plan run = planned(d32());
   Estimate e = estimate_run(run, on(rtx4070()));
   const auto finish = [&](Range days) {
     e.days = days;
@@ -219,7 +217,7 @@ TEST(EstimateOfDates, CountsFromNow) {
 // --- JSON --------------------------------------------------------------------------------------------------
 
 TEST(EstimateJson, KeepsItsKeys) {
-  const PlannedRun run = planned(d32());
+  const Plan run = planned(d32());
   const EstimateInput in = on(rtx4070());
   const auto parsed = [&](const EstimateInput& with, const EstimateView& view) {
     return parse_json(estimate_json(run, with, estimate_run(run, with), view), "estimate");
@@ -314,7 +312,7 @@ TEST(EstimateCompare, IsTheTableOfD32OnAnRtx4070) {
 // A measured step is one of this run, not of a smaller model's.
 TEST(EstimateCompare, ComparesOthersAtTheRateThatWasMeasured) {
   const Options o = d32();
-  const PlannedRun run = planned(o);
+  const Plan run = planned(o);
   EstimateInput in = on(rtx4070());
   in.step_seconds = {.low = 250, .high = 250};
   const auto row_of = [&](const EstimateInput& with, const std::string& name) {
@@ -351,7 +349,7 @@ TEST(EstimateCompare, SaysWhatDoesNotFit) {
 TEST(MemoryBreakdown, OfGpt2IsTheGolden) {
   const std::vector<std::string> args{
       "--config", std::string(QTRAIN_SOURCE_DIR) + "/configs/gpt2-124m-fp16-12g.cfg", "--quiet"};
-  const PlannedRun run = planned(load_options(args).options);
+  const Plan run = planned(load_options(args).options);
   std::string text;
   const auto rows = [&](const char* name, const std::vector<PlanRow>& list, std::int64_t total) {
     text += fmt::format("{}\n", name);

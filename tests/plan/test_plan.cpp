@@ -32,7 +32,7 @@ Options d32(FormatId quant, std::int64_t micro_batch = 0, std::optional<DType> g
   return o;
 }
 
-PlannedRun plan(Options o, std::int64_t vram_bytes = 12 * kGiB) {
+Plan plan(Options o, std::int64_t vram_bytes = 12 * kGiB) {
   o.vram_bytes = vram_bytes;
   Limits limits;
   limits.device_bytes = vram_bytes;
@@ -41,11 +41,11 @@ PlannedRun plan(Options o, std::int64_t vram_bytes = 12 * kGiB) {
 }
 
 // What the promise is about: everything but the driver's own share.
-double device_gib(const PlannedRun& run) {
+double device_gib(const Plan& run) {
   return static_cast<double>(run.device_bytes - run.config.target.context_bytes) / kGi;
 }
 
-std::string breakdown(const PlannedRun& run) {
+std::string breakdown(const Plan& run) {
   std::string text;
   for (const PlanRow& row : run.device_rows)
     text += fmt::format("{} {}, ", row.name, format_bytes(row.bytes));
@@ -73,28 +73,28 @@ TEST(PlanOfD32, StaysWithinTheDeviceBytesThatArePromised) {
     double most_gib;
   } promises[] = {{"nf4", 1, 6.3}, {"nf4", 4, 7.6}, {"none", 1, 8.4}, {"none", 4, 9.8}};
   for (const auto& p : promises) {
-    const PlannedRun run = plan(d32(format_from_name(p.quant), p.micro_batch, DType::bf16));
+    const Plan run = plan(d32(format_from_name(p.quant), p.micro_batch, DType::bf16));
     EXPECT_LE(device_gib(run), p.most_gib)
         << p.quant << ", micro-batch " << p.micro_batch << ": " << breakdown(run);
     // The step arena is what planning can win or lose: no more than 1 % may be lost to holes between
     // lifetimes.
-    const PhasePlan* largest = run.plan.step.largest();
+    const PhasePlan* largest = run.rehearsed.step.largest();
     EXPECT_LE(static_cast<double>(largest->bytes), 1.01 * static_cast<double>(largest->live_bytes))
         << largest->name;
   }
 }
 
 TEST(PlanOfD32, CountsTheBytesOfWeightsAndGradientsThatArithmeticGives) {
-  const PlannedRun nf4 = plan(d32(FormatId::nf4, 1, DType::bf16));
+  const Plan nf4 = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_EQ(row_bytes(nf4.device_rows, "weights"), kMatrix / 2 + kMatrix / 64 * 4 + kVocabulary * 2 + kRope);
   EXPECT_EQ(row_bytes(nf4.device_rows, "gradients"), kAll * 2);
-  const PlannedRun plain = plan(d32(FormatId::none, 1, DType::f32), 0);
+  const Plan plain = plan(d32(FormatId::none, 1, DType::f32), 0);
   EXPECT_EQ(row_bytes(plain.device_rows, "weights"), kAll * 2 + kRope);
   EXPECT_EQ(row_bytes(plain.device_rows, "gradients"), kAll * 4);
 }
 
 TEST(PlanOfD32, KeepsMasterAndMomentsInTheHostMemoryThatIsPromised) {
-  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
+  const Plan run = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_EQ(row_bytes(run.host_rows, "master"), kAll * 4);
   // One byte each for m and v, a scale each per 256; f32 for embedding and head.
   EXPECT_EQ(row_bytes(run.host_rows, "moments"), 2 * (kMatrix + kMatrix / 256 * 4) + 2 * kVocabulary * 4);
@@ -102,16 +102,16 @@ TEST(PlanOfD32, KeepsMasterAndMomentsInTheHostMemoryThatIsPromised) {
 
   Options resident = d32(FormatId::nf4, 1, DType::bf16);
   resident.paging = Paging::off;
-  const PlannedRun all_on_device = plan(resident, 0);
+  const Plan all_on_device = plan(resident, 0);
   EXPECT_EQ(all_on_device.host_bytes, 0);
   EXPECT_EQ(row_bytes(all_on_device.device_rows, "master"), kAll * 4);
 }
 
 TEST(PlanOfD32, HalvesTheMasterCopyWithMastersInBf16) {
   Options o = d32(FormatId::nf4, 1, DType::bf16);
-  const PlannedRun wide = plan(o);
+  const Plan wide = plan(o);
   o.master = DType::bf16;
-  const PlannedRun run = plan(o);
+  const Plan run = plan(o);
   EXPECT_EQ(row_bytes(run.host_rows, "master"), kAll * 2);
   EXPECT_EQ(row_bytes(run.host_rows, "moments"), row_bytes(wide.host_rows, "moments"));
   EXPECT_LE(static_cast<double>(run.host_bytes) / kGi, 8.9);
@@ -121,7 +121,7 @@ TEST(PlanOfD32, HalvesTheMasterCopyWithMastersInBf16) {
 }
 
 TEST(PlanOfD32, WritesCheckpointsOfTheSizeThatIsPromised) {
-  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
+  const Plan run = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_LE(static_cast<double>(run.checkpoint_bytes), 14.6e9);
   EXPECT_NEAR(static_cast<double>(run.checkpoint_bytes), 14.4e9, 0.1e9);
   EXPECT_GE(run.checkpoint_bytes, run.host_bytes)
@@ -130,7 +130,7 @@ TEST(PlanOfD32, WritesCheckpointsOfTheSizeThatIsPromised) {
 
 TEST(PlanOfD32, FitsATwelveGibibyteCardWithTheHeadlineCommand) {
   const std::clock_t start = std::clock();  // of this process: a busy machine must not decide
-  const PlannedRun run = plan(d32(FormatId::nf4));
+  const Plan run = plan(d32(FormatId::nf4));
   const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   EXPECT_TRUE(run.fits());
   EXPECT_LE(static_cast<double>(run.device_bytes) / kGi, 11.0) << breakdown(run);
@@ -154,14 +154,14 @@ TEST(PlanOfD32, HasNoLineForScratchWithFusedProducts) {
   Limits limits;
   limits.device_bytes = 12 * kGiB;
   EXPECT_GT(row_bytes(plan(o).device_rows, "scratch"), 0);
-  const PlannedRun fused = plan_run({.options = o, .target = target, .limits = limits});
+  const Plan fused = plan_run({.options = o, .target = target, .limits = limits});
   EXPECT_EQ(row_bytes(fused.device_rows, "scratch"), 0) << breakdown(fused);
 }
 
 TEST(PlanOfD32, EndsWithTheCommandThatRepeatsIt) {
   Options o = d32(FormatId::nf4);
   o.out = "runs/it's mine";
-  const PlannedRun run = plan(o, 8 * kGiB);
+  const Plan run = plan(o, 8 * kGiB);
   ASSERT_TRUE(run.fits());
   EXPECT_EQ(run.command,
             "qtrain --model d32 --quant nf4 --ckpt-activations --grad-dtype bf16 --micro-batch 4 --vram 8GiB "
@@ -194,7 +194,7 @@ TEST(PlanCommand, LeadsToTheSamePlanWhateverWasAskedFor) {
     const auto planned = [](const Words& args) {
       Options o = load_options(args).options;
       if (o.vram_bytes == 0) o.vram_bytes = 24 * kGiB;
-      const PlannedRun run = plan(o, o.vram_bytes);
+      const Plan run = plan(o, o.vram_bytes);
       return std::pair(run, run.config.options);
     };
     const auto [first, meant] = planned(words);
@@ -209,14 +209,14 @@ TEST(PlanCommand, LeadsToTheSamePlanWhateverWasAskedFor) {
 // The least memory decides where nothing else fits; the plan says so and repeats it.
 TEST(PlanOfD32, TakesTheRouteWithoutScratchWhereNothingElseFits) {
   const Options o = d32(FormatId::nf4, 4, DType::bf16);
-  const PlannedRun wide = plan(o);
+  const Plan wide = plan(o);
   Target floor = card();
   floor.gemm = GemmRoute::fused;
   Limits limits;
   limits.device_bytes = 12 * kGiB;
-  const PlannedRun least = plan_run({.options = o, .target = floor, .limits = limits});
+  const Plan least = plan_run({.options = o, .target = floor, .limits = limits});
   ASSERT_LT(least.device_bytes, wide.device_bytes);
-  const PlannedRun run = plan(o, least.device_bytes + wide.reserve_bytes);
+  const Plan run = plan(o, least.device_bytes + wide.reserve_bytes);
   EXPECT_TRUE(run.fits());
   EXPECT_EQ(run.device_bytes, least.device_bytes);
   EXPECT_EQ(run.config.target.gemm, GemmRoute::fused);
@@ -238,16 +238,14 @@ TEST(PlanOfD32, SaysSoWhereItDoesNotFit) {
   EXPECT_FALSE(plan(d32(FormatId::nf4), 6 * kGiB).fits());
   EXPECT_FALSE(plan(d32(FormatId::none), 8 * kGiB).fits());
   // One byte decides.
-  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16), 0);
+  const Plan run = plan(d32(FormatId::nf4, 1, DType::bf16), 0);
   const std::int64_t reserve = plan(d32(FormatId::nf4, 1, DType::bf16)).reserve_bytes;
   EXPECT_TRUE(plan(d32(FormatId::nf4, 1, DType::bf16), run.device_bytes + reserve).fits());
   EXPECT_FALSE(plan(d32(FormatId::nf4, 1, DType::bf16), run.device_bytes + reserve - 1).fits());
 }
 
 TEST(PlanOfD32, TellsThat16BitWeightsFitTooWhereTheyDo) {
-  const auto note = [](const PlannedRun& run) {
-    return run.notes.empty() ? std::string() : run.notes.front();
-  };
+  const auto note = [](const Plan& run) { return run.notes.empty() ? std::string() : run.notes.front(); };
   EXPECT_NE(note(plan(d32(FormatId::nf4, 1, DType::bf16))).find("bf16 weights fit too"), std::string::npos);
   EXPECT_NE(note(plan(d32(FormatId::nf4, 1, DType::bf16))).find("--quant none"), std::string::npos);
   EXPECT_TRUE(note(plan(d32(FormatId::nf4, 1, DType::bf16), 8 * kGiB)).empty()) << "they do not fit 8 GiB";
@@ -260,32 +258,32 @@ TEST(PlanOfD32, JudgesTheDiskByWhatIsFree) {
     return plan_run(
         {.options = o, .target = card(), .limits = {.device_bytes = 12 * kGiB, .disk_bytes = free_bytes}});
   };
-  const PlannedRun unknown = on_disk(std::nullopt);
+  const Plan unknown = on_disk(std::nullopt);
   EXPECT_TRUE(unknown.fits());
   EXPECT_TRUE(on_disk(unknown.disk_bytes).fits());
   EXPECT_FALSE(on_disk(unknown.disk_bytes - 1).fits());
-  const PlannedRun full = on_disk(0);
+  const Plan full = on_disk(0);
   EXPECT_FALSE(full.fits()) << "a disk without a free byte is no unknown disk";
   EXPECT_TRUE(full.fits_memory());
 }
 
 TEST(PlanOfD32, TellsWhatADayOfSavesWritesAndHowLargeTheTokensAre) {
-  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
+  const Plan run = plan(d32(FormatId::nf4, 1, DType::bf16));
   EXPECT_EQ(run.token_cache_bytes, 2 * run.config.steps * run.config.engine.step_tokens());
   // 1 % of a day at half a gigabyte a second; and small models no more than a save a minute.
   EXPECT_EQ(run.written_bytes_per_day, 864LL * 500'000'000);
   Options small;
   small.model = "d2";
   small.vocab_size = 300;
-  const PlannedRun tiny = plan(small, 0);
+  const Plan tiny = plan(small, 0);
   EXPECT_EQ(tiny.written_bytes_per_day, 1440 * tiny.checkpoint_bytes);
 }
 
 TEST(Plan, IsTheSameForEveryNumberOfMicroBatches) {
   EngineOptions e = plan(d32(FormatId::nf4, 1, DType::bf16)).config.engine;
-  const RunPlan many = Engine::rehearse(e, card());
+  const Rehearsed many = Engine::rehearse(e, card());
   e.accumulation = 1;
-  const RunPlan one = Engine::rehearse(e, card());
+  const Rehearsed one = Engine::rehearse(e, card());
   EXPECT_EQ(many.device_bytes(), one.device_bytes());
   EXPECT_EQ(many.host.bytes, one.host.bytes);
   EXPECT_EQ(many.micro_step.model_flops, one.micro_step.model_flops);
@@ -293,12 +291,12 @@ TEST(Plan, IsTheSameForEveryNumberOfMicroBatches) {
 }
 
 TEST(Plan, PagesTheWholeStateOnceEachWayInAStep) {
-  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
-  const BackendTotals& step = run.plan.optimizer_step;
+  const Plan run = plan(d32(FormatId::nf4, 1, DType::bf16));
+  const BackendTotals& step = run.rehearsed.optimizer_step;
   // The host arena pads tensors to its alignment; what travels are the tensors. A few scalars come back
   // besides.
   std::int64_t tensors = 0;
-  for (const Request& r : run.plan.host.largest()->requests) tensors += r.bytes;
+  for (const Request& r : run.rehearsed.host.largest()->requests) tensors += r.bytes;
   EXPECT_EQ(step.host_to_device_bytes, static_cast<double>(tensors));
   EXPECT_GE(step.device_to_host_bytes, static_cast<double>(tensors));
   EXPECT_LE(step.device_to_host_bytes, static_cast<double>(tensors + 4096));
@@ -321,8 +319,7 @@ TEST(PlanOfGpt, FitsTwelveGibibytesUnchangedWithEvaluationInside) {
       const Target target = target_from_options(o);
       Limits limits = limits_from_options(o, target);
       limits.disk_bytes.reset();
-      const PlannedRun run =
-          plan_run({.options = o, .target = target, .limits = limits, .vocab_size = 50257});
+      const Plan run = plan_run({.options = o, .target = target, .limits = limits, .vocab_size = 50257});
       EXPECT_TRUE(run.fits()) << breakdown(run);
       EXPECT_EQ(limits.device_bytes, 12 * kGiB);
       EXPECT_EQ(run.config.engine.memory.compute, DType::f16);
@@ -332,7 +329,7 @@ TEST(PlanOfGpt, FitsTwelveGibibytesUnchangedWithEvaluationInside) {
       EXPECT_FALSE(run.config.engine.optim.paged) << "so small a state stays on the device";
       // Evaluating asks for nothing that training has not been given.
       const auto bytes_of = [&](std::string_view phase) {
-        for (const PhasePlan& p : run.plan.step.phases) {
+        for (const PhasePlan& p : run.rehearsed.step.phases) {
           if (p.name == phase) return p.bytes;
         }
         return std::int64_t{-1};
@@ -353,10 +350,10 @@ TEST(PlanOfGpt, TakesTheSameBytesInFp16AsInBf16) {
     o.micro_batch = 4;
     return plan(o);
   };
-  const PlannedRun fp16 = in(DType::f16), bf16 = in(DType::bf16);
+  const Plan fp16 = in(DType::f16), bf16 = in(DType::bf16);
   for (const char* row : {"weights", "activations", "gradients", "logits"})
     EXPECT_EQ(row_bytes(fp16.device_rows, row), row_bytes(bf16.device_rows, row)) << row;
-  EXPECT_EQ(fp16.plan.device_bytes(), bf16.plan.device_bytes());
+  EXPECT_EQ(fp16.rehearsed.device_bytes(), bf16.rehearsed.device_bytes());
   EXPECT_EQ(fp16.host_bytes, bf16.host_bytes);
 }
 
@@ -381,8 +378,8 @@ TEST(PlannedWork, IsThePublishedCountWithAndWithoutCheckpointing) {
         Options o = d32(format_from_name(quant), 2, DType::bf16);
         o.model = name;
         o.ckpt_activations = checkpointing;
-        const PlannedRun run = plan(o, 0);
-        const BackendTotals step = run.plan.train_step(run.config.engine.accumulation);
+        const Plan run = plan(o, 0);
+        const BackendTotals step = run.rehearsed.train_step(run.config.engine.accumulation);
         const double tokens = static_cast<double>(run.config.engine.step_tokens());
         const double want = run.config.engine.model.model_flops_per_token();
         EXPECT_NEAR(step.model_flops / tokens / want, 1.0, 1e-12)
@@ -402,8 +399,8 @@ TEST(PlannedWork, IsThePublishedCountWithAndWithoutCheckpointing) {
 }
 
 TEST(PlannedWork, OfAnEvaluationIsAThirdOfAStep) {
-  const PlannedRun run = plan(d32(FormatId::nf4, 1, DType::bf16));
-  EXPECT_NEAR(run.plan.eval_step.model_flops * 3 / run.plan.micro_step.model_flops, 1.0, 1e-12);
+  const Plan run = plan(d32(FormatId::nf4, 1, DType::bf16));
+  EXPECT_NEAR(run.rehearsed.eval_step.model_flops * 3 / run.rehearsed.micro_step.model_flops, 1.0, 1e-12);
 }
 
 // --- models ------------------------------------------------------------------------------------------------
@@ -478,7 +475,7 @@ TEST(Models, CountTheParametersThatTheModelPlaces) {
     o.micro_batch = 1;
     o.n_kv_head = 1;
     o.bias = find_family(name) == &families::gpt;
-    const PlannedRun run = plan(o, 0);
+    const Plan run = plan(o, 0);
     EXPECT_EQ(row_bytes(run.host_rows, "master"), 4 * run.config.engine.model.param_count()) << name;
   }
 }

@@ -36,24 +36,24 @@ Target target_of_options(const Options& o) {
   return target;
 }
 
-PlannedRun plan_of(const Words& words, const Machine& machine) {
+Plan plan_of(const Words& words, const Machine& machine) {
   Words all{"--quiet"};
   all.insert(all.end(), words.begin(), words.end());
   const Options o = load_options(all).options;
   return plan_run({.options = o, .target = target_of_options(o), .limits = limits_of(machine)});
 }
 
-PlannedRun proposed(const Words& words, const Machine& machine, const RemedyScope& scope = {}) {
+Plan proposed(const Words& words, const Machine& machine, const RemedyScope& scope = {}) {
   Words all{"--quiet"};
   all.insert(all.end(), words.begin(), words.end());
   const Options o = load_options(all).options;
   const PlanRequest request{.options = o, .target = target_of_options(o), .limits = limits_of(machine)};
-  PlannedRun run = plan_run(request);
+  Plan run = plan_run(request);
   propose_changes(run, request, scope);
   return run;
 }
 
-std::vector<std::string> options_of(const PlannedRun& run) {
+std::vector<std::string> options_of(const Plan& run) {
   std::vector<std::string> all;
   for (const FitChange& c : run.changes) all.push_back(c.options);
   return all;
@@ -87,7 +87,7 @@ const Case kCases[] = {
 TEST(Remedies, AreTheseInThisOrder) {
   for (const Case& c : kCases) {
     SCOPED_TRACE(fmt::format("{}", fmt::join(c.words, " ")));
-    const PlannedRun run = proposed(c.words, c.machine);
+    const Plan run = proposed(c.words, c.machine);
     EXPECT_FALSE(run.fits());
     EXPECT_EQ(options_of(run), c.options) << plan_text(run, limits_of(c.machine));
     for (const FitChange& change : run.changes) EXPECT_FALSE(change.other_model) << change.options;
@@ -98,10 +98,10 @@ TEST(Remedies, AreTheseInThisOrder) {
 TEST(Remedies, MakeTheRunFitWhenTheirCommandIsTyped) {
   for (const Case& c : kCases) {
     SCOPED_TRACE(fmt::format("{}", fmt::join(c.words, " ")));
-    const PlannedRun run = proposed(c.words, c.machine);
+    const Plan run = proposed(c.words, c.machine);
     ASSERT_FALSE(run.changes.empty());
     for (const FitChange& change : run.changes) {
-      const PlannedRun with = plan_of(arguments_of(change.command), c.machine);
+      const Plan with = plan_of(arguments_of(change.command), c.machine);
       EXPECT_TRUE(with.fits()) << change.command;
       EXPECT_EQ(with.config.engine.step_tokens(), run.config.engine.step_tokens()) << change.command;
       EXPECT_FALSE(change.cost.empty());
@@ -114,13 +114,13 @@ TEST(Remedies, MakeTheRunFitWhenTheirCommandIsTyped) {
 
 // Nothing is proposed together that would do alone.
 TEST(Remedies, ChangeNoMoreThanIsNeeded) {
-  const PlannedRun run = proposed({"--model", "d32"}, {.device_gib = 8});
+  const Plan run = proposed({"--model", "d32"}, {.device_gib = 8});
   EXPECT_EQ(options_of(run), std::vector<std::string>{"--ckpt-activations --quant nf4"});
   EXPECT_FALSE(plan_of({"--model", "d32", "--ckpt-activations"}, {.device_gib = 8}).fits());
   EXPECT_FALSE(plan_of({"--model", "d32", "--quant", "nf4"}, {.device_gib = 8}).fits());
   // Three at once, and what each costs is said.
   const Words tight{"--model", "d32", "--grad-dtype", "f32"};
-  const PlannedRun three = proposed(tight, {.device_gib = 8, .host_gib = 10});
+  const Plan three = proposed(tight, {.device_gib = 8, .host_gib = 10});
   ASSERT_EQ(three.changes.size(), 1u);
   EXPECT_EQ(three.changes.front().options,
             "--ckpt-activations --grad-dtype bf16 --master bf16-sr --quant nf4");
@@ -130,7 +130,7 @@ TEST(Remedies, ChangeNoMoreThanIsNeeded) {
 
 TEST(Remedies, AreAnotherModelWhereNothingMakesThisOneFit) {
   const Machine small{.device_gib = 6};
-  const PlannedRun run = proposed({"--model", "d32", "--quant", "nf4"}, small);
+  const Plan run = proposed({"--model", "d32", "--quant", "nf4"}, small);
   ASSERT_EQ(run.changes.size(), 1u);
   const FitChange& change = run.changes.front();
   EXPECT_TRUE(change.other_model);
@@ -147,7 +147,7 @@ TEST(Remedies, AreAnotherModelWhereNothingMakesThisOneFit) {
                    .fits());
   // A shape of one's own loses blocks.
   const Machine tiny{.device_gib = 2.5};
-  const PlannedRun own =
+  const Plan own =
       proposed({"--model", "gpt", "--n-layer", "40", "--n-head", "16", "--n-embd", "1600"}, tiny);
   ASSERT_EQ(own.changes.size(), 1u);
   EXPECT_EQ(own.changes.front().options.rfind("--n-layer ", 0), 0u) << own.changes.front().options;
@@ -155,20 +155,19 @@ TEST(Remedies, AreAnotherModelWhereNothingMakesThisOneFit) {
 }
 
 TEST(Remedies, AreNoneWhereNothingHelps) {
-  const PlannedRun run = proposed({"--model", "d2", "--vocab-size", "300"}, {.device_gib = 1.2});
+  const Plan run = proposed({"--model", "d2", "--vocab-size", "300"}, {.device_gib = 1.2});
   EXPECT_TRUE(run.changes.empty());
   EXPECT_NE(fit_hint(run).find("--micro-batch 1"), std::string::npos) << fit_hint(run);
   EXPECT_NE(plan_text(run, {}).find("nothing that can be changed here"), std::string::npos);
-  const PlannedRun disk =
-      proposed({"--model", "d32", "--quant", "nf4", "--ckpt-activations"}, {.disk_gib = 0});
+  const Plan disk = proposed({"--model", "d32", "--quant", "nf4", "--ckpt-activations"}, {.disk_gib = 0});
   EXPECT_TRUE(disk.changes.empty());
   EXPECT_EQ(fit_hint(disk).rfind("free disk space", 0), 0u) << fit_hint(disk);
   // Nor is a smaller model proposed for want of room that can be made.
-  const PlannedRun small_disk = proposed(
+  const Plan small_disk = proposed(
       {"--model", "d32", "--quant", "nf4", "--ckpt-activations", "--optim", "adamw8"}, {.disk_gib = 8});
   for (const FitChange& change : small_disk.changes) EXPECT_FALSE(change.other_model) << change.options;
   EXPECT_EQ(fit_hint(small_disk).rfind("free disk space", 0), 0u) << fit_hint(small_disk);
-  const PlannedRun fits = proposed({"--model", "d4"}, {});
+  const Plan fits = proposed({"--model", "d4"}, {});
   EXPECT_TRUE(fits.fits() && fits.changes.empty());
 }
 
@@ -185,7 +184,7 @@ TEST(Remedies, LeaveARunThatHasBegunWhatItIs) {
 
 TEST(Remedies, CostDaysWhereACardIsThere) {
   const Words words{"--model", "d12", "--micro-batch", "16"};
-  const PlannedRun run = proposed(words, {.device_gib = 6}, {.card = &card_by_name("4070")});
+  const Plan run = proposed(words, {.device_gib = 6}, {.card = &card_by_name("4070")});
   ASSERT_GE(run.changes.size(), 2u);
   EXPECT_NE(run.changes[1].cost.find("15 % more operations"), std::string::npos) << run.changes[1].cost;
   EXPECT_NE(run.changes[1].cost.find("days on the GeForce RTX 4070 instead of"), std::string::npos)
@@ -193,7 +192,7 @@ TEST(Remedies, CostDaysWhereACardIsThere) {
 }
 
 TEST(PlanScreen, SaysWhereEveryByteGoesAndThatMemoryIsNotWork) {
-  const PlannedRun run = plan_of({"--model", "d12"}, {});
+  const Plan run = plan_of({"--model", "d12"}, {});
   const std::string text = plan_text(run, limits_of({}));
   for (const auto* rows : {&run.device_rows, &run.host_rows, &run.disk_rows}) {
     std::int64_t sum = 0;
@@ -208,7 +207,7 @@ TEST(PlanScreen, SaysWhereEveryByteGoesAndThatMemoryIsNotWork) {
   for (const char* words : {" %", "100.0 %", "says nothing about how busy a device is", "MFU",
                             "verdict: fits, ", "to spare on the device"})
     EXPECT_NE(text.find(words), std::string::npos) << words << " in:\n" << text;
-  const PlannedRun large = proposed({"--model", "d32"}, {.device_gib = 8, .host_gib = 10});
+  const Plan large = proposed({"--model", "d32"}, {.device_gib = 8, .host_gib = 10});
   const std::string no = plan_text(large, limits_of({.device_gib = 8, .host_gib = 10}));
   EXPECT_NE(no.find("verdict: does not fit by 3.1 GiB on the device, by 2.0 GiB on the host"),
             std::string::npos)
@@ -222,7 +221,7 @@ TEST(PlanScreen, HasFrozenKeysInJson) {
     return all;
   };
   const Machine machine{.device_gib = 6};
-  const PlannedRun run = proposed({"--model", "d12", "--micro-batch", "16"}, machine);
+  const Plan run = proposed({"--model", "d12", "--micro-batch", "16"}, machine);
   const nlohmann::json json = nlohmann::json::parse(plan_json(run, limits_of(machine)));
   const std::set<std::string> frozen{"fits",
                                      "device_bytes",
@@ -247,7 +246,7 @@ TEST(PlanScreen, HasFrozenKeysInJson) {
   const std::set<std::string> of_a_change{"options", "command", "cost"};
   EXPECT_EQ(keys(json["changes"][0]), of_a_change);
   EXPECT_EQ(json["changes"][0]["options"], "--micro-batch 8");
-  const PlannedRun fits = plan_of({"--model", "d4"}, {});
+  const Plan fits = plan_of({"--model", "d4"}, {});
   EXPECT_EQ(keys(nlohmann::json::parse(plan_json(fits, limits_of({})))), frozen);
 }
 

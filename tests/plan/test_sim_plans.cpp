@@ -76,10 +76,10 @@ TEST(SimPlans, TakeNoMoreOfACardThanIsPlanned) {
     sim::begin_process();
     DrawnPlan d = drawn(draws);
     d.limits.device_bytes = 0;
-    const PlannedRun run = planned(d);
+    const Plan run = planned(d);
     const std::int64_t before = sim::allocated_bytes();
-    const Engine engine(make_test_backend(run.config.target), run.config.engine, run.plan);
-    const std::int64_t pages = run.plan.host.bytes > 0 ? 3 : 2;
+    const Engine engine(make_test_backend(run.config.target), run.config.engine, run.rehearsed);
+    const std::int64_t pages = run.rehearsed.host.bytes > 0 ? 3 : 2;
     EXPECT_EQ(sim::allocated_bytes() - before,
               run.device_bytes - run.config.target.context_bytes + run.host_bytes + pages * 4096)
         << run.command;

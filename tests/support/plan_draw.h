@@ -40,8 +40,8 @@ class Draws {
 
 using DrawnPlan = PlanRequest;  // without a tokenizer
 
-inline PlannedRun planned(const DrawnPlan& d) { return plan_run(d); }
-inline PlannedRun planned_with(const DrawnPlan& d, const Options& o, std::int64_t device_bytes) {
+inline Plan planned(const DrawnPlan& d) { return plan_run(d); }
+inline Plan planned_with(const DrawnPlan& d, const Options& o, std::int64_t device_bytes) {
   Limits limits = d.limits;
   limits.device_bytes = device_bytes;
   Target target = d.target;
@@ -63,9 +63,9 @@ inline void draw_memory(DrawnPlan& d, Draws& draws) {
 }
 
 // A step, an evaluation, a sample, a save: in the memory that was planned, and in no more.
-inline void run_within(const PlannedRun& run, const DrawnPlan& d, const std::filesystem::path& folder) {
+inline void run_within(const Plan& run, const DrawnPlan& d, const std::filesystem::path& folder) {
   const EngineOptions& e = run.config.engine;
-  Engine engine(make_test_backend(run.config.target), e, run.plan);
+  Engine engine(make_test_backend(run.config.target), e, run.rehearsed);
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(e.micro_batch_tokens()), 7);
   const HostBatch batch{ids, ids};
   engine.init_weights(1);
@@ -74,8 +74,8 @@ inline void run_within(const PlannedRun& run, const DrawnPlan& d, const std::fil
   EXPECT_TRUE(stats.finite);
   EXPECT_EQ(engine.evaluate(batch).targets, static_cast<double>(ids.size()));
   if (e.sample_tokens > 0) engine.sample(std::vector<std::int32_t>{1}, SampleOptions{.new_tokens = 2});
-  EXPECT_EQ(engine.used_device_bytes(), run.plan.device_bytes());
-  EXPECT_EQ(engine.used_host_bytes(), run.plan.host.bytes);
+  EXPECT_EQ(engine.used_device_bytes(), run.rehearsed.device_bytes());
+  EXPECT_EQ(engine.used_host_bytes(), run.rehearsed.host.bytes);
   const std::int64_t fixed = default_workspace_bytes(run.config.target) + run.config.target.context_bytes;
   EXPECT_EQ(engine.used_device_bytes() + fixed, run.device_bytes);
   EXPECT_LE(run.device_bytes, d.limits.device_bytes);
@@ -95,7 +95,7 @@ inline void run_within(const PlannedRun& run, const DrawnPlan& d, const std::fil
 }
 
 // At least 90 % of what the machine has, or the next micro-batch would be too large, or there is none.
-inline void expect_no_room_for_more(const PlannedRun& run, const DrawnPlan& d) {
+inline void expect_no_room_for_more(const Plan& run, const DrawnPlan& d) {
   if (run.device_bytes * 10 >= d.limits.device_bytes * 9 || d.options.micro_batch > 0) return;
   const std::int64_t rows = d.options.batch_tokens / run.config.engine.model.seq_len;
   Options larger = with_choices(d.options, run.config);
@@ -140,7 +140,7 @@ struct DrawnCounts {
 
 inline void expect_promises_kept(const DrawnPlan& d, const std::filesystem::path& folder,
                                  DrawnCounts& counts) {
-  PlannedRun run = planned(d);
+  Plan run = planned(d);
   std::int64_t rows = 0;
   for (const PlanRow& row : run.device_rows) rows += row.bytes;
   EXPECT_EQ(rows, run.device_bytes);
@@ -174,7 +174,7 @@ inline void expect_promises_kept(const DrawnPlan& d, const std::filesystem::path
     ++counts.proposals;
     Words words{"--quiet"};
     for (const std::string& word : arguments_of(change.command)) words.push_back(word);
-    const PlannedRun with = planned_with(d, load_options(words).options, d.limits.device_bytes);
+    const Plan with = planned_with(d, load_options(words).options, d.limits.device_bytes);
     EXPECT_TRUE(with.fits()) << change.options;
     if (&change == &run.changes.front() && with.fits()) run_within(with, d, folder);
   }

@@ -216,7 +216,7 @@ EngineOptions tiny_options() {
 
 std::unique_ptr<Engine> engine_on(std::unique_ptr<Backend> backend) {
   const EngineOptions options = tiny_options();
-  const RunPlan plan = Engine::rehearse(options, backend->target());
+  const Rehearsed plan = Engine::rehearse(options, backend->target());
   return std::make_unique<Engine>(std::move(backend), options, plan);
 }
 

@@ -128,7 +128,7 @@ TEST(MemoryPromise, PlannedBytesAreUsedBytesInEveryConfiguration) {
   ASSERT_GE(std::size(kConfigurations), 12u);
   for (const Configuration& c : kConfigurations) {
     const EngineOptions options = tiny_engine_options(c.shape);
-    const RunPlan plan = Engine::rehearse(options, test_target(c.shape.threads));
+    const Rehearsed plan = Engine::rehearse(options, test_target(c.shape.threads));
     Engine engine(make_test_backend(test_target(c.shape.threads)), options, plan);
     run_every_phase(engine, data);
     EXPECT_EQ(engine.used_device_bytes(), plan.device_bytes()) << c.name;
@@ -155,7 +155,7 @@ TEST(MemoryPromise, ARuleOfWholeMatricesIsPlannedForMatricesLargerThanASlab) {
 
 TEST(MemoryPromise, APlanForAnotherRunIsRefused) {
   const TinyShape planned{.rows = 1}, built{.rows = 2};
-  const RunPlan plan = Engine::rehearse(tiny_engine_options(planned), test_target(1));
+  const Rehearsed plan = Engine::rehearse(tiny_engine_options(planned), test_target(1));
   Engine engine(make_test_backend(test_target(1)), tiny_engine_options(built), plan);
   EXPECT_THROW(engine.evaluate(HostBatch{std::vector<std::int32_t>(64), std::vector<std::int32_t>(64)}),
                PlanError);

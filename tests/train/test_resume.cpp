@@ -107,7 +107,7 @@ TEST_F(Resume, PagedBytesAreWhatThePlanSays) {
   engine->measure(1.0, 2);
   engine->update();
   const BackendTotals done = engine->backend().totals();
-  const RunPlan plan = Engine::rehearse(tiny_engine_options({}), test_target(2));
+  const Rehearsed plan = Engine::rehearse(tiny_engine_options({}), test_target(2));
   EXPECT_EQ(done.host_to_device_bytes, plan.optimizer_step.host_to_device_bytes);
   EXPECT_EQ(done.device_to_host_bytes, plan.optimizer_step.device_to_host_bytes);
   EXPECT_EQ(done.host_to_device_bytes, static_cast<double>(engine->optimizer().paged_bytes()));

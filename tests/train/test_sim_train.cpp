@@ -443,7 +443,7 @@ TEST(SimMemory, IsTakenBeforeTheFirstStepAsPlannedAndNeverAgain) {
     for (const GemmRoute route : {GemmRoute::fused, GemmRoute::scratch}) {
       Target target = cuda_target(86);
       target.gemm = route;
-      const RunPlan plan = Engine::rehearse(options, target);
+      const Rehearsed plan = Engine::rehearse(options, target);
       const std::int64_t before_bytes = sim::allocated_bytes();
       Engine engine(make_test_backend(target), options, plan);
       const std::int64_t taken_bytes = sim::allocated_bytes();
