@@ -91,9 +91,9 @@ std::vector<std::int32_t> synthetic_tokens(std::int64_t count, std::int64_t voca
 double product_flops(Backend& backend, const EngineOptions& e) {
   const std::int64_t M = e.micro_batch_tokens(), C = e.model.n_embd, F = 4 * C;
   bench::Buffers buffers(backend);
-  Matmul op{.a = buffers.normal({M, C}, e.memory.compute),
-            .b = buffers.normal({F, C}, e.memory.compute),
-            .c = buffers.empty({M, F}, e.memory.compute)};
+  Matmul op{.a = buffers.normal({M, C}, e.layout.compute),
+            .b = buffers.normal({F, C}, e.layout.compute),
+            .c = buffers.empty({M, F}, e.layout.compute)};
   buffers.add_scratch(op, backend.target());
   return op.cost().executed_flops / bench::median_seconds(backend, [&] { backend.run(op); });
 }
@@ -192,9 +192,9 @@ void run(const std::vector<std::string>& words) {
   std::cout << fmt::format(
       "\nmodel       {}, {} parameters, {} x {} tokens, {} micro-batches a step, {}, --quant {}, recompute "
       "{}, paging {}\n",
-      e.model.name, format_count(e.model.param_count()), e.memory.micro_batch_rows, e.model.seq_len,
-      e.accumulation, dtype_name(e.memory.compute), format_info(e.memory.weights).name,
-      e.memory.checkpoint_activations ? "on" : "off", e.optim.paged ? "on" : "off");
+      e.model.name, format_count(e.model.param_count()), e.layout.micro_batch_rows, e.model.seq_len,
+      e.accumulation, dtype_name(e.layout.compute), format_info(e.layout.weights).name,
+      e.layout.checkpoint_activations ? "on" : "off", e.optim.paged ? "on" : "off");
   std::cout << fmt::format("memory      planned {} device + {} host, used {} + {}, peak RSS {}\n",
                            format_bytes(planned.rehearsed.device_bytes()),
                            format_bytes(planned.rehearsed.host.bytes),

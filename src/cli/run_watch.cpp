@@ -37,7 +37,7 @@ StepWork step_work(const Plan& run, const Card* card, const EvalBatches* validat
   StepWork work{.model_flops = e.model.model_flops_per_token() * static_cast<double>(e.step_tokens()),
                 .executed_flops = run.rehearsed.train_step(e.accumulation).executed_flops};
   if (validation != nullptr) {
-    const std::int64_t rows = e.memory.micro_batch_rows;
+    const std::int64_t rows = e.layout.micro_batch_rows;
     const std::int64_t batches = (validation->rows() + rows - 1) / rows;
     work.evaluation_flops = static_cast<double>(batches) * run.rehearsed.eval_step.executed_flops;
   }
@@ -54,8 +54,8 @@ JsonRecord start_record(const Plan& run, const DeviceFacts& facts, const Card* c
       .add("steps", run.config.steps)
       .add("model", e.model.name)
       .add("params", e.model.param_count())
-      .add("quant", format_info(e.memory.weights).name)
-      .add("dtype", dtype_name(e.memory.compute))
+      .add("quant", format_info(e.layout.weights).name)
+      .add("dtype", dtype_name(e.layout.compute))
       .add("device", log_device_name(run.config.target.kind, facts.name))
       .add("step_tokens", e.step_tokens())
       .add("device_bytes", run.device_bytes)

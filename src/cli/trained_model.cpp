@@ -152,9 +152,9 @@ LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
   const TrainedModel trained = find_trained(loaded, target);
   EngineOptions engine;
   engine.model = trained.config;
-  engine.memory.compute = trained.compute;
-  engine.memory.weights = trained.weights;
-  engine.memory.micro_batch_rows = micro_batch_rows;
+  engine.layout.compute = trained.compute;
+  engine.layout.weights = trained.weights;
+  engine.layout.micro_batch_rows = micro_batch_rows;
   engine.sample_tokens = engine.model.seq_len;
   engine.with_logits = with_logits;
   engine.inference = true;

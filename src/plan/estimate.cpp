@@ -52,10 +52,10 @@ StepParts parts_of_step(const Plan& run, const EstimateInput& in) {
 
   // Forward and the gradient of the input read the weights; recomputing reads them once more. At worst every
   // read writes the weight in 16 bits first, at best that hides inside the products.
-  if (run.config.engine.memory.weights != FormatId::none) {
+  if (run.config.engine.layout.weights != FormatId::none) {
     const double bits =
-        in.weight_bits > 0 ? in.weight_bits : format_info(run.config.engine.memory.weights).bits_per_weight;
-    const double passes = run.config.engine.memory.checkpoint_activations ? 3 : 2;
+        in.weight_bits > 0 ? in.weight_bits : format_info(run.config.engine.layout.weights).bits_per_weight;
+    const double passes = run.config.engine.layout.checkpoint_activations ? 3 : 2;
     const auto weights = static_cast<double>(run.config.engine.model.matrix_params());
     parts.expansion.high = micro_batches * passes * weights * (bits / 8 + kScratchBytes) / bandwidth;
   }

@@ -129,7 +129,7 @@ void add_without_recompute(Comparison& comparison, const Options& o, CompareTabl
   std::string options = words_of<&Options::quant>(kept);
   say_changes<&Options::ckpt_activations>(options, o, kept);
   const Plan run = comparison.planned(kept, options);
-  if (run.fits() && !run.config.engine.memory.checkpoint_activations)
+  if (run.fits() && !run.config.engine.layout.checkpoint_activations)
     comparison.add(fmt::format("{}, nothing computed twice", o.model), options, run, kDenseBits, table);
 }
 
@@ -149,7 +149,7 @@ void add_smaller_models(Comparison& comparison, const Options& o, const ModelCon
     std::string options = words_of<&Options::model, &Options::quant>(smaller);
     const Plan run = comparison.planned(smaller, options);
     // What the command has beside it and this choice has not.
-    if (!run.config.engine.memory.checkpoint_activations)
+    if (!run.config.engine.layout.checkpoint_activations)
       say_changes<&Options::ckpt_activations>(options, o, smaller);
     say_changes<&Options::tokens, &Options::steps, &Options::n_layer, &Options::n_head, &Options::n_embd,
                 &Options::n_kv_head, &Options::warmup_steps>(options, o, smaller);
@@ -189,9 +189,9 @@ CompareTable compare_choices(const PlanRequest& request, const EstimateInput& in
 
   std::string unused;
   const Plan run = comparison.planned(o, unused);
-  const double bits = run.config.engine.memory.weights == FormatId::none
+  const double bits = run.config.engine.layout.weights == FormatId::none
                           ? kDenseBits
-                          : format_info(run.config.engine.memory.weights).bits_per_weight;
+                          : format_info(run.config.engine.layout.weights).bits_per_weight;
   if (const std::int64_t fewer = kFewerTokensPerParam * model.param_count();
       fewer < run.config.steps * run.config.engine.step_tokens()) {
     Options shorter = o;

@@ -84,7 +84,7 @@ void append_counts(std::string& text, const Plan& run, const Estimate& e) {
       "\n    nanochat counts attention as a full square and nothing twice. Executed are its causal tiles, seven\n"
       "    products in its backward pass, {}and evaluation.\n"
       "    No estimate is below the floor at 100 % of the peak.\n",
-      run.config.engine.memory.checkpoint_activations ? "every block's forward again (--ckpt-activations), "
+      run.config.engine.layout.checkpoint_activations ? "every block's forward again (--ckpt-activations), "
                                                       : "");
 }
 

@@ -149,9 +149,9 @@ Plan rehearse_candidate(RunConfig config, const Limits& limits, const Choice& ch
   run.config = std::move(config);
   run.config.target = choice.target;
   EngineOptions& e = run.config.engine;
-  e.memory.compute = choice.compute;
-  e.memory.gradient = choice.gradient;
-  e.memory.micro_batch_rows = choice.rows;
+  e.layout.compute = choice.compute;
+  e.layout.gradient = choice.gradient;
+  e.layout.micro_batch_rows = choice.rows;
   e.optim.paged = choice.paged;
   e.accumulation = step_rows / choice.rows;
   run.rehearsed = Engine::rehearse(e, choice.target);
@@ -165,10 +165,10 @@ Plan rehearse_candidate(RunConfig config, const Limits& limits, const Choice& ch
 
 // 16-bit weights lose nothing: where they fit, whoever packs them should know.
 void note_unquantized(Plan& run, const Limits& limits) {
-  const ModelOptions& m = run.config.engine.memory;
+  const ModelOptions& m = run.config.engine.layout;
   if (m.weights == FormatId::none || !run.fits()) return;
   RunConfig plain = run.config;
-  plain.engine.memory.weights = FormatId::none;
+  plain.engine.layout.weights = FormatId::none;
   for (const DType gradient : {m.gradient, m.compute}) {
     for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
       const Plan other = rehearse_candidate(plain, limits,
@@ -309,7 +309,7 @@ bool Search::try_all(const Target& on, std::optional<Plan>& best) {
 // The route that needs no scratch is the floor of what a card must have.
 bool Search::has_floor() const {
   return target_.kind == DeviceKind::cuda && target_.gemm == GemmRoute::automatic &&
-         config_.engine.memory.weights != FormatId::none;
+         config_.engine.layout.weights != FormatId::none;
 }
 
 Plan Search::run() {
@@ -339,20 +339,20 @@ Plan Search::least() {
 
 void describe_choices(Plan& run, const PlanRequest& request, const Search& search) {
   const Options& o = request.options;
-  const ModelOptions& memory = run.config.engine.memory;
+  const ModelOptions& layout = run.config.engine.layout;
   if (o.vocab_size == 0 && request.vocab_size == 0) {
     run.decisions.push_back(fmt::format("vocabulary {}: the model's own, because no data is there",
                                         format_thousands(search.model().vocab_size)));
   }
   if (!o.dtype) {
     run.decisions.push_back(fmt::format(
-        "--dtype {}: {}", dtype_name(memory.compute),
+        "--dtype {}: {}", dtype_name(layout.compute),
         run.config.target.native_bf16 ? "the device multiplies bf16 natively" : "no bf16 instructions here"));
   }
   if (!o.grad_dtype) {
     run.decisions.push_back(
-        fmt::format("--grad-dtype {}: {}", dtype_name(memory.gradient),
-                    memory.gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));
+        fmt::format("--grad-dtype {}: {}", dtype_name(layout.gradient),
+                    layout.gradient == DType::f32 ? "f32 accumulators fit" : "f32 accumulators do not fit"));
   }
   if (search.pages_by_choice()) {
     run.decisions.push_back(run.config.engine.optim.paged
@@ -360,8 +360,8 @@ void describe_choices(Plan& run, const PlanRequest& request, const Search& searc
                                 : "--paging off: master and moments fit on the device");
   }
   if (o.micro_batch == 0) {
-    run.decisions.push_back(fmt::format("--micro-batch {}: {}, {} per step", memory.micro_batch_rows,
-                                        memory.micro_batch_rows == search.most_rows()
+    run.decisions.push_back(fmt::format("--micro-batch {}: {}, {} per step", layout.micro_batch_rows,
+                                        layout.micro_batch_rows == search.most_rows()
                                             ? "as many rows as keep the device busy"
                                             : "the largest that fits",
                                         run.config.engine.accumulation));

@@ -44,7 +44,7 @@ void micro_batch(const Situation& s, std::vector<Change>& all) {
 }
 
 void fused_products(const Situation& s, std::vector<Change>& all) {
-  const ModelOptions& m = s.run.config.engine.memory;
+  const ModelOptions& m = s.run.config.engine.layout;
   if (s.on_card() && m.weights != FormatId::none && s.target.gemm == GemmRoute::scratch) {
     all.push_back(
         {.loss = Loss::time,
@@ -104,7 +104,7 @@ void fewer_checkpoints(const Situation& s, std::vector<Change>& all) {
 
 void gradients_in_bf16(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
-  const ModelOptions& m = s.run.config.engine.memory;
+  const ModelOptions& m = s.run.config.engine.layout;
   if (o.grad_dtype == DType::f32 && m.compute == DType::bf16) {
     all.push_back({.loss = Loss::rounding,
                    .apply = [](Options& to) { to.grad_dtype = DType::bf16; },
@@ -122,7 +122,7 @@ void moments_in_8_bits(const Situation& s, std::vector<Change>& all) {
 }
 
 void bf16(const Situation& s, std::vector<Change>& all) {
-  const ModelOptions& m = s.run.config.engine.memory;
+  const ModelOptions& m = s.run.config.engine.layout;
   if (m.compute == DType::f32) {
     all.push_back(
         {.loss = Loss::rounding,
@@ -135,7 +135,7 @@ void bf16(const Situation& s, std::vector<Change>& all) {
 
 void master_in_bf16(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
-  const ModelOptions& m = s.run.config.engine.memory;
+  const ModelOptions& m = s.run.config.engine.layout;
   if (o.master == DType::f32 && m.compute != DType::f16) {
     all.push_back(
         {.loss = Loss::rounding,
@@ -146,7 +146,7 @@ void master_in_bf16(const Situation& s, std::vector<Change>& all) {
 }
 
 void packed_weights(const Situation& s, std::vector<Change>& all) {
-  const ModelOptions& m = s.run.config.engine.memory;
+  const ModelOptions& m = s.run.config.engine.layout;
   if (m.weights == FormatId::none && m.compute != DType::f16) {
     all.push_back(
         {.loss = Loss::weights,

@@ -65,10 +65,10 @@ TrainerOptions trainer_options(const Options& o, std::int64_t steps) {
 RunConfig config_of(const Options& o, const ModelConfig& model) {
   RunConfig c;
   c.engine.model = model;
-  c.engine.memory.weights = o.quant;
-  c.engine.memory.checkpoint_activations = o.ckpt_activations;
-  c.engine.memory.loss_chunk_tokens = o.loss_chunk;
-  c.engine.memory.seed = o.seed;
+  c.engine.layout.weights = o.quant;
+  c.engine.layout.checkpoint_activations = o.ckpt_activations;
+  c.engine.layout.loss_chunk_tokens = o.loss_chunk;
+  c.engine.layout.seed = o.seed;
   c.engine.optim = optimizer_options(o, model);
   c.engine.sample_tokens = o.sample_tokens > 0 ? model.seq_len : 0;
   c.tokens = run_tokens(o, model);
@@ -88,19 +88,19 @@ RunConfig config_of(const Options& o, const ModelConfig& model) {
 }
 
 Options with_choices(const Options& options, const RunConfig& config) {
-  const ModelOptions& memory = config.engine.memory;
+  const ModelOptions& layout = config.engine.layout;
   Options chosen = options;
-  chosen.micro_batch = memory.micro_batch_rows;
-  chosen.grad_dtype = memory.gradient;
+  chosen.micro_batch = layout.micro_batch_rows;
+  chosen.grad_dtype = layout.gradient;
   if (config.target.kind == DeviceKind::cuda && config.target.gemm == GemmRoute::fused)
     chosen.gemm = GemmRoute::fused;
-  if (memory.compute == DType::f16) chosen.paging = config.engine.optim.paged ? Paging::on : Paging::off;
+  if (layout.compute == DType::f16) chosen.paging = config.engine.optim.paged ? Paging::on : Paging::off;
   return chosen;
 }
 
 std::map<std::string, std::string> resolved_options(Options chosen, const RunConfig& config) {
   const ModelConfig& model = config.engine.model;
-  chosen.dtype = config.engine.memory.compute;
+  chosen.dtype = config.engine.layout.compute;
   chosen.vocab_size = model.vocab_size;
   chosen.seq_len = model.seq_len;
   chosen.n_kv_head = model.n_kv_head;

@@ -87,7 +87,7 @@ std::string hardware_text(const Plan& run, const std::string& card) {
 }
 
 std::string weights_text(const Plan& run) {
-  const ModelOptions& m = run.config.engine.memory;
+  const ModelOptions& m = run.config.engine.layout;
   const FormatInfo& format = format_info(m.weights);
   const std::string blocks = m.weights == FormatId::none
                                  ? std::string(dtype_name(m.compute))
@@ -108,7 +108,7 @@ std::string model_text(const ModelConfig& c) {
 std::string batch_text(const Plan& run) {
   const EngineOptions& e = run.config.engine;
   return fmt::format("{} tokens per step = {} micro-batches x {} rows x {}; {} steps, {} tokens",
-                     format_thousands(e.step_tokens()), e.accumulation, e.memory.micro_batch_rows,
+                     format_thousands(e.step_tokens()), e.accumulation, e.layout.micro_batch_rows,
                      e.model.seq_len, format_thousands(run.config.steps),
                      format_count(run.config.steps * e.step_tokens()));
 }
@@ -182,7 +182,7 @@ std::string plan_json(const Plan& run, const Limits& limits) {
       "\"margin_bytes\":{},\"steps\":{},\"checkpoint_bytes\":{},\"written_bytes_per_day\":{},"
       "\"token_cache_bytes\":{},\"device_limit_bytes\":{},\"reserve_bytes\":{},\"device\":"
       "{{{}}},\"host\":{{{}}},\"changes\":[{}]}}",
-      run.fits(), run.device_bytes, run.host_bytes, run.disk_bytes, run.config.engine.memory.micro_batch_rows,
+      run.fits(), run.device_bytes, run.host_bytes, run.disk_bytes, run.config.engine.layout.micro_batch_rows,
       run.config.engine.accumulation, margin, run.config.steps, run.checkpoint_bytes,
       run.written_bytes_per_day, run.token_cache_bytes, limits.device_bytes, run.reserve_bytes, rows,
       host_rows, changes);

@@ -95,10 +95,10 @@ Engine::Engine(std::unique_ptr<Backend> backend, EngineOptions options, const Re
 }
 
 void Engine::build() {
-  options_.memory.gradients = !options_.inference;
+  options_.layout.gradients = !options_.inference;
   const PhaseScope state(*state_, "state");
   const PhaseScope host(*host_, "state");
-  model_ = std::make_unique<Model>(*backend_, *state_, *step_, options_.model, options_.memory);
+  model_ = std::make_unique<Model>(*backend_, *state_, *step_, options_.model, options_.layout);
   totals_ = state_->keep("totals", MemoryTag::inputs, DType::f64, {2});
   if (!options_.inference) {
     optimizer_ = std::make_unique<Optimizer>(*backend_, *state_, *host_, model_->params(),

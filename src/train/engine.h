@@ -25,14 +25,14 @@ namespace qt {
 
 struct EngineOptions {
   ModelConfig model;
-  ModelOptions memory;
+  ModelOptions layout;
   OptimizerOptions optim;
   std::int64_t accumulation = 1;   // micro-batches per optimizer step
   std::int64_t sample_tokens = 0;  // positions a sample may have; 0: the run never samples
   bool with_logits = false;        // rehearse logits() too: parity tests
   bool inference = false;          // weights only: no gradients, no optimizer; evaluate and sample
 
-  std::int64_t micro_batch_tokens() const { return memory.micro_batch_rows * model.seq_len; }
+  std::int64_t micro_batch_tokens() const { return layout.micro_batch_rows * model.seq_len; }
   std::int64_t step_tokens() const { return micro_batch_tokens() * accumulation; }
 };
 

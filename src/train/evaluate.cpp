@@ -16,7 +16,7 @@ std::string eval_text(const EvalResult& result) {
 }
 
 EvalResult evaluate(Engine& engine, const EvalBatches& validation, const std::function<void()>& poll) {
-  const std::int64_t rows = engine.options().memory.micro_batch_rows;
+  const std::int64_t rows = engine.options().layout.micro_batch_rows;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(engine.options().micro_batch_tokens())),
       targets(ids.size());
   EvalResult result;

@@ -182,7 +182,7 @@ void CheckpointStore::save(Engine& engine, const RunState& state) {
   how.expected_bytes = total_bytes(weights) + total_bytes(optimizer) + kHeaderAllowanceBytes;
   CheckpointWriter writer(fs_, run_dir_, state.step, how);
   const Metadata metadata{{"format", "qtrain"},
-                          {"packed", std::string(format_info(engine.options().memory.weights).name)}};
+                          {"packed", std::string(format_info(engine.options().layout.weights).name)}};
   write_tensors(writer.add_file(kWeightsFile), engine.stored_form(), weights, metadata, staging_);
   write_tensors(writer.add_file(kStateFile), engine.stored_form(), optimizer, metadata, staging_);
   RunState complete = state;

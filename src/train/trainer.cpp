@@ -102,7 +102,7 @@ bool Trainer::step() {
 }
 
 HostBatch Trainer::fetch(std::int64_t micro) {
-  const std::int64_t rows = engine_.options().memory.micro_batch_rows;
+  const std::int64_t rows = engine_.options().layout.micro_batch_rows;
   const std::int64_t first = (state_.window * engine_.options().accumulation + micro) * rows;
   train_.fill(first, rows, batch_.ids, batch_.targets);
   return HostBatch{.ids = batch_.ids, .targets = batch_.targets, .first_row = first};

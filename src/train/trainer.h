@@ -89,7 +89,7 @@ class Trainer {
   // Whether the run got one step further: not after an overflow, nor where an earlier state was restored.
   bool step();
   HostBatch fetch(std::int64_t micro);
-  bool scales_loss() const { return engine_.options().memory.compute == DType::f16; }
+  bool scales_loss() const { return engine_.options().layout.compute == DType::f16; }
   bool overflowed(const StepStats& stats);
   void after_window(const StepStats& stats, double seconds);
   void restore(const std::string& why);

@@ -116,8 +116,8 @@ TEST(Decoder, AgreesWithTheModelOnLongPromptsAndPackedWeights) {
       SCOPED_TRACE(fmt::format("{} {}", format == FormatId::nf4 ? "nf4" : "none", dtype_name(compute)));
       EngineOptions o;
       o.model = c;
-      o.memory.weights = format;
-      o.memory.compute = compute;
+      o.layout.weights = format;
+      o.layout.compute = compute;
       o.with_logits = true;
       o.optim.rule = &rules::adamw;
       TestEngine engine(o);
@@ -131,13 +131,13 @@ TEST(Decoder, AgreesWithTheModelOnLongPromptsAndPackedWeights) {
       // The same kernels in another cut: f32 differs by the order of sums, bf16 where one of those flips a
       // rounding.
       const double share = compute == DType::f32 ? kF32Share : 0x1p-6;
-      const auto got = decode(c, o.memory, weights, {text}, {250, 1, 1, 48});
+      const auto got = decode(c, o.layout, weights, {text}, {250, 1, 1, 48});
       EXPECT_LE(max_norm_ratio(got[0], row(249), share).worst, 1);
       EXPECT_LE(max_norm_ratio(got[1], row(250), share).worst, 1);
       EXPECT_LE(max_norm_ratio(got[2], row(251), share).worst, 1);
       EXPECT_LE(max_norm_ratio(got[3], row(299), share).worst, 1);
       EXPECT_GT(max_norm_ratio(got[3], row(298), share).worst, 1) << "the neighbour's logits must not pass";
-      const auto whole = decode(c, o.memory, weights, {text}, {300});
+      const auto whole = decode(c, o.layout, weights, {text}, {300});
       EXPECT_LE(max_norm_ratio(whole[0], row(299), share).worst, 1);
     }
   }

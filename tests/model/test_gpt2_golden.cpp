@@ -43,7 +43,7 @@ class Gpt2Golden : public ::testing::TestWithParam<const char*> {
   EngineOptions options() const {
     EngineOptions o;
     o.model = golden.config();
-    o.memory.micro_batch_rows = golden.shape("ids").at(0);
+    o.layout.micro_batch_rows = golden.shape("ids").at(0);
     o.with_logits = true;
     o.optim.rule = &rules::adamw;
     o.optim.max_norm = 0;
@@ -98,8 +98,8 @@ TEST_P(Gpt2Golden, LogitsLossAndEveryGradientAgreeInF32) {
     for (const std::int64_t chunk : {0, 7}) {
       SCOPED_TRACE(fmt::format("checkpointing {}, loss chunk {}", checkpointed, chunk));
       EngineOptions o = options();
-      o.memory.checkpoint_activations = checkpointed;
-      o.memory.loss_chunk_tokens = chunk;
+      o.layout.checkpoint_activations = checkpointed;
+      o.layout.loss_chunk_tokens = chunk;
       const Outcome got = run(o);
       expect_within("forward", "logits", DType::f32, logits_ratio(got, kF32Share));
       expect_within("forward", "loss", DType::f32, loss_ratio(got, kF32Share));
@@ -131,10 +131,10 @@ TEST_P(Gpt2Golden, CheckpointingThreadsAndPagingChangeNoBit) {
   for (const DType compute : {DType::f32, DType::bf16, DType::f16}) {
     for (const double dropout : {0.0, 0.3}) {
       EngineOptions o = options();
-      o.memory.compute = compute;
+      o.layout.compute = compute;
       o.model.dropout = dropout;
       const Outcome plain = run(o, 1);
-      o.memory.checkpoint_activations = true;
+      o.layout.checkpoint_activations = true;
       o.optim.paged = false;
       const Outcome other = run(o, 3);
       EXPECT_EQ(plain.logits, other.logits);
@@ -155,10 +155,10 @@ TEST_P(Gpt2Golden, CheckpointingThreadsAndPagingChangeNoBit) {
 TEST_P(Gpt2Golden, DropsTheSameElementsInEveryCut) {
   EngineOptions o = options();
   o.model.dropout = 0.5;
-  const std::int64_t rows = o.memory.micro_batch_rows, T = o.model.seq_len;
+  const std::int64_t rows = o.layout.micro_batch_rows, T = o.model.seq_len;
   const auto gradients = [&](std::int64_t rows_at_once, std::int64_t row_step) {
     EngineOptions cut = o;
-    cut.memory.micro_batch_rows = rows_at_once;
+    cut.layout.micro_batch_rows = rows_at_once;
     cut.accumulation = rows / rows_at_once;
     TestEngine engine(cut);
     engine.set_masters([&](const Param& p) { return golden.floats(p.name); });
@@ -185,7 +185,7 @@ TEST_P(Gpt2Golden, DropsTheSameElementsInEveryCut) {
 TEST_P(Gpt2Golden, AgreesIn16BitsToWhatItsRoundingsCost) {
   for (const DType compute : {DType::bf16, DType::f16}) {
     EngineOptions o = options();
-    o.memory.compute = compute;
+    o.layout.compute = compute;
     const double loss_scale = compute == DType::f16 ? 1024 : 1;
     const Outcome got = run(o, 2, loss_scale);
     const std::int64_t layers = o.model.n_layer;
@@ -200,14 +200,14 @@ TEST_P(Gpt2Golden, AgreesIn16BitsToWhatItsRoundingsCost) {
 
 TEST_P(Gpt2Golden, GradientsOfVectorsStayInF32WhereThoseOfMatricesDoNot) {
   EngineOptions o = options();
-  o.memory.compute = DType::bf16;
-  o.memory.gradient = DType::bf16;
+  o.layout.compute = DType::bf16;
+  o.layout.gradient = DType::bf16;
   TestEngine engine(o);
   for (const Param& p : engine->model().params())
     EXPECT_EQ(p.grad.dtype, p.group == ParamGroup::norm ? DType::f32 : DType::bf16) << p.name;
   ASSERT_EQ(engine->model().gradients().size(), 2u);
   const Outcome got = run(o);
-  o.memory.gradient = DType::f32;
+  o.layout.gradient = DType::f32;
   const Outcome wide = run(o);
   // Both regions enter the norm, which is off by no more than one rounding of each of its elements.
   EXPECT_NEAR(got.stats.norm, wide.stats.norm, 0x1p-8 * wide.stats.norm);

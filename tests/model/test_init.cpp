@@ -29,9 +29,9 @@ int first_step_with_gradient(const std::string& name) {
 EngineOptions fresh(FormatId format, DType compute, std::int64_t vocab = 300) {
   EngineOptions o;
   o.model = model_by_name("d2", {.vocab_size = vocab, .seq_len = 32});
-  o.memory.weights = format;
-  o.memory.compute = compute;
-  o.memory.micro_batch_rows = 2;
+  o.layout.weights = format;
+  o.layout.compute = compute;
+  o.layout.micro_batch_rows = 2;
   o.accumulation = 2;
   o.optim.peak_lr = {3e-3, 0.2, 4e-3, 0};
   return o;
@@ -91,7 +91,7 @@ TEST(Init, TheFirstLossIsTheLogarithmOfTheVocabulary) {
 TEST(Init, TheFirstLossOfTheFullVocabularyIsElevenPointNought90354889) {
   EngineOptions o = fresh(FormatId::nf4, DType::bf16, 65536);
   o.accumulation = 1;
-  o.memory.gradient = DType::bf16;
+  o.layout.gradient = DType::bf16;
   TestEngine engine(o);
   engine->init_weights(3);
   const Window w = random_window(o, 9);
@@ -107,7 +107,7 @@ TEST(Init, GradientsAreExactlyZeroUntilTheZerosBeforeThemHaveMoved) {
             fmt::format("{} {} checkpointing {}", optimizer, setup_name(format, compute), checkpointed));
         EngineOptions o = fresh(format, compute);
         o.optim.rule = &update_rule_by_name(optimizer);
-        o.memory.checkpoint_activations = checkpointed;
+        o.layout.checkpoint_activations = checkpointed;
         TestEngine engine(o);
         engine->init_weights(1);
         for (int step = 0; step < 3; ++step) {
@@ -276,7 +276,7 @@ TEST(Init, ThreadsPagingAndSlabsChangeNoBit) {
 
     std::size_t compared = 0;
     run_planned(
-        o.model, o.memory, o.optim,
+        o.model, o.layout, o.optim,
         [&](Parts& parts) {
           {
             const PhaseScope phase(parts.step, "init");

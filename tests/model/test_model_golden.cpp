@@ -54,7 +54,7 @@ double scored(const Batch& b) {
 EngineOptions golden_options() {
   EngineOptions o;
   o.model = golden().config();
-  o.memory.micro_batch_rows = golden().shape("ids").at(0);
+  o.layout.micro_batch_rows = golden().shape("ids").at(0);
   o.with_logits = true;
   o.optim.rule = &rules::adamw;
   o.optim.max_norm = 0;
@@ -120,8 +120,8 @@ TEST(ModelGolden, LogitsLossAndEveryGradientAgreeInF32) {
     for (const std::int64_t chunk : {0, 7}) {  // 48 tokens: one chunk, or six of 7 and one of 6
       SCOPED_TRACE(fmt::format("checkpointing {}, loss chunk {}", checkpointed, chunk));
       EngineOptions o = golden_options();
-      o.memory.checkpoint_activations = checkpointed;
-      o.memory.loss_chunk_tokens = chunk;
+      o.layout.checkpoint_activations = checkpointed;
+      o.layout.loss_chunk_tokens = chunk;
       const Outcome got = run(o);
       expect_within("forward", "logits", DType::f32, logits_ratio(got, kF32Share));
       expect_within("forward", "loss", DType::f32, loss_ratio(got, kF32Share));
@@ -138,10 +138,10 @@ TEST(ModelGolden, CheckpointingThreadsAndPagingChangeNoBit) {
   for (const DType compute : {DType::f32, DType::bf16}) {
     for (const FormatId format : {FormatId::none, FormatId::nf4}) {
       EngineOptions o = golden_options();
-      o.memory.compute = compute;
-      o.memory.weights = format;
+      o.layout.compute = compute;
+      o.layout.weights = format;
       const Outcome plain = run(o, golden_batch(), golden_weights, 1);
-      o.memory.checkpoint_activations = true;
+      o.layout.checkpoint_activations = true;
       o.optim.paged = false;
       const Outcome other = run(o, golden_batch(), golden_weights, 3);
       EXPECT_EQ(plain.logits, other.logits);
@@ -155,8 +155,8 @@ TEST(ModelGolden, CheckpointingThreadsAndPagingChangeNoBit) {
 TEST(ModelGolden, AgreesInBf16ToWhatItsRoundingsCost) {
   for (const DType gradient : {DType::f32, DType::bf16}) {
     EngineOptions o = golden_options();
-    o.memory.compute = DType::bf16;
-    o.memory.gradient = gradient;
+    o.layout.compute = DType::bf16;
+    o.layout.gradient = gradient;
     const Outcome got = run(o);
     const std::int64_t layers = o.model.n_layer;
     expect_within("forward", "logits", DType::bf16, logits_ratio(got, bf16_share(layers, 1)));
@@ -189,7 +189,7 @@ TEST(ModelGolden, WouldCatchTheMistakesOfAPort) {
     EXPECT_GT(logits_ratio(got, kF32Share).worst, 5) << m.name;
     EXPECT_GT(gradient_ratio(got, kF32Share).worst, 5) << m.name;
     if (!m.in_bf16) continue;
-    o.memory.compute = DType::bf16;
+    o.layout.compute = DType::bf16;
     EXPECT_GT(logits_ratio(run(o), bf16_share(o.model.n_layer, 1)).worst, 1) << m.name;
   }
 }
@@ -225,7 +225,7 @@ TEST(ModelGolden, WouldCatchSwappedTargetsInEveryDtype) {
   EXPECT_LE(logits_ratio(f32, kF32Share).worst, 1);
   EXPECT_GT(loss_ratio(f32, kF32Share).worst, 1);
   EXPECT_GT(gradient_ratio(f32, kF32Share).worst, 1000);
-  o.memory.compute = DType::bf16;
+  o.layout.compute = DType::bf16;
   EXPECT_GT(gradient_ratio(run(o, swapped), bf16_share(o.model.n_layer, 2)).worst, 1);
 }
 
@@ -259,8 +259,8 @@ TEST(ModelGolden, TheOptimizerNormalisesByTheTargetsThatWereScored) {
 TEST(ModelGolden, PackedWeightsComputeWhatTheirDequantizedValuesDo) {
   for (const DType compute : {DType::f32, DType::bf16}) {
     EngineOptions o = golden_options();
-    o.memory.compute = compute;
-    o.memory.weights = FormatId::nf4;
+    o.layout.compute = compute;
+    o.layout.weights = FormatId::nf4;
     std::map<std::string, Floats> dequantized;
     {
       TestEngine engine(o);
@@ -280,7 +280,7 @@ TEST(ModelGolden, PackedWeightsComputeWhatTheirDequantizedValuesDo) {
       return dequantized.contains(p.name) ? dequantized.at(p.name) : golden_weights(p);
     };
     const Outcome packed = run(o);
-    o.memory.weights = FormatId::none;
+    o.layout.weights = FormatId::none;
     const Outcome plain = run(o, golden_batch(), weights);
     // The canonical weight is a bf16 value, so both see the same numbers; only sums may be ordered otherwise.
     const double forward = compute == DType::f32 ? kF32Share : bf16_share(o.model.n_layer, 1);

@@ -28,7 +28,7 @@ EngineOptions split(std::int64_t rows) {
   o.model.name = "small";
   o.model.n_layer = 2, o.model.n_head = 4, o.model.n_kv_head = 2, o.model.n_embd = 64;
   o.model.vocab_size = 97, o.model.seq_len = 32;
-  o.memory.micro_batch_rows = rows;
+  o.layout.micro_batch_rows = rows;
   o.accumulation = kRows / rows;
   o.optim.rule = &rules::adamw;
   o.optim.max_norm = 0;
@@ -126,9 +126,9 @@ TEST(Window, CheckpointingAndChunksOfTheLossChangeNothingBeyondTheOrderOfSums) {
   const Window w = ragged_window();
   const Outcome whole = run(split(2), w);
   EngineOptions o = split(2);
-  o.memory.checkpoint_activations = true;
+  o.layout.checkpoint_activations = true;
   EXPECT_EQ(run(o, w).gradients, whole.gradients);
-  o.memory.loss_chunk_tokens = 11;  // 64 tokens: five chunks of 11 and one of 9
+  o.layout.loss_chunk_tokens = 11;  // 64 tokens: five chunks of 11 and one of 9
   expect_same_gradients("loss chunks", run(o, w), whole);
 }
 
@@ -192,8 +192,8 @@ TEST(Window, DoesTheWorkThatNanochatsFormulaCounts) {
     double executed_without_recompute = 0;
     for (const bool checkpointed : {false, true}) {
       EngineOptions o = split(2);
-      o.memory.weights = format;
-      o.memory.checkpoint_activations = checkpointed;
+      o.layout.weights = format;
+      o.layout.checkpoint_activations = checkpointed;
       o.optim.peak_lr = {1e-3, 1e-3, 1e-3, 0};
       TestEngine engine(o);
       engine->init_weights(1);

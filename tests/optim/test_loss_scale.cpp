@@ -100,7 +100,7 @@ TEST_F(Fp16, AnOverflowReachesNoWeightAndIsNotCounted) {
     const std::string before = state_hash(*e);
     std::vector<std::int32_t> ids(static_cast<std::size_t>(e->options().micro_batch_tokens())),
         targets(ids.size());
-    batches.fill(0, e->options().memory.micro_batch_rows, ids, targets);
+    batches.fill(0, e->options().layout.micro_batch_rows, ids, targets);
     const StepStats stats = e->train_step(
         [&](std::int64_t) {
           return HostBatch{ids, targets};

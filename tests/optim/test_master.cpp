@@ -41,7 +41,7 @@ class Windows {
 
   Engine::FetchBatch window(std::int64_t number) {
     return [this, number](std::int64_t micro) {
-      const std::int64_t rows = options_.memory.micro_batch_rows;
+      const std::int64_t rows = options_.layout.micro_batch_rows;
       ids_.resize(static_cast<std::size_t>(options_.micro_batch_tokens()));
       targets_.resize(ids_.size());
       batches_.fill((number * options_.accumulation + micro) * rows, rows, ids_, targets_);
@@ -168,7 +168,7 @@ TEST(MastersInBf16, LearnWhatMastersInF32DoWhereRoundingToNearestStalls) {
   enum class Arm { f32, stochastic, nearest };
   for (const auto& [packed, bound] : {std::pair{false, 0.01}, {true, 0.05}}) {
     EngineOptions options = options_with(DType::f32);
-    options.memory.weights = packed ? FormatId::nf4 : FormatId::none;
+    options.layout.weights = packed ? FormatId::nf4 : FormatId::none;
     options.optim.peak_lr.fill(kLr);
     Windows windows(options);
     const auto loss_after = [&](int steps, Arm arm, std::uint64_t seed = 0) {

@@ -230,7 +230,7 @@ TEST(PlanOfD32, TakesTheRouteWithoutScratchWhereNothingElseFits) {
 TEST(PlanOfD32, FitsAnEightGibibyteCardAtOneRow) {
   EXPECT_TRUE(plan(d32(FormatId::nf4, 1, DType::bf16), 8 * kGiB).fits());
   EXPECT_TRUE(plan(d32(FormatId::nf4), 8 * kGiB).fits());
-  EXPECT_EQ(plan(d32(FormatId::nf4), 8 * kGiB).config.engine.memory.gradient, DType::bf16);
+  EXPECT_EQ(plan(d32(FormatId::nf4), 8 * kGiB).config.engine.layout.gradient, DType::bf16);
 }
 
 TEST(PlanOfD32, SaysSoWhereItDoesNotFit) {
@@ -322,7 +322,7 @@ TEST(PlanOfGpt, FitsTwelveGibibytesUnchangedWithEvaluationInside) {
       const Plan run = plan_run({.options = o, .target = target, .limits = limits, .vocab_size = 50257});
       EXPECT_TRUE(run.fits()) << breakdown(run);
       EXPECT_EQ(limits.device_bytes, 12 * kGiB);
-      EXPECT_EQ(run.config.engine.memory.compute, DType::f16);
+      EXPECT_EQ(run.config.engine.layout.compute, DType::f16);
       EXPECT_EQ(run.config.engine.model.vocab_size, 50304);
       EXPECT_EQ(run.config.engine.step_tokens() % (batch_size * 1024), 0)
           << "tokens per step are as asked for";

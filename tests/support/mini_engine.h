@@ -21,11 +21,11 @@ inline std::unique_ptr<Engine> mini_engine() {
   e.model.n_embd = 32;
   e.model.vocab_size = 32;
   e.model.seq_len = 8;
-  e.memory.compute = DType::f32;
-  e.memory.gradient = DType::f32;
-  e.memory.weights = FormatId::nf4;
-  e.memory.checkpoint_activations = true;
-  e.memory.micro_batch_rows = 1;
+  e.layout.compute = DType::f32;
+  e.layout.gradient = DType::f32;
+  e.layout.weights = FormatId::nf4;
+  e.layout.checkpoint_activations = true;
+  e.layout.micro_batch_rows = 1;
   e.optim.rule = &rules::adamw8;
   e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};
   const Target target = test_target(1);

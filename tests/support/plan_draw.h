@@ -100,7 +100,7 @@ inline void expect_no_room_for_more(const Plan& run, const DrawnPlan& d) {
   const std::int64_t rows = d.options.batch_tokens / run.config.engine.model.seq_len;
   Options larger = with_choices(d.options, run.config);
   larger.paging = run.config.engine.optim.paged ? Paging::on : Paging::off;
-  for (std::int64_t r = run.config.engine.memory.micro_batch_rows + 1; r <= rows; ++r) {
+  for (std::int64_t r = run.config.engine.layout.micro_batch_rows + 1; r <= rows; ++r) {
     if (rows % r != 0) continue;
     larger.micro_batch = r;
     EXPECT_FALSE(planned_with(d, larger, d.limits.device_bytes).fits()) << "--micro-batch " << r;

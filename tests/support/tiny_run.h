@@ -85,11 +85,11 @@ inline EngineOptions tiny_engine_options(const TinyShape& shape) {
   e.model.n_embd = 64;
   e.model.vocab_size = shape.vocab_size;
   e.model.seq_len = 32;
-  e.memory.compute = shape.compute;
-  e.memory.gradient = DType::f32;
-  e.memory.weights = shape.packed ? FormatId::nf4 : FormatId::none;
-  e.memory.checkpoint_activations = shape.checkpoint;
-  e.memory.micro_batch_rows = shape.rows;
+  e.layout.compute = shape.compute;
+  e.layout.gradient = DType::f32;
+  e.layout.weights = shape.packed ? FormatId::nf4 : FormatId::none;
+  e.layout.checkpoint_activations = shape.checkpoint;
+  e.layout.micro_batch_rows = shape.rows;
   e.optim.rule = shape.rule;
   e.optim.master = shape.master;
   e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};

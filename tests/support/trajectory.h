@@ -26,7 +26,7 @@ struct Course {
 inline EngineOptions trajectory_options(const GoldenModel& golden, const std::string& variant, bool paged) {
   EngineOptions o;
   o.model = golden.config();
-  o.memory.micro_batch_rows = golden.shape("ids").at(1);
+  o.layout.micro_batch_rows = golden.shape("ids").at(1);
   o.optim = GoldenModel::optimizer(golden.json("optimizer").at(variant), paged);
   return o;
 }

@@ -114,7 +114,7 @@ void run_every_phase(Engine& engine, const TinyData& data) {
   const EngineOptions& o = engine.options();
   const TokenBatches batches = data.batches(o.model.seq_len);
   std::vector<std::int32_t> ids(static_cast<std::size_t>(o.micro_batch_tokens())), targets(ids.size());
-  batches.fill(0, o.memory.micro_batch_rows, ids, targets);
+  batches.fill(0, o.layout.micro_batch_rows, ids, targets);
   const HostBatch batch{ids, targets};
   engine.init_weights(3);
   engine.train_step([&](std::int64_t) { return batch; }, {}, 1.0, 1);
@@ -142,7 +142,7 @@ TEST(MemoryPromise, ARuleOfWholeMatricesIsPlannedForMatricesLargerThanASlab) {
   EngineOptions options = tiny_engine_options({.rule = &kCubic16});
   options.model.n_embd = 2048;
   options.model.n_layer = 1;
-  const RunPlan plan = Engine::rehearse(options, test_target(2));
+  const Rehearsed plan = Engine::rehearse(options, test_target(2));
   std::int64_t slot_bytes = 0, largest_matrix_bytes = 0;
   for (const Request& r : plan.step.find("optimizer_step")->requests) {
     if (r.tag == MemoryTag::slots) slot_bytes += r.bytes;

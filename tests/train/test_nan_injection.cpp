@@ -85,7 +85,7 @@ class NanInjection : public ::testing::Test {
 
   static std::unique_ptr<Engine> make_engine(DType gradient) {
     EngineOptions e = tiny_engine_options({.rows = 1});
-    e.memory.gradient = e.memory.compute = gradient;
+    e.layout.gradient = e.layout.compute = gradient;
     e.model.n_embd = 32;
     const Target target = test_target(1);
     return std::make_unique<Engine>(make_test_backend(target), e, Engine::rehearse(e, target));
@@ -95,7 +95,7 @@ class NanInjection : public ::testing::Test {
     const auto tokens = static_cast<std::size_t>(engine.options().micro_batch_tokens());
     ids_.resize(tokens);
     targets_.resize(tokens);
-    batches.fill(0, engine.options().memory.micro_batch_rows, ids_, targets_);
+    batches.fill(0, engine.options().layout.micro_batch_rows, ids_, targets_);
     return [this](std::int64_t) { return HostBatch{ids_, targets_}; };
   }
 

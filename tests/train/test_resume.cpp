@@ -29,7 +29,7 @@ class Resume : public ::testing::Test {
   // Trains `steps` windows from `window` on; t counts applied updates.
   void train(Engine& engine, std::int64_t first, std::int64_t steps) {
     const TokenBatches batches = data.batches(engine.options().model.seq_len);
-    const std::int64_t rows = engine.options().memory.micro_batch_rows;
+    const std::int64_t rows = engine.options().layout.micro_batch_rows;
     std::vector<std::int32_t> ids(static_cast<std::size_t>(engine.options().micro_batch_tokens())),
         targets(ids.size());
     const Schedule schedule{.steps = kSteps, .warmdown_fraction = 0.5};

@@ -51,11 +51,11 @@ EngineOptions common(ModelConfig model, DType compute, FormatId weights) {
   EngineOptions e;
   model.vocab_size = 265;  // the `bytes` tokenizer
   e.model = model;
-  e.memory.compute = compute;
-  e.memory.gradient = compute == DType::f16 ? DType::f32 : DType::bf16;
-  e.memory.weights = weights;
-  e.memory.checkpoint_activations = true;
-  e.memory.micro_batch_rows = 1;
+  e.layout.compute = compute;
+  e.layout.gradient = compute == DType::f16 ? DType::f32 : DType::bf16;
+  e.layout.weights = weights;
+  e.layout.checkpoint_activations = true;
+  e.layout.micro_batch_rows = 1;
   e.optim.rule = &rules::adamw8;
   e.optim.peak_lr = {3e-3, 0.02, 0.004, 3e-3};
   e.optim.paged = true;
@@ -131,7 +131,7 @@ class SimTrain : public ::testing::Test {
     const Target target = test_target(1);
     Engine engine(make_test_backend(target), options, Engine::rehearse(options, target));
     // Six matrices a block, all of multiples of 64.
-    const bool packed = options.memory.weights != FormatId::none;
+    const bool packed = options.layout.weights != FormatId::none;
     if (packed_matrices(engine, PackedLayout::tiles) != (packed ? 6 * options.model.n_layer : 0) ||
         packed_matrices(engine, PackedLayout::flat) != 0) {
       throw std::runtime_error("packed matrices do not lie in tiles");
@@ -175,10 +175,10 @@ class SimTrain : public ::testing::Test {
         if (state.step == kSteps) continue;
         std::vector<std::int32_t> ids(static_cast<std::size_t>(options.micro_batch_tokens())),
             targets(ids.size());
-        const double scale = options.memory.compute == DType::f16 ? state.loss_scale.scale : 1;
+        const double scale = options.layout.compute == DType::f16 ? state.loss_scale.scale : 1;
         engine.accumulate(
             [&](std::int64_t micro) {
-              const std::int64_t rows = options.memory.micro_batch_rows;
+              const std::int64_t rows = options.layout.micro_batch_rows;
               const std::int64_t first = ((state.window + ahead) * options.accumulation + micro) * rows;
               batches.fill(first, rows, ids, targets);
               return HostBatch{.ids = ids, .targets = targets, .first_row = first};
@@ -200,7 +200,7 @@ class SimTrain : public ::testing::Test {
   // the loss (tests/model/test_gpt2_golden.cpp); the errors add as independent ones do, those of the tokens of a
   // window average out, and the worst of a few lies three standard deviations out.
   static double share(const EngineOptions& options) {
-    const double ulp = options.memory.compute == DType::bf16 ? 0x1p-7 : 0x1p-10;
+    const double ulp = options.layout.compute == DType::bf16 ? 0x1p-7 : 0x1p-10;
     const double widest_sum = 4.0 * static_cast<double>(options.model.n_embd);
     const double one = std::sqrt(std::sqrt(widest_sum) * 0x1p-24 * ulp);
     const double tensors = 4.0 + 26.0 * static_cast<double>(options.model.n_layer);

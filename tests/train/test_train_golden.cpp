@@ -35,7 +35,7 @@ TEST(TrajectoryGolden, PagingAndCheckpointingChangeNoBit) {
   for (const std::string variant : {"plain", "decay_clip"}) {
     const Course paged = train(trajectory_options(variant, true));
     EngineOptions o = trajectory_options(variant, false);
-    o.memory.checkpoint_activations = true;
+    o.layout.checkpoint_activations = true;
     const Course resident = train(o);
     EXPECT_EQ(paged.losses, resident.losses);
     EXPECT_EQ(paged.norms, resident.norms);
@@ -87,7 +87,7 @@ struct StepBound {
 EngineOptions steps_options() {
   EngineOptions o;
   o.model = steps().config();
-  o.memory.micro_batch_rows = steps().shape("ids").at(1);
+  o.layout.micro_batch_rows = steps().shape("ids").at(1);
   o.optim = GoldenModel::optimizer(steps().json("optimizer"), true);
   return o;
 }
