@@ -7,10 +7,10 @@
 
 #include <gtest/gtest.h>
 
-#include "src/cli/resume.h"
 #include "src/core/units.h"
 #include "src/model/family.h"
 #include "src/options/option_table.h"
+#include "src/plan/command.h"
 #include "src/plan/machine.h"
 #include "src/plan/planner.h"
 #include "tests/support/shell_words.h"
@@ -366,6 +366,27 @@ TEST(PlanOfGpt, PagesAnFp16StateOnlyWhereItDoesNotFit) {
   EXPECT_FALSE(plan(o, 24 * kGiB).config.engine.optim.paged);
   EXPECT_TRUE(plan(o, 8 * kGiB).config.engine.optim.paged);
   EXPECT_TRUE(plan(o, 8 * kGiB).fits());
+}
+
+// --- words of commands ----------------------------------------------------------------------------------
+
+TEST(Commands, SayWhatTwoOptionsDifferIn) {
+  const Options before;
+  Options after;
+  after.bias = true;
+  after.quant = FormatId::nf4;
+  after.paging = Paging::off;
+  after.vram_bytes = 12 * kGiB;
+  after.prompt = "it's";
+  EXPECT_EQ(change_words(before, after),
+            R"(--bias --quant nf4 --paging off --vram 12GiB --prompt 'it'\''s')");
+  EXPECT_EQ(change_words(after, after), "");
+  after.bias = false;
+  Options with_bias = after;
+  with_bias.bias = true;
+  EXPECT_EQ(change_words(with_bias, after), "--no-bias");
+  EXPECT_EQ((words_of<&Options::micro_batch, &Options::quant>(after)), "--micro-batch 0 --quant nf4")
+      << "in the order asked for, also where it is the default";
 }
 
 // --- work --------------------------------------------------------------------------------------------------
