@@ -30,7 +30,6 @@ class ParamSource {
   virtual DType type() const = 0;
 };
 
-
 // A checkpoint folder of ours. Packed matrices are expanded to the canonical weight.
 class CheckpointParams : public ParamSource {
  public:

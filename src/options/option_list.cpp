@@ -91,7 +91,8 @@ constexpr OptionSpec kTable[] = {
     {"memory", "threads", K::count, &O::threads, R::shown, kSpeed,
      "cpu threads; 0: all cores (results do not depend on it)"},
 
-    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, "", words_of(update_rules, refuse_update_rule)},
+    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, "",
+     words_of(update_rules, refuse_update_rule)},
     {"optim", "learning-rate", K::number, &O::learning_rate, R::printed, 0,
      "one peak rate for all groups, not scaled by width; 0: the three rates below"},
     {"optim", "matrix-lr", K::number, &O::matrix_lr, R::printed, 0,

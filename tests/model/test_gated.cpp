@@ -170,9 +170,9 @@ class Gated : public ::testing::TestWithParam<const char*> {
   EngineOptions options() const {
     EngineOptions o;
     o.model = config;
-    o.memory.micro_batch_rows = 2;
+    o.layout.micro_batch_rows = 2;
     o.with_logits = true;
-    o.optim.name = "adamw";
+    o.optim.rule = &rules::adamw;
     o.optim.max_norm = 0;
     return o;
   }
@@ -225,7 +225,7 @@ TEST_P(Gated, LogitsLossAndEveryGradientAreThoseOfTheDefinition) {
   }
   for (const bool checkpointed : {false, true}) {
     EngineOptions o = options();
-    o.memory.checkpoint_activations = checkpointed;
+    o.layout.checkpoint_activations = checkpointed;
     const Outcome got = run(o);
     expect_within("forward", "logits", DType::f32, max_norm_ratio(got.logits, logits, kF32Share));
     EXPECT_NEAR(got.loss, loss, kF32Share * loss);
@@ -250,9 +250,9 @@ TEST_P(Gated, WouldCatchTheMistakesOfAPort) {
 TEST_P(Gated, CheckpointingChangesNoBit) {
   for (const DType compute : {DType::f32, DType::bf16, DType::f16}) {
     EngineOptions o = options();
-    o.memory.compute = compute;
+    o.layout.compute = compute;
     const Outcome plain = run(o);
-    o.memory.checkpoint_activations = true;
+    o.layout.checkpoint_activations = true;
     const Outcome again = run(o);
     EXPECT_EQ(plain.logits, again.logits);
     EXPECT_EQ(plain.gradients, again.gradients);

@@ -130,9 +130,9 @@ struct Rig {
   EngineOptions options() const {
     EngineOptions o;
     o.model = config;
-    o.memory.micro_batch_rows = 1;
+    o.layout.micro_batch_rows = 1;
     o.with_logits = true;
-    o.optim.name = "adamw";
+    o.optim.rule = &rules::adamw;
     o.optim.max_norm = 0;
     o.optim.peak_lr = {1e-3, 1e-3, 1e-3, 1e-3};
     return o;

@@ -19,7 +19,7 @@ constexpr std::int64_t kSteps = 4;
 
 EngineOptions two_planes_options() {
   EngineOptions options = tiny_engine_options({.rows = 1, .accumulation = 1});
-  options.memory.weights = TwoPlanes::kId;
+  options.layout.weights = TwoPlanes::kId;
   options.sample_tokens = 0;
   return options;
 }
@@ -53,7 +53,7 @@ class TwoPlanesRun : public ::testing::TestWithParam<const char*> {
 
 TEST_P(TwoPlanesRun, IsPlannedWithTheBytesOfTheFormat) {
   EngineOptions nf4 = two_planes_options();
-  nf4.memory.weights = FormatId::nf4;
+  nf4.layout.weights = FormatId::nf4;
   const auto engine = engine_on(target);
   std::int64_t elems = 0, fewer_bytes = 0;
   for (const Param& p : engine->model().params()) {
