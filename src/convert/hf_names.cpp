@@ -24,6 +24,7 @@ class Table {
       norm(block, names_.norm1, r.norm1);
       linears(block, {{names_.q, r.q}, {names_.k, r.k}, {names_.v, r.v}, {names_.proj, r.proj}});
       norm(block, names_.norm2, r.norm2);
+      if (r.gate) linears(block, {{names_.gate, *r.gate}});
       linears(block, {{names_.fc, r.fc}, {names_.mlp_proj, r.mlp_proj}});
     }
     norm("", names_.final_norm, m_.roles.final_norm);

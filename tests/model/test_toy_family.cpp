@@ -104,17 +104,18 @@ TEST(ToyFamily, HasItsParameters) {
                                           "block.0.value.weight",
                                           "block.0.mixed.weight",
                                           "block.0.before_mlp.weight",
+                                          "block.0.gate.weight",
                                           "block.0.up.weight",
                                           "block.0.down.weight"};
-  ASSERT_EQ(names.size(), 1u + 2 * 8 + 2);
-  EXPECT_EQ(std::vector(names.begin(), names.begin() + 9), first);
-  EXPECT_EQ(names[17], "last_norm.weight");
-  EXPECT_EQ(names[18], "unembed.weight");
+  ASSERT_EQ(names.size(), 1u + 2 * 9 + 2);
+  EXPECT_EQ(std::vector(names.begin(), names.begin() + 10), first);
+  EXPECT_EQ(names[19], "last_norm.weight");
+  EXPECT_EQ(names[20], "unembed.weight");
   EXPECT_EQ(elems, config.param_count());
   EXPECT_EQ(model.params[0].init.stddev, 0.5f);
   EXPECT_EQ(model.params[2].init.stddev, 0.125f);
   EXPECT_EQ(model.params[5].init.stddev, 0.125f) << "0.25 by two layers";
-  EXPECT_EQ(model.params[18].init.stddev, 0.25f);
+  EXPECT_EQ(model.params[20].init.stddev, 0.25f);
   EXPECT_EQ(config.model_flops_per_token(),
             6.0 * static_cast<double>(config.param_count() - 96 * 32) + 12.0 * 2 * 32 * 16);
 }
@@ -217,7 +218,7 @@ TEST(ToyFamily, GoesToHuggingFaceAndBack) {
   const Weights weights = lively(model);
   WeightSource source(weights);
   // Reads back what it wrote, and compares tensors and logits.
-  EXPECT_EQ(export_model(config, source, Tokenizer::make_bytes(), {.folder = folder}).tensors, 1 + 2 * 6 + 2);
+  EXPECT_EQ(export_model(config, source, Tokenizer::make_bytes(), {.folder = folder}).tensors, 1 + 2 * 7 + 2);
 
   const Json json = read_json_file(folder / "config.json");
   EXPECT_EQ(json["architectures"][0], "ToyForCausalLM");

@@ -1,8 +1,8 @@
 // A family of models that lives in tests alone: all that another family needs is in this file, and nothing
 // elsewhere knows it. src/model/family.h includes it where QTRAIN_FAMILIES names it; it is included in no other way.
 //
-// LayerNorm with a weight, RoPE with QK-norm, relu^2, untied head; at Hugging Face queries, keys and values
-// are one tensor.
+// RMSNorm with a weight, RoPE without QK-norm, an MLP gated by relu^2, untied head; at Hugging Face queries, keys and
+// values are one tensor.
 #pragma once
 
 namespace qt::test {
@@ -33,7 +33,9 @@ inline constinit const Family toy = {
     .shapes = test::kToyShapes,
     .shapes_text = "toy-small, toy-large",
     .own_shape_example = "--n-layer 1 --n-head 1 --n-embd 16",
-    .switches = {.norm = NormKind::layer,
+    .switches = {.norm = NormKind::weighted_rms,
+                 .qk_norm = false,
+                 .gated_mlp = true,
                  .embedding_norm = false,
                  .norm_eps = 1e-4f,
                  .rope_base = 5000.0f,
@@ -51,6 +53,7 @@ inline constinit const Family toy = {
               .v = "value",
               .proj = "mixed",
               .norm2 = "before_mlp",
+              .gate = "gate",
               .fc = "up",
               .mlp_proj = "down",
               .final_norm = "last_norm",
@@ -70,6 +73,7 @@ inline constinit const Family toy = {
                      .v = "attention.qkv",
                      .proj = "attention.out",
                      .norm2 = "mlp_norm",
+                     .gate = "mlp.gate",
                      .fc = "mlp.up",
                      .mlp_proj = "mlp.down",
                      .final_norm = "model.norm",
