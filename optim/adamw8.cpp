@@ -13,8 +13,8 @@ static_assert(kStateBlock % kQ8BlockElems == 0);
 constexpr StatePiece kMoments[] = {
     {.name = "m", .dtype = DType::u8, .initial = FirstMoment::kZeroCode},
     {.name = "v", .dtype = DType::u8, .initial = SecondMoment::kZeroCode},
-    {.name = "m", .suffix = ".absmax", .block_elems = kQ8BlockElems},
-    {.name = "v", .suffix = ".absmax", .block_elems = kQ8BlockElems},
+    {.name = "m", .scales = true, .block_elems = kQ8BlockElems},
+    {.name = "v", .scales = true, .block_elems = kQ8BlockElems},
 };
 
 void update(const SlabUpdate& slab) {

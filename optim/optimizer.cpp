@@ -40,7 +40,7 @@ Optimizer::Optimizer(Backend& backend, Arena& state, Arena& host, ParamList& par
     const std::int64_t n = p.elems();
     const DType master = p.group == ParamGroup::norm ? DType::f32 : options_.master;
     ParamState& s = states_.emplace_back();
-    s.master = home.keep("master." + p.name, MemoryTag::master, master, {n});
+    s.master = home.keep(master_of(p.name), MemoryTag::master, master, {n});
     for (const StatePiece& piece : rule_of(p.group).state)
       s.pieces.push_back(
           home.keep(piece.tensor_name(p), MemoryTag::moments, piece.dtype, {piece.elems_of(n)}));
@@ -248,7 +248,7 @@ std::vector<NamedView> Optimizer::state() const {
   std::vector<NamedView> list;
   for (std::size_t i = 0; i < params_.size(); ++i) {
     const Param& p = params_[i];
-    list.push_back({"master." + p.name, states_[i].master});
+    list.push_back({master_of(p.name), states_[i].master});
     for (std::size_t k = 0; k < states_[i].pieces.size(); ++k)
       list.push_back({rule_of(p.group).state[k].tensor_name(p), states_[i].pieces[k]});
   }

@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 #include "optim/rule_table.h"
 #include "quant/param.h"
+#include "quant/tensor_names.h"
 #include "src/memory/arena.h"
 
 namespace qt {
@@ -41,18 +42,20 @@ struct OptimizerOptions {
 // Slabs are cut between blocks of so many elements of a parameter.
 inline constexpr std::int64_t kStateBlock = 256;
 
-// A tensor that a rule keeps for each of its parameters, stored as "<name>.<parameter><suffix>" and paged with
-// the master.
+// A tensor that a rule keeps for each of its parameters, paged with the master.
 struct StatePiece {
   std::string_view name;
-  std::string_view suffix = {};
+  bool scales = false;  // of the piece of this name in 8 bits
   DType dtype = DType::f32;
   std::int64_t block_elems = 1;  // elements of the parameter to one of the piece: a divisor of kStateBlock
   double initial = 0;            // of every element before the first step
 
   // Of the piece for n elements of the parameter.
   std::int64_t elems_of(std::int64_t n) const { return (n + block_elems - 1) / block_elems; }
-  std::string tensor_name(const Param& p) const { return fmt::format("{}.{}{}", name, p.name, suffix); }
+  std::string tensor_name(const Param& p) const {
+    const std::string codes = moment_of(name, p.name);
+    return scales ? scales_of(codes) : codes;
+  }
 };
 
 // Elements [first, first + n) of a parameter in one step. Views are dense, of rank 1, in device memory; `first` is
