@@ -2,14 +2,22 @@
 // rules::name (optim/update_rule.h).
 #pragma once
 
+#include <span>
+
 // In the order of messages.
 #define QT_FOR_EACH_UPDATE_RULE(X) X(adamw8) X(adamw)
 
 namespace qt {
 
-#define QT_RULE_WORD(name) " | " #name
-// "adamw8 | adamw": the help text of --optim.
-inline constexpr const char* kUpdateRuleNames = &(QT_FOR_EACH_UPDATE_RULE(QT_RULE_WORD))[3];
-#undef QT_RULE_WORD
+struct UpdateRule;
+
+namespace rules {
+#define QT_DECLARE_RULE(name) extern const UpdateRule name;
+QT_FOR_EACH_UPDATE_RULE(QT_DECLARE_RULE)
+#undef QT_DECLARE_RULE
+}  // namespace rules
+
+// Those of the table, and after them those that add_update_rule() added.
+std::span<const UpdateRule* const> all_update_rules();
 
 }  // namespace qt

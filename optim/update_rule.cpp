@@ -18,6 +18,8 @@ std::vector<const UpdateRule*>& known_rules() {
 
 }  // namespace
 
+std::span<const UpdateRule* const> all_update_rules() { return known_rules(); }
+
 const UpdateRule& update_rule_by_name(std::string_view name) {
   std::string names;
   for (const UpdateRule* rule : known_rules()) {

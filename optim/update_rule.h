@@ -16,14 +16,6 @@
 
 namespace qt {
 
-struct UpdateRule;
-
-namespace rules {
-#define QT_DECLARE_RULE(name) extern const UpdateRule name;
-QT_FOR_EACH_UPDATE_RULE(QT_DECLARE_RULE)
-#undef QT_DECLARE_RULE
-}  // namespace rules
-
 struct OptimizerOptions {
   const UpdateRule* rule = &rules::adamw8;     // outlives the optimizer
   std::array<double, kParamGroups> peak_lr{};  // by ParamGroup

@@ -181,7 +181,9 @@ class ShapeReader {
   }
 };
 
+// nullptr: none of ours, or none at all.
 const Family* family_of_type(const Json& json) {
+  if (!json.is_object() || !json_has(json, "model_type")) return nullptr;
   for (const Family* family : all_families()) {
     if (json["model_type"] == family->hf.model_type) return family;
   }
@@ -217,18 +219,16 @@ std::string hf_model_types() {
 bool is_hf_folder(const fs::path& folder) {
   const fs::path config = folder / "config.json";
   if (!fs::is_regular_file(config)) return false;
-  const Json json = read_json_file(config);
-  return json.is_object() && json_has(json, "model_type") && family_of_type(json) != nullptr;
+  return family_of_type(read_json_file(config)) != nullptr;
 }
 
-void set_hf_shape(const fs::path& folder, Options& options) {
+const Family& set_hf_shape(const fs::path& folder, Options& options) {
   const fs::path config = folder / "config.json";
   const Json json = read_json_file(config);
   const Fields fields(json, config.string());
-  const std::string type = json_string(json, "model_type", config.string());
   const Family* const family = family_of_type(json);
-  QT_CHECK(family != nullptr, DataError, "{}: field 'model_type' is {}, not {}", config.string(), type,
-           hf_model_types());
+  if (family == nullptr)
+    throw DataError(fmt::format("{}: field 'model_type' is not {}", config.string(), hf_model_types()));
   ShapeReader reader(fields, *family, options.seq_len);
   for (const HfField& field : family->hf.fields) reader.read(field);
   const ModelConfig& read = reader.shape;
@@ -262,6 +262,7 @@ void set_hf_shape(const fs::path& folder, Options& options) {
     throw DataError(fmt::format("{}: {}", config.string(), e.what()),
                     "config.json and the weights beside it must belong together");
   }
+  return *family;
 }
 
 }  // namespace qt

@@ -25,7 +25,7 @@ bool is_hf_folder(const std::filesystem::path& folder);
 
 // Sets the options that name the folder's model: --model, --n-layer, --n-head, --n-embd, --n-kv-head, --bias, --norm-eps and
 // --vocab-size; --seq-len where it is 0. DataError naming file and field. A GPT that was trained with the tanh form of GELU
-// is taken with a warning.
-void set_hf_shape(const std::filesystem::path& folder, Options& options);
+// is taken with a warning. Returns the family that the file names.
+const Family& set_hf_shape(const std::filesystem::path& folder, Options& options);
 
 }  // namespace qt

@@ -53,11 +53,10 @@ bool has_tokenizer(const std::string& folder) {
 }
 
 void adopt_weights(Options& o) {
-  const Family* const named = find_family(o.model);
-  adopt_weights_shape(o);
-  if (!fs::is_directory(o.init_from) || !is_hf_folder(o.init_from)) return;
-  const Family* const held = find_family(o.model);
-  if (held != named) {
+  const std::string named = o.model;
+  const Family* const held = adopt_weights_shape(o);
+  if (held == nullptr) return;
+  if (held != find_family(named)) {
     const bool is_default = held == find_family(Options().model);
     throw ConfigError(
         fmt::format("--init-from '{}' holds a {}, another family than --model names", o.init_from,
@@ -68,7 +67,7 @@ void adopt_weights(Options& o) {
   if (o.tokenizer.empty() && has_tokenizer(o.init_from)) o.tokenizer = o.init_from;
 }
 
-void adopt_weights_shape(Options& o) {
+const Family* adopt_weights_shape(Options& o) {
   const fs::path file = weights_file(o.init_from);
   if (!fs::is_regular_file(file)) {
     throw ConfigError(fmt::format("--init-from: there is no file '{}'", file.string()),
@@ -83,13 +82,13 @@ void adopt_weights_shape(Options& o) {
             file.string()));
   }
   const fs::path config = file.parent_path() / "config.json";
-  if (!fs::is_directory(o.init_from) || !fs::is_regular_file(config)) return;
+  if (!fs::is_directory(o.init_from) || !fs::is_regular_file(config)) return nullptr;
   if (is_hf_folder(o.init_from)) {
-    set_hf_shape(o.init_from, o);
+    const Family& held = set_hf_shape(o.init_from, o);
     const ModelConfig c = model_from_options(o, 0);
     log_info("the model takes the shape of '{}': {}, {} layers, {} heads, width {}, vocabulary {}, {} tokens",
              o.init_from, o.model, c.n_layer, c.n_head, c.n_embd, c.vocab_size, c.seq_len);
-    return;
+    return &held;
   }
   const std::string origin = config.string();
   const Json json = parse_json(read_file(config, JsonLimits{}.max_bytes), origin);
@@ -111,6 +110,7 @@ void adopt_weights_shape(Options& o) {
   o.vocab_size = json_int(json, "vocab_size", origin, 2);
   log_info("the model takes the shape of '{}': {} layers, {} heads, width {}, biases {}, vocabulary {}",
            o.init_from, o.n_layer, o.n_head, o.n_embd, o.bias ? "on" : "off", o.vocab_size);
+  return nullptr;
 }
 
 void load_weights(Engine& engine, const std::string& path) {

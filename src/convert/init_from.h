@@ -15,8 +15,9 @@ bool has_tokenizer(const std::string& folder);
 // checkpoint of ours, state.safetensors. ConfigError, which says what to do about a pickle. Where config.json
 // lies in the folder (tools/convert_nanogpt.py), the model takes its shape, as nanoGPT's does: n_layer,
 // n_head, n_embd, bias and vocab_size are put into `options`, with a line in the log. A Hugging Face folder
-// (src/convert/hf_config.h) gives its model, too. DataError when that file is wrong.
-void adopt_weights_shape(Options& options);
+// (src/convert/hf_config.h) gives its model, too. DataError when that file is wrong. Returns the family of a Hugging Face
+// folder, else nullptr.
+const Family* adopt_weights_shape(Options& options);
 
 // For training: what adopt_weights_shape() does, and the folder's vocabulary becomes --tokenizer where none
 // is named. ConfigError where the weights are a GPT and --model is none: its training defaults would be

@@ -24,7 +24,11 @@ std::string names_of(const Rows& rows) {
   return fmt::format("{}", fmt::join(names, " | "));
 }
 std::string formats() { return names_of(all_formats()); }
-std::string update_rules() { return kUpdateRuleNames; }
+std::string update_rules() {
+  std::vector<std::string_view> names;
+  for (const UpdateRule* rule : all_update_rules()) names.push_back(rule->name);
+  return fmt::format("{}", fmt::join(names, " | "));
+}
 void refuse_format(const std::string& word) { format_from_name(word); }
 void refuse_update_rule(const std::string& word) { update_rule_by_name(word); }
 std::string split_patterns() { return fmt::format("{}", fmt::join(Splitter::names(), " | ")); }
@@ -91,7 +95,7 @@ constexpr OptionSpec kTable[] = {
     {"memory", "threads", K::count, &O::threads, R::shown, kSpeed,
      "cpu threads; 0: all cores (results do not depend on it)"},
 
-    {"optim", "optim", K::text, &O::optim, R::stored_as, kSpeed, "",
+    {"optim", "optim", K::text, choice<&O::optim>(), R::stored_as, kSpeed, "",
      words_of(update_rules, refuse_update_rule)},
     {"optim", "learning-rate", K::number, &O::learning_rate, R::printed, 0,
      "one peak rate for all groups, not scaled by width; 0: the three rates below"},

@@ -5,6 +5,7 @@
 #include <ostream>
 #include <system_error>
 
+#include "optim/update_rule.h"
 #include "src/core/error.h"
 #include "src/core/units.h"
 #include "src/model/family.h"
@@ -102,6 +103,12 @@ std::string value_text(const Options& options, const OptionSpec& spec) {
 }
 
 }  // namespace
+
+std::size_t ChoiceOf<const UpdateRule*>::word(const UpdateRule* rule) {
+  const std::span<const UpdateRule* const> all = all_update_rules();
+  return static_cast<std::size_t>(std::ranges::find(all, rule) - all.begin());
+}
+const UpdateRule* ChoiceOf<const UpdateRule*>::value(std::size_t word) { return all_update_rules()[word]; }
 
 std::size_t require_choice(const OptionSpec& spec, const std::string& value, std::string_view origin) {
   const std::vector<std::string> words = words_of(spec);

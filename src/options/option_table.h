@@ -55,12 +55,24 @@ struct ChoiceOf {
 };
 template <class E>
 struct ChoiceOf<std::optional<E>> {
-  using Optional = E;
   static std::size_t word(std::optional<E> value) { return value ? static_cast<std::size_t>(*value) + 1 : 0; }
   static std::optional<E> value(std::size_t word) {
     return word == 0 ? std::nullopt : std::optional<E>(static_cast<E>(word - 1));
   }
 };
+// A rule's word is its name, in the order of all_update_rules().
+template <>
+struct ChoiceOf<const UpdateRule*> {
+  static std::size_t word(const UpdateRule* rule);
+  static const UpdateRule* value(std::size_t word);
+};
+template <class T>
+inline constexpr bool kIsChoice = std::is_enum_v<T>;
+template <class E>
+inline constexpr bool kIsChoice<std::optional<E>> = true;
+template <>
+inline constexpr bool kIsChoice<const UpdateRule*> = true;
+
 template <auto kMember>
 constexpr ChoiceMember choice() {
   using Of = ChoiceOf<std::decay_t<decltype(std::declval<Options>().*kMember)>>;
@@ -106,7 +118,7 @@ const OptionSpec& option_of(const OptionSpec::Member& member);
 template <auto kMember>
 const OptionSpec& option_of() {
   using T = std::decay_t<decltype(std::declval<Options>().*kMember)>;
-  if constexpr (std::is_enum_v<T> || requires { typename ChoiceOf<T>::Optional; })
+  if constexpr (kIsChoice<T>)
     return option_of(choice<kMember>());
   else
     return option_of(kMember);

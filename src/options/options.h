@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/target.h"
+#include "optim/rule_table.h"
 #include "optim/schedule.h"
 #include "quant/format_id.h"
 #include "src/core/tensor.h"
@@ -48,11 +49,11 @@ struct Options : ModelShape {
   std::int64_t threads = 0;               // 0: all cores
 
   // [optim]
-  std::string optim = "adamw8";  // of the table of update rules (optim/rule_table.h)
-  double learning_rate = 0.0;    // one peak rate for all groups, not scaled by width; 0: the three below
-  double matrix_lr = 2e-3;       // swept at d4 (docs/benchmarks.md)
-  double embedding_lr = 0.2;     // scaled by (width / 768)^-0.5, as nanochat does
-  double head_lr = 0.004;        // likewise
+  const UpdateRule* optim = &rules::adamw8;
+  double learning_rate = 0.0;  // one peak rate for all groups, not scaled by width; 0: the three below
+  double matrix_lr = 2e-3;     // swept at d4 (docs/benchmarks.md)
+  double embedding_lr = 0.2;   // scaled by (width / 768)^-0.5, as nanochat does
+  double head_lr = 0.004;      // likewise
   double beta1 = 0.8;
   double beta2 = 0.95;
   double eps = 1e-10;

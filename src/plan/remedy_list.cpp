@@ -114,9 +114,9 @@ void gradients_in_bf16(const Situation& s, std::vector<Change>& all) {
 
 void moments_in_8_bits(const Situation& s, std::vector<Change>& all) {
   const Options& o = s.options;
-  if (o.optim == "adamw") {
+  if (o.optim == &rules::adamw) {
     all.push_back({.loss = Loss::rounding,
-                   .apply = [](Options& to) { to.optim = "adamw8"; },
+                   .apply = [](Options& to) { to.optim = &rules::adamw8; },
                    .cost = text("moments of the block matrices are kept in 8 bits")});
   }
 }

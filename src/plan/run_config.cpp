@@ -18,7 +18,7 @@ double width_scale(const ModelConfig& model) {
 
 OptimizerOptions optimizer_options(const Options& o, const ModelConfig& model) {
   OptimizerOptions optim;
-  optim.rule = &update_rule_by_name(o.optim);
+  optim.rule = o.optim;
   optim.master = o.master;
   optim.seed = o.seed;
   const auto rate = [&](ParamGroup g) -> double& { return optim.peak_lr[static_cast<std::size_t>(g)]; };
@@ -69,7 +69,6 @@ RunConfig config_of(const Options& o, const ModelConfig& model) {
   c.engine.layout.checkpoint_activations = o.ckpt_activations;
   c.engine.layout.loss_chunk_tokens = o.loss_chunk;
   c.engine.layout.seed = o.seed;
-  c.engine.optim = optimizer_options(o, model);
   c.engine.sample_tokens = o.sample_tokens > 0 ? model.seq_len : 0;
   c.tokens = run_tokens(o, model);
   c.steps = std::max<std::int64_t>(1, c.tokens / o.batch_tokens);
@@ -84,6 +83,7 @@ RunConfig config_of(const Options& o, const ModelConfig& model) {
   c.quiet = o.quiet;
   c.watts = o.watts;
   c.price = o.price;
+  c.engine.optim = optimizer_options(o, model);
   return c;
 }
 

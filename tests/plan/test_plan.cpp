@@ -361,7 +361,7 @@ TEST(PlanOfGpt, PagesAnFp16StateOnlyWhereItDoesNotFit) {
   Options o;
   o.model = "gpt2-large";
   o.dtype = DType::f16;
-  o.optim = "adamw";
+  o.optim = &rules::adamw;
   o.ckpt_activations = true;
   EXPECT_FALSE(plan(o, 24 * kGiB).config.engine.optim.paged);
   EXPECT_TRUE(plan(o, 8 * kGiB).config.engine.optim.paged);

@@ -42,7 +42,7 @@ DrawnPlan drawn(Draws& draws) {
                      : draws.of<std::optional<DType>>({std::nullopt, DType::f32, DType::bf16});
   o.ckpt_activations = draws.one_in(2);
   o.paging = draws.of({Paging::automatic, Paging::on, Paging::off});
-  o.optim = draws.of<const char*>({"adamw8", "adamw"});
+  o.optim = draws.of<const UpdateRule*>({&rules::adamw8, &rules::adamw});
   o.loss_chunk = draws.one_in(3) ? draws.between(8, 64) : 0;
   o.sample_tokens = draws.one_in(4) ? 0 : 8;
   if (draws.one_in(4)) o.micro_batch = o.batch_tokens / o.seq_len;

@@ -37,7 +37,7 @@ DrawnPlan drawn(Draws& draws) {
   o.gemm = draws.of({GemmRoute::automatic, GemmRoute::fused, GemmRoute::scratch});
   o.ckpt_activations = draws.one_in(2);
   o.paging = draws.of({Paging::automatic, Paging::on, Paging::off});
-  o.optim = draws.of<const char*>({"adamw8", "adamw"});
+  o.optim = draws.of<const UpdateRule*>({&rules::adamw8, &rules::adamw});
   o.sample_tokens = draws.one_in(3) ? 2 : 0;
   o.learning_rate = 1e-4;
   d.target = cuda_target(86);

@@ -122,7 +122,7 @@ inline bool fits_with_everything(const DrawnPlan& d, std::int64_t seq_len) {
   o.seq_len = seq_len;
   o.ckpt_activations = true;
   o.loss_chunk = 16;
-  o.optim = "adamw8";
+  o.optim = &rules::adamw8;
   o.paging = Paging::on;
   if (d.target.kind == DeviceKind::cuda) o.gemm = GemmRoute::fused;
   if (!fp16) {
