@@ -106,7 +106,7 @@ class ShapeReader {
   double norm_eps = 0;  // 0: the family's own
 
   ShapeReader(const Fields& fields, const Family& family, std::int64_t seq_len)
-      : shape{family.switches}, f_(fields), own_{family.switches} {
+      : shape{family.switches}, f_(fields), family_(family), own_{family.switches} {
     shape.seq_len = seq_len;  // where it is given, the file's does not count
     shape.vocab_size = 0;
   }
@@ -116,9 +116,32 @@ class ShapeReader {
     std::visit([&](const auto& value) { read(field, value); }, field.value);
   }
 
+  // Once all fields are read: checks those that follow from the dimensions. Returns the shape whose name the
+  // dimensions take, where names fix them, else nullptr.
+  const NamedShape* finish() {
+    const auto it = std::find_if(family_.shapes.begin(), family_.shapes.end(), [&](const NamedShape& s) {
+      return family_.has_fixed_shapes() && s.n_layer == shape.n_layer && s.n_head == shape.n_head &&
+             s.n_embd == shape.n_embd;
+    });
+    const NamedShape* const named = it == family_.shapes.end() ? nullptr : &*it;
+    if (named != nullptr) {
+      shape.head_width = named->head_width;
+      shape.n_inner = named->n_inner;
+    }
+    for (const Derived& d : derived_) f_.require(d.key, d.told, (shape.*d.count)());
+    return named;
+  }
+
  private:
+  struct Derived {
+    const char* key;
+    std::int64_t told;
+    std::int64_t (ModelConfig::*count)() const;
+  };
   const Fields& f_;
+  const Family& family_;
   const ModelConfig own_;
+  std::vector<Derived> derived_;
 
   template <class T>
   static T absent(const HfField& field, const T& own) {
@@ -154,9 +177,8 @@ class ShapeReader {
     if (!told && (f_.has(field.key) || field.use == HfUse::needed)) shape.*count = f_.count(field.key);
   }
   void read(const HfField& field, std::int64_t (ModelConfig::*count)() const) {
-    const std::int64_t wanted = (shape.*count)();
-    const bool told = f_.has(field.key) || field.use == HfUse::needed;
-    f_.require(field.key, told ? f_.count(field.key) : wanted, wanted);
+    if (f_.has(field.key) || field.use == HfUse::needed)
+      derived_.push_back({field.key, f_.count(field.key), count});
   }
   void read(const HfField& field, float ModelConfig::*number) {
     const double own = static_cast<double>(own_.*number);
@@ -231,6 +253,7 @@ const Family& set_hf_shape(const fs::path& folder, Options& options) {
     throw DataError(fmt::format("{}: field 'model_type' is not {}", config.string(), hf_model_types()));
   ShapeReader reader(fields, *family, options.seq_len);
   for (const HfField& field : family->hf.fields) reader.read(field);
+  const NamedShape* const named = reader.finish();
   const ModelConfig& read = reader.shape;
   options.n_layer = read.n_layer;
   options.n_embd = read.n_embd;
@@ -243,13 +266,9 @@ const Family& set_hf_shape(const fs::path& folder, Options& options) {
   if (!family->has_bias_and_dropout) options.dropout = 0;
   if (find_family(options.model) != family || family->has_fixed_shapes()) options.model = family->name;
   // A shape that has a name takes it: its run then is the same as one that was begun here.
-  if (family->has_fixed_shapes()) {
-    for (const NamedShape& named : family->shapes) {
-      if (named.n_layer != read.n_layer || named.n_head != read.n_head || named.n_embd != read.n_embd)
-        continue;
-      options.model = named.name;
-      options.n_layer = options.n_embd = options.n_head = 0;
-    }
+  if (named != nullptr) {
+    options.model = named->name;
+    options.n_layer = options.n_embd = options.n_head = 0;
   }
   // The bounds of the options hold for a file as well, before anything is made of them.
   Options shape;

@@ -1,7 +1,6 @@
 #include "src/convert/hf_names.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <utility>
 
 #include "src/core/error.h"
@@ -10,6 +9,8 @@
 namespace qt {
 
 namespace {
+
+using NamedLinear = std::pair<std::string_view, LinearRoles>;
 
 class Table {
  public:
@@ -24,8 +25,9 @@ class Table {
       norm(block, names_.norm1, r.norm1);
       linears(block, {{names_.q, r.q}, {names_.k, r.k}, {names_.v, r.v}, {names_.proj, r.proj}});
       norm(block, names_.norm2, r.norm2);
-      if (r.gate) linears(block, {{names_.gate, *r.gate}});
-      linears(block, {{names_.fc, r.fc}, {names_.mlp_proj, r.mlp_proj}});
+      std::vector<NamedLinear> mlp = {{names_.fc, r.fc}, {names_.mlp_proj, r.mlp_proj}};
+      if (r.gate) mlp.insert(mlp.begin(), {names_.gate, *r.gate});
+      linears(block, mlp);
     }
     norm("", names_.final_norm, m_.roles.final_norm);
     if (!c_.tied_head) plain(names_.head, m_.roles.head);
@@ -55,11 +57,9 @@ class Table {
     if (roles.bias || hf_.always_biased) vector(name + ".bias", c_.n_embd, {roles.bias});
   }
 
-  using NamedLinear = std::pair<std::string_view, LinearRoles>;
-
-  // Neighbours of one name are one tensor.
-  void linears(const std::string& block, std::initializer_list<NamedLinear> parts) {
-    for (const NamedLinear* part = parts.begin(); part != parts.end();) {
+  // Those of one name, one after the other, are one tensor.
+  void linears(const std::string& block, const std::vector<NamedLinear>& parts) {
+    for (auto part = parts.begin(); part != parts.end();) {
       const std::string_view name = part->first;
       const std::int64_t K = param(part->second.weight).K;
       std::int64_t N = 0;

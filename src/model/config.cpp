@@ -122,6 +122,8 @@ ModelConfig model_by_name(std::string_view name, const ModelShape& o) {
   c.n_layer = pick(o.n_layer, shape.n_layer);
   c.n_head = pick(o.n_head, shape.n_head);
   c.n_embd = pick(o.n_embd, shape.n_embd);
+  c.head_width = shape.head_width;
+  c.n_inner = shape.n_inner;
   c.n_kv_head = pick(o.n_kv_head, c.n_head);
   c.vocab_size = pick(o.vocab_size, family->vocab_size);
   c.seq_len = pick(o.seq_len, family->seq_len);

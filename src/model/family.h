@@ -18,6 +18,7 @@ namespace qt {
 struct NamedShape {
   std::string_view name;
   std::int64_t n_layer, n_head, n_embd;
+  std::int64_t head_width = 0, n_inner = 0;  // as in ModelConfig
 };
 
 // Names of tensors, in our files or in another program's, without ".weight" and ".bias" at their ends. Names in a
