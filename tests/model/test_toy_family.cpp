@@ -58,10 +58,16 @@ TEST(ToyFamily, IsFoundByItsNames) {
   EXPECT_EQ(default_seq_len("toy"), 16);
   EXPECT_EQ(model_vocab_size("toy-small", 9), 9);
   EXPECT_EQ(model_vocab_size("toy-small", 17), 24);
-  EXPECT_EQ(model_by_name("toy-large", {.n_layer = 1}).n_layer, 1);
+  EXPECT_EQ(small.head_dim(), 24);
+  EXPECT_EQ(small.mlp_width(), 40);
+  EXPECT_EQ(model_by_name("toy", {.n_layer = 1, .n_head = 2, .n_embd = 64}).mlp_width(), 256);
+  EXPECT_NE(message_of<ConfigError>([] { model_by_name("toy-large", {.n_layer = 1}); }).find("its name"),
+            std::string::npos);
   EXPECT_EQ(model_by_name("d4").family, &families::nanochat);
   EXPECT_NE(message_of<ConfigError>([] { model_by_name("toy"); }).find("--n-layer"), std::string::npos);
-  EXPECT_NE(message_of<ConfigError>([] { model_by_name("toy-small", {.bias = true}); }).find("biases"),
+  EXPECT_NE(message_of<ConfigError>([] {
+              model_by_name("toy", {.n_layer = 1, .n_head = 1, .n_embd = 16, .bias = true});
+            }).find("biases"),
             std::string::npos);
 }
 
@@ -117,7 +123,7 @@ TEST(ToyFamily, HasItsParameters) {
   EXPECT_EQ(model.params[5].init.stddev, 0.125f) << "0.25 by two layers";
   EXPECT_EQ(model.params[20].init.stddev, 0.25f);
   EXPECT_EQ(config.model_flops_per_token(),
-            6.0 * static_cast<double>(config.param_count() - 96 * 32) + 12.0 * 2 * 32 * 16);
+            6.0 * static_cast<double>(config.param_count() - 96 * 32) + 12.0 * 2 * 48 * 16);
 }
 
 // --- training --------------------------------------------------------------------------------------------
@@ -218,20 +224,23 @@ TEST(ToyFamily, GoesToHuggingFaceAndBack) {
   const Weights weights = lively(model);
   WeightSource source(weights);
   // Reads back what it wrote, and compares tensors and logits.
-  EXPECT_EQ(export_model(config, source, Tokenizer::make_bytes(), {.folder = folder}).tensors, 1 + 2 * 7 + 2);
+  EXPECT_EQ(export_model(config, source, Tokenizer::make_bytes(), {.folder = folder}).tensors, 1 + 2 * 6 + 2);
 
   const Json json = read_json_file(folder / "config.json");
   EXPECT_EQ(json["architectures"][0], "ToyForCausalLM");
   EXPECT_EQ(json["num_key_value_heads"], 1);
+  EXPECT_EQ(json["head_dim"], 24);
+  EXPECT_EQ(json["intermediate_size"], 40);
   EXPECT_EQ(json["rope_parameters"]["rope_theta"], 5000.0);
   const Safetensors file = Safetensors::open(folder / "model.safetensors");
-  EXPECT_EQ(file.get("model.layers.1.attention.qkv.weight").shape, (std::vector<std::int64_t>{64, 32}));
+  EXPECT_EQ(file.get("model.layers.1.attention.qkv.weight").shape, (std::vector<std::int64_t>{96, 32}));
+  EXPECT_EQ(file.get("model.layers.1.mlp.gate_up.weight").shape, (std::vector<std::int64_t>{80, 32}));
   EXPECT_EQ(file.get("model.norm.weight").shape, (std::vector<std::int64_t>{32}));
 
   ASSERT_TRUE(is_hf_folder(folder));
   Options options;
   set_hf_shape(folder, options);
-  EXPECT_EQ(options.model, "toy");
+  EXPECT_EQ(options.model, "toy-small");
   const ModelConfig read = model_from_options(options, 0);
   EXPECT_EQ(read.family, &families::toy);
   EXPECT_EQ(read.n_kv_head, 1);

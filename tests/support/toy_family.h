@@ -1,13 +1,13 @@
 // A family of models that lives in tests alone: all that another family needs is in this file, and nothing
 // elsewhere knows it. src/model/family.h includes it where QTRAIN_FAMILIES names it; it is included in no other way.
 //
-// RMSNorm with a weight, RoPE without QK-norm, an MLP gated by relu^2, untied head; at Hugging Face queries, keys and
-// values are one tensor.
+// RMSNorm with a weight, RoPE without QK-norm, a gated MLP, widths of heads and MLP of its own, untied head; at
+// Hugging Face queries, keys and values are one tensor, gate and fc another.
 #pragma once
 
 namespace qt::test {
 
-inline constexpr NamedShape kToyShapes[] = {{"toy-small", 2, 2, 32}, {"toy-large", 4, 4, 64}};
+inline constexpr NamedShape kToyShapes[] = {{"toy-small", 2, 2, 32, 24, 40}, {"toy-large", 4, 4, 64, 24, 80}};
 inline constexpr HfField kToyHfFields[] = {
     {"vocab_size", &ModelConfig::vocab_size, HfUse::needed},
     {"hidden_size", &ModelConfig::n_embd, HfUse::needed},
@@ -16,7 +16,8 @@ inline constexpr HfField kToyHfFields[] = {
     {"num_attention_heads", &ModelConfig::n_head, HfUse::needed},
     {"num_key_value_heads", &ModelConfig::n_kv_head},
     {"max_position_embeddings", &ModelConfig::seq_len},
-    {"toy_activation", "relu2"},
+    {"head_dim", &ModelConfig::head_dim},
+    {"toy_activation", "gelu"},
     {"norm_eps", &ModelConfig::norm_eps},
     {"rope_parameters", HfRope{}},
     {"tie_word_embeddings", &ModelConfig::tied_head},
@@ -33,7 +34,10 @@ inline constinit const Family toy = {
     .shapes = test::kToyShapes,
     .shapes_text = "toy-small, toy-large",
     .own_shape_example = "--n-layer 1 --n-head 1 --n-embd 16",
+    .fixed_by = "its name",
+    .fixed_hint = "use --model toy",
     .switches = {.norm = NormKind::weighted_rms,
+                 .activation = Activation::gelu,
                  .qk_norm = false,
                  .gated_mlp = true,
                  .embedding_norm = false,
@@ -73,8 +77,8 @@ inline constinit const Family toy = {
                      .v = "attention.qkv",
                      .proj = "attention.out",
                      .norm2 = "mlp_norm",
-                     .gate = "mlp.gate",
-                     .fc = "mlp.up",
+                     .gate = "mlp.gate_up",
+                     .fc = "mlp.gate_up",
                      .mlp_proj = "mlp.down",
                      .final_norm = "model.norm",
                      .head = "lm_head"}},
