@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "kernels/scratch.h"
-#include "quant/tiles.h"
 
 namespace qt {
 
