@@ -37,7 +37,8 @@ inline constexpr std::int64_t kStateBlock = 256;
 // A tensor that a rule keeps for each of its parameters, paged with the master.
 struct StatePiece {
   std::string_view name;
-  bool scales = false;  // of the piece of this name in 8 bits
+  // Holds the scales of the piece of this name: adamw8 has "m" in 8 bits, and the scales of "m" in f32.
+  bool scales = false;
   DType dtype = DType::f32;
   std::int64_t block_elems = 1;  // elements of the parameter to one of the piece: a divisor of kStateBlock
   double initial = 0;            // of every element before the first step

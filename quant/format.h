@@ -20,8 +20,8 @@
 
 namespace qt {
 
-// What a format type offers. Contracts of the functions: see Nf4. Every format has one f32 scale a block; a format
-// with scales of its own would declare their type and size here, beside kBlockElems, and decode them itself.
+// What a format type offers. Contracts of the functions: see Nf4. Every format has one f32 scale a block;
+// docs/extending.md lists the files that take this for granted.
 template <class F>
 concept WeightFormat = requires(std::span<const float> src, std::span<const bf16> src_bf16,
                                 std::span<const f16> src_f16, std::span<float> out_f32,
@@ -48,6 +48,7 @@ concept WeightFormat = requires(std::span<const float> src, std::span<const bf16
   { F::code_of(typename F::Eight{}, i) } -> std::same_as<std::uint8_t>;
   { F::eight_of(code, i) } -> std::same_as<typename F::Eight>;
 }
+// Eight codes of n bits are n bytes: sizeof(Eight) >= kCodeBits.
 &&(8 % F::kGroupElems == 0) && (F::kGroupElems * F::kCodeBits % 8 == 0) && (F::kBlockElems % 8 == 0) &&
     (sizeof(typename F::Eight) >= F::kCodeBits) && (F::kCodebook.size() == std::size_t{1} << F::kCodeBits);
 

@@ -9,7 +9,7 @@ namespace qt {
 inline std::string master_of(std::string_view param) { return "master." + std::string(param); }
 inline bool is_master(std::string_view tensor) { return tensor.starts_with("master."); }
 
-// moment: "m" or "v".
+// moment: the name of a StatePiece (optim/update_rule.h), "m" for example.
 inline std::string moment_of(std::string_view moment, std::string_view param) {
   return std::string(moment) + "." + std::string(param);
 }

@@ -1,5 +1,5 @@
-// The code points of a format, in shared memory once for each block of threads: sixteen f32 lie in sixteen
-// banks, so that a look-up never conflicts. A weight is code point times scale in f32, rounded once to bf16:
+// The code points of a format, in shared memory once for each block of threads: each f32 lies in a bank of its
+// own (up to 32 code points), so that a look-up never conflicts. A weight is code point times scale in f32, rounded once to bf16:
 // the bits of the format's reference.
 #pragma once
 

@@ -97,6 +97,7 @@ __global__ __launch_bounds__(kThreads) void quantize_kernel(const T* src, std::i
                                                             unsigned long long* bad_index) {
   using Eight = typename F::Eight;
   constexpr int kGroupBytes = F::kGroupElems * F::kCodeBits / 8;
+  // Eight codes of n bits are n bytes.
   const bool aligned = sizeof(Eight) == F::kCodeBits && is_aligned<sizeof(Eight)>(codes);
   const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * kWarps;
   for (std::int64_t w = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp_id(); w * kWarpElems < n;

@@ -57,7 +57,7 @@ TrainedModel from_hf_folder(Options o, const Target& target) {
   return model;
 }
 
-// A whole packed matrix, or a piece of a plain one, from f32 as the engine has it.
+// A whole packed matrix, from its values in f32.
 void write_packed(Engine& engine, const NamedView& codes, const NamedView& scales, FormatId format,
                   std::span<const float> values) {
   std::vector<std::uint8_t> packed(static_cast<std::size_t>(codes.view.bytes()));

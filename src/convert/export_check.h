@@ -2,7 +2,7 @@
 // what it meant to write, also where the whole model would not fit, since it holds a strip of one matrix at a time.
 //
 // Plain f32 on the host, written from the definition of the model. It deliberately shares no code with Block and the
-// ops: a mistake in one of them does not hide in the other. Slow.
+// ops: a mistake in one of them does not hide in the other. tests/convert/test_export.cpp compares both. Slow.
 #pragma once
 
 #include <cstdint>

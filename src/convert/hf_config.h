@@ -1,6 +1,6 @@
 // config.json and generation_config.json of a Hugging Face folder, to and from a model, by the HfForm of its
-// family (src/model/family.h). What such a file can say and this program cannot compute is refused by field.
-// Tensors are src/convert/hf_names.h.
+// family (src/model/family.h). A field of HfForm::fields with a value that this program cannot compute is refused by
+// name; fields that are not listed are ignored. Tensors are src/convert/hf_names.h.
 #pragma once
 
 #include <filesystem>

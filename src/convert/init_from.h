@@ -20,7 +20,7 @@ bool has_tokenizer(const std::string& folder);
 const Family* adopt_weights_shape(Options& options);
 
 // For training: what adopt_weights_shape() does, and the folder's vocabulary becomes --tokenizer where none
-// is named. ConfigError where the weights are a GPT and --model is none: its training defaults would be
+// is named. ConfigError where the weights are of another family than --model: its training defaults would be
 // wrong.
 void adopt_weights(Options& options);
 

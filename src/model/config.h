@@ -7,8 +7,9 @@
 
 namespace qt {
 
-enum class NormKind : std::uint8_t { rms, layer, weighted_rms };  // all but rms have learned weights
-enum class Activation : std::uint8_t { relu2, gelu };             // of the MLP
+// All but rms have learned weights; weighted_rms runs LayerNormFwd without a mean.
+enum class NormKind : std::uint8_t { rms, layer, weighted_rms };
+enum class Activation : std::uint8_t { relu2, gelu };  // of the MLP
 enum class Positions : std::uint8_t { rope, learned };
 
 // The parts of an architecture. The defaults are nanochat's.
@@ -16,7 +17,8 @@ struct ModelSwitches {
   NormKind norm = NormKind::rms;
   Activation activation = Activation::relu2;
   Positions positions = Positions::rope;
-  bool qk_norm = true;         // RMSNorm of queries and keys after RoPE; nothing without RoPE
+  // RMSNorm of queries and keys after RoPE; nothing without RoPE. false: RopeNormFwd runs without rstd.
+  bool qk_norm = true;
   bool gated_mlp = false;      // h = act(gate) * fc instead of h = act(fc)
   bool embedding_norm = true;  // a norm right after the embedding
   bool tied_head = false;      // the head is the embedding
@@ -78,7 +80,7 @@ struct ModelShape {
 // explaining what exists.
 ModelConfig model_by_name(std::string_view name, const ModelShape& shape = {});
 
-// Tokens of a sequence where nobody says otherwise, by the family of the name.
+// Tokens of a sequence where no option gives them, by the family of the name.
 std::int64_t default_seq_len(std::string_view model);
 
 // The vocabulary that a model takes for a tokenizer's: some families pad it.

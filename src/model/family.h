@@ -1,4 +1,4 @@
-// A model family: all that differs between nanochat and GPT-2, as one row for each.
+// A model family: all that differs between families, nanochat's and GPT-2's among them, as one row for each.
 //
 // Adding a family: a file in src/model that defines its row, and its name in QT_FOR_EACH_FAMILY.
 // tests/model/test_toy_family.cpp adds one in this way alone.
@@ -65,7 +65,7 @@ enum class HfUse : std::uint8_t {
 };
 struct HfRope {};  // {"rope_type": "default", "rope_theta": ModelConfig::rope_base}
 // A constant, or the member of ModelConfig that has the value. A file may set the dimensions, norm_eps and bias;
-// any other value that differs from the family's is refused.
+// any other value that differs from the family's is refused. Fields that HfForm::fields does not list are ignored.
 using HfValue =
     std::variant<bool, double, std::string_view, HfRope, std::int64_t ModelConfig::*, float ModelConfig::*,
                  bool ModelConfig::*, std::int64_t (ModelConfig::*)() const>;

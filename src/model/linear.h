@@ -31,7 +31,7 @@ void run_with_scratch(StepContext& ctx, Op op) {
   ctx.backend.run(op);
 }
 
-// A vector param's weight or gradient, or an undefined view where there is no such param.
+// A vector param's weight or gradient, or an undefined view where param is null.
 inline TensorView vector_weight(const Param* param) {
   return param == nullptr ? TensorView() : param->weight.dense.flat();
 }
@@ -57,8 +57,8 @@ class Linear {
 
  private:
   // Calls use(op) for each op of y = x W^T + bias (GemmLayout::nt) or y = x W (nn), in their order, without
-  // scratch. Today that is one op. What adds to the weight's product, such as an adapter, adds its ops here,
-  // and every caller has them.
+  // scratch. Today that is one op. forward() and backward_input() take their products from here;
+  // backward_weight() reads no weight and does not.
   template <class Use>
   void product(GemmLayout layout, const TensorView& x, const TensorView& y, const TensorView& bias,
                Use&& use) const;

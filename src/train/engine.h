@@ -1,8 +1,8 @@
 // Engine: one run's device side. Owns backend, arenas, model and optimizer, in that order, and knows the
-// phases of a run: micro_step, norm, optimizer_step, eval_step, sample, init.
+// phases of a run: micro_step, norm, optimizer_step, eval_step, sample, logits, init.
 //
-// The planner constructs the same class on the null backend and calls the same methods; there is no second
-// description of a step. The loop around it (data, schedule, logs, checkpoints, signals) is
+// The planner constructs the same class on the null backend and calls the same methods: a step has no second
+// description. The loop around it (data, schedule, logs, checkpoints, signals) is
 // src/train/trainer.h.
 #pragma once
 
