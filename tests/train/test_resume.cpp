@@ -399,7 +399,8 @@ TEST_F(Resume, OptionsThatAreNoMoreDoNotStandInTheWay) {
   Options options;
   adopt_resolved(options, stored);
   EXPECT_EQ(option_text(options, *find_option("optim")), "adamw8");
-  EXPECT_EQ(stored_options(parse_run_state(run_state_json(stored), "run.json"), "run.json").optim, "adamw8");
+  EXPECT_EQ(stored_options(parse_run_state(run_state_json(stored), "run.json"), "run.json").optim,
+            &rules::adamw8);
 }
 
 TEST_F(Resume, ChangesAreListedWithWhatTheyMean) {

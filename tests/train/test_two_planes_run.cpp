@@ -108,8 +108,8 @@ TEST_P(TwoPlanesRun, IsReadBackFromACheckpoint) {
   EXPECT_EQ(Safetensors::open(checkpoint + "/weights.safetensors").metadata().at("packed"), TwoPlanes::kName);
 
   const ModelParams model = make_params(two_planes_options().model);
-  CheckpointParams packed(checkpoint, model, WeightsOf::packed, two_planes_options().memory);
-  CheckpointParams masters(checkpoint, model, WeightsOf::master, two_planes_options().memory);
+  CheckpointParams packed(checkpoint, model, WeightsOf::packed, two_planes_options().layout);
+  CheckpointParams masters(checkpoint, model, WeightsOf::master, two_planes_options().layout);
   for (std::size_t i = 0; i < model.params.size(); ++i) {
     const Param& p = model.params[i];
     if (!engine->model().params()[i].weight.is_packed()) continue;
