@@ -265,6 +265,33 @@ std::string range_text(Range seconds) {
   return low == high ? low : fmt::format("{} to {}", low, high);
 }
 
+// Plays the run twice, the second time from the last save that the kill has left. Throws where their bits differ.
+Rehearsal play_twice(Stage& stage, double evaluation_steps, std::ostream& out) {
+  Logged straight = stage.play(&out, evaluation_steps);
+  straight.bits.state = tensors_hash(stage.checkpoint(kLastStep));
+  Rehearsal measured;
+  for (const ManifestFile& file : verify_checkpoint(stage.checkpoint(kLastStep), VerifyDepth::sizes).files)
+    measured.checkpoint_bytes += file.bytes;
+  out << fmt::format("  killed in step {} (kill -9); continued from step {}\n", kLastStep + 1,
+                     kRehearsedSteps)
+      << std::flush;
+  for (std::int64_t step = kRehearsedSteps + 1; step <= kLastStep; ++step)
+    remove_tree(posix_fs(), stage.checkpoint(step), kManifestName);
+  Logged continued = stage.play(nullptr, 0);
+  continued.bits.state = tensors_hash(stage.checkpoint(kLastStep));
+  require_same_bits(straight.bits, continued.bits);
+  out << fmt::format("  after step {} its state is that of the run before the kill, bit for bit: {}\n",
+                     kLastStep, straight.bits.state);
+
+  measured.step_s = time_of_steps(straight);
+  measured.resident_bytes = stage.resident_bytes();
+  measured.device_used_bytes = std::max(straight.device_used_bytes, continued.device_used_bytes);
+  measured.save_s = std::max(straight.slowest_save_s, continued.slowest_save_s);
+  measured.eval_s = straight.eval_s;
+  measured.eval_tokens = straight.eval_tokens;
+  return measured;
+}
+
 }  // namespace
 
 void require_same_bits(const PlayedBits& before, const PlayedBits& after) {
@@ -388,28 +415,7 @@ void rehearse_run(const LoadedOptions& loaded, std::ostream& out) {
       << std::flush;
 
   Stage stage(words_of_rehearsal(o, config, validation != nullptr, scratch.run()), scratch);
-  Logged straight = stage.play(&out, evaluation_steps);
-  straight.bits.state = tensors_hash(stage.checkpoint(kLastStep));
-  Rehearsal measured;
-  for (const ManifestFile& file : verify_checkpoint(stage.checkpoint(kLastStep), VerifyDepth::sizes).files)
-    measured.checkpoint_bytes += file.bytes;
-  out << fmt::format("  killed in step {} (kill -9); continued from step {}\n", kLastStep + 1,
-                     kRehearsedSteps)
-      << std::flush;
-  for (std::int64_t step = kRehearsedSteps + 1; step <= kLastStep; ++step)
-    remove_tree(posix_fs(), stage.checkpoint(step), kManifestName);
-  Logged continued = stage.play(nullptr, 0);
-  continued.bits.state = tensors_hash(stage.checkpoint(kLastStep));
-  require_same_bits(straight.bits, continued.bits);
-  out << fmt::format("  after step {} its state is that of the run before the kill, bit for bit: {}\n",
-                     kLastStep, straight.bits.state);
-
-  measured.step_s = time_of_steps(straight);
-  measured.resident_bytes = stage.resident_bytes();
-  measured.device_used_bytes = std::max(straight.device_used_bytes, continued.device_used_bytes);
-  measured.save_s = std::max(straight.slowest_save_s, continued.slowest_save_s);
-  measured.eval_s = straight.eval_s;
-  measured.eval_tokens = straight.eval_tokens;
+  const Rehearsal measured = play_twice(stage, evaluation_steps, out);
   out << rehearsal_text(run, measured, assumed);
 
   in.step_seconds = measured.step_s;

@@ -253,6 +253,37 @@ class HeaderReader {
   bool has_metadata_ = false;
 };
 
+// The JSON text of the header, which begins after kPrefixBytes.
+std::string_view header_of(const std::string& file, std::span<const std::byte> bytes) {
+  if (bytes.size() < kPrefixBytes) {
+    throw DataError(fmt::format("{}: has {} bytes; a safetensors file starts with 8 bytes of header length",
+                                file, bytes.size()));
+  }
+  std::uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, bytes.data(), sizeof header_bytes);
+  if (header_bytes > Safetensors::kMaxHeaderBytes) {
+    throw DataError(
+        fmt::format("{}: the header length is {}; the format allows at most {}: is this a safetensors file?",
+                    file, header_bytes, Safetensors::kMaxHeaderBytes));
+  }
+  if (header_bytes > bytes.size() - kPrefixBytes) {
+    throw DataError(
+        fmt::format("{}: the header length is {}, but only {} bytes follow: the file is cut short", file,
+                    header_bytes, bytes.size() - kPrefixBytes));
+  }
+  const std::string_view header(reinterpret_cast<const char*>(bytes.data() + kPrefixBytes), header_bytes);
+  if (header.empty()) throw DataError(fmt::format("{}: the header is empty", file));
+  if (header.front() != '{') throw DataError(fmt::format("{}: the header does not start with '{{'", file));
+  // The parser would take it for the end of the text and leave what follows unread.
+  if (const auto at = header.find('\0'); at != std::string_view::npos) {
+    throw DataError(
+        fmt::format("{}: a NUL byte in the header, at byte {} of the file", file, at + kPrefixBytes));
+  }
+
+  require_short_tokens(header, file);
+  return header;
+}
+
 }  // namespace
 
 std::string_view stored_name(StoredType type) { return row_of(type).name; }
@@ -296,38 +327,12 @@ Safetensors Safetensors::parse(std::span<const std::byte> bytes, std::string fil
 }
 
 void Safetensors::read(std::span<const std::byte> bytes) {
-  if (bytes.size() < kPrefixBytes) {
-    throw DataError(fmt::format("{}: has {} bytes; a safetensors file starts with 8 bytes of header length",
-                                file_, bytes.size()));
-  }
-  std::uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, bytes.data(), sizeof header_bytes);
-  if (header_bytes > kMaxHeaderBytes) {
-    throw DataError(
-        fmt::format("{}: the header length is {}; the format allows at most {}: is this a safetensors file?",
-                    file_, header_bytes, kMaxHeaderBytes));
-  }
-  if (header_bytes > bytes.size() - kPrefixBytes) {
-    throw DataError(
-        fmt::format("{}: the header length is {}, but only {} bytes follow: the file is cut short", file_,
-                    header_bytes, bytes.size() - kPrefixBytes));
-  }
-  const std::string_view header(reinterpret_cast<const char*>(bytes.data() + kPrefixBytes), header_bytes);
-  if (header.empty()) throw DataError(fmt::format("{}: the header is empty", file_));
-  if (header.front() != '{') throw DataError(fmt::format("{}: the header does not start with '{{'", file_));
-  // The parser would take it for the end of the text and leave what follows unread.
-  if (const auto at = header.find('\0'); at != std::string_view::npos) {
-    throw DataError(
-        fmt::format("{}: a NUL byte in the header, at byte {} of the file", file_, at + kPrefixBytes));
-  }
-
-  require_short_tokens(header, file_);
-
+  const std::string_view header = header_of(file_, bytes);
   std::vector<HeaderEntry> entries;
   HeaderReader reader(file_, entries, metadata_);
   Json::sax_parse(header.begin(), header.end(), &reader);
 
-  const std::uint64_t data_offset = kPrefixBytes + header_bytes;
+  const std::uint64_t data_offset = kPrefixBytes + header.size();
   const std::uint64_t data_bytes = bytes.size() - data_offset;
   tensors_.reserve(entries.size());
   for (auto& entry : entries) {

@@ -46,6 +46,54 @@ std::string phase_text(const RunStatus& s) {
   return {};
 }
 
+std::string step_text(const RunStatus& s) {
+  std::string step = format_thousands(s.step);
+  if (s.steps) {
+    step += fmt::format(
+        " of {} ({:.1f} %)", format_thousands(*s.steps),
+        100 * static_cast<double>(s.step) / static_cast<double>(std::max<std::int64_t>(*s.steps, 1)));
+  } else {
+    step += " of an unknown number";
+  }
+  if (s.tokens) step += fmt::format(", {} tokens", format_count(*s.tokens));
+  return step;
+}
+
+std::string left_text(const RunFacts& facts, const RunStatus& s) {
+  if (!s.left_s) {
+    const bool at_end = s.phase == RunPhase::finished || (s.steps && s.step >= *s.steps);
+    return at_end ? "nothing" : "unknown: five measured steps tell";
+  }
+  const std::string left = range_text(*s.left_s, format_duration);
+  if (s.phase != RunPhase::running) return left + " once it runs";
+  if (s.left_s->high >= kMostAheadSeconds) return left + ", until more than a century from now";
+  const double now = static_cast<double>(facts.now_unix_s);
+  return left + ", until " + range_text({now + s.left_s->low, now + s.left_s->high}, moment_text);
+}
+
+std::string power_text(const RunStatus& s) {
+  std::string power = s.watts           ? fmt::format("{:.0f} W", *s.watts)
+                      : s.watts_assumed ? fmt::format("{:g} W as given (--watts)", *s.watts_assumed)
+                                        : "unknown";
+  if (s.celsius) power += fmt::format(", {:.0f} °C", *s.celsius);
+  power += s.kwh            ? "; " + energy_text(*s.kwh) + " so far"
+           : s.kwh_at_least ? "; at least " + energy_text(*s.kwh_at_least) + " so far"
+                            : "; energy unknown";
+  if (s.cost) power += ", " + money_text(*s.cost, s.currency);
+  return power;
+}
+
+std::string disk_text(const RunFacts& facts) {
+  std::string disk = facts.disk_free_bytes ? format_bytes(*facts.disk_free_bytes) + " free" : "unknown";
+  if (facts.checkpoint_bytes > 0) {
+    disk += fmt::format("; a checkpoint takes {}", format_bytes(facts.checkpoint_bytes));
+    if (facts.disk_free_bytes &&
+        *facts.disk_free_bytes < facts.checkpoint_bytes + facts.checkpoint_bytes / 10)
+      disk += ": TOO LITTLE for the next save";
+  }
+  return disk;
+}
+
 }  // namespace
 
 std::string moment_text(double unix_s) {
@@ -76,16 +124,7 @@ std::string status_text(const RunFacts& facts, const RunStatus& s) {
   row("run", fmt::format("{}: {}", facts.folder, phase_text(s)));
   if (!s.model.empty()) row("model", s.device.empty() ? s.model : fmt::format("{} on {}", s.model, s.device));
 
-  std::string step = format_thousands(s.step);
-  if (s.steps) {
-    step += fmt::format(
-        " of {} ({:.1f} %)", format_thousands(*s.steps),
-        100 * static_cast<double>(s.step) / static_cast<double>(std::max<std::int64_t>(*s.steps, 1)));
-  } else {
-    step += " of an unknown number";
-  }
-  if (s.tokens) step += fmt::format(", {} tokens", format_count(*s.tokens));
-  row("step", step);
+  row("step", step_text(s));
 
   row("loss", s.loss ? fmt::format("{:.4f} now, {:.4f} over the last {} steps", *s.loss, *s.loss_smoothed,
                                    RunStatus::kSmoothSteps)
@@ -104,33 +143,9 @@ std::string status_text(const RunFacts& facts, const RunStatus& s) {
   } else {
     row("speed", "unknown: the first two steps of a session are warm-up and do not count");
   }
-  if (s.left_s) {
-    std::string left = range_text(*s.left_s, format_duration);
-    if (s.phase == RunPhase::running) {
-      left += s.left_s->high < kMostAheadSeconds
-                  ? ", until " + range_text({static_cast<double>(facts.now_unix_s) + s.left_s->low,
-                                             static_cast<double>(facts.now_unix_s) + s.left_s->high},
-                                            moment_text)
-                  : ", until more than a century from now";
-    } else {
-      left += " once it runs";
-    }
-    row("left", left);
-  } else if (s.phase == RunPhase::finished || (s.steps && s.step >= *s.steps)) {
-    row("left", "nothing");
-  } else {
-    row("left", "unknown: five measured steps tell");
-  }
+  row("left", left_text(facts, s));
 
-  std::string power = s.watts           ? fmt::format("{:.0f} W", *s.watts)
-                      : s.watts_assumed ? fmt::format("{:g} W as given (--watts)", *s.watts_assumed)
-                                        : "unknown";
-  if (s.celsius) power += fmt::format(", {:.0f} °C", *s.celsius);
-  power += s.kwh            ? "; " + energy_text(*s.kwh) + " so far"
-           : s.kwh_at_least ? "; at least " + energy_text(*s.kwh_at_least) + " so far"
-                            : "; energy unknown";
-  if (s.cost) power += ", " + money_text(*s.cost, s.currency);
-  row("power", power);
+  row("power", power_text(s));
 
   if (facts.saved_step) {
     row("saved", fmt::format("step {}{}", format_thousands(*facts.saved_step),
@@ -146,14 +161,7 @@ std::string status_text(const RunFacts& facts, const RunStatus& s) {
   if (log.lost_steps > 0) past += fmt::format(", {} done again", counted(log.lost_steps, "step"));
   if (log.slow > 0) past += fmt::format(", slow {}", counted(log.slow, "time"));
   row("so far", past);
-  std::string disk = facts.disk_free_bytes ? format_bytes(*facts.disk_free_bytes) + " free" : "unknown";
-  if (facts.checkpoint_bytes > 0) {
-    disk += fmt::format("; a checkpoint takes {}", format_bytes(facts.checkpoint_bytes));
-    if (facts.disk_free_bytes &&
-        *facts.disk_free_bytes < facts.checkpoint_bytes + facts.checkpoint_bytes / 10)
-      disk += ": TOO LITTLE for the next save";
-  }
-  row("disk", disk);
+  row("disk", disk_text(facts));
   if (log.torn && !facts.holder) row("note", "the log's last line is torn; the next start removes it");
   return text;
 }
