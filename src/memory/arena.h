@@ -23,7 +23,7 @@ class Arena;
 class Buffer {
  public:
   Buffer() = default;
-  // A piece that somebody else gives back: release() forgets the view.
+  // A piece that another owner gives back: release() forgets the view.
   explicit Buffer(const TensorView& view) : view_(view) {}
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept;
@@ -47,11 +47,12 @@ class Buffer {
 // hands out rows of those that it has.
 class BufferSource {
  public:
+  BufferSource() = default;
+  BufferSource(const BufferSource&) = delete;
+  BufferSource& operator=(const BufferSource&) = delete;
+  virtual ~BufferSource() = default;
   virtual Buffer alloc(std::string_view name, MemoryTag tag, DType dtype,
                        std::initializer_list<std::int64_t> shape) = 0;
-
- protected:
-  ~BufferSource() = default;
 };
 
 class Arena final : public BufferSource {
