@@ -23,7 +23,7 @@ void run_sample(const VerbCall& call) {
   if (prompt.empty()) prompt.push_back(0);
   const std::int64_t room = model.engine->options().sample_tokens;
   const std::int64_t left = room - static_cast<std::int64_t>(prompt.size());
-  // The default length bends to the model, a wish does not.
+  // A default length is clamped to the model's; an explicit one that is too long is refused.
   const std::int64_t wanted = call.loaded.given("sample-tokens")
                                   ? o.sample_tokens
                                   : std::min(o.sample_tokens, std::max<std::int64_t>(left, 1));
