@@ -66,7 +66,7 @@ class Buffers {
   PackedView packed(FormatId format, std::int64_t N, std::int64_t K) {
     PackedView w{.format = format, .N = N, .K = K, .layout = packed_layout(format, N, K, backend_.target())};
     w.codes = empty({code_bytes(format, N * K)}, DType::u8);
-    w.absmax = empty({scale_count(format, N * K)}, DType::f32);
+    w.absmax = empty({scale_count(format, N * K)}, format_info(format).scale_dtype);
     const TensorView src = normal({N * K}, DType::f32);
     backend_.run(Quantize{.src = src, .w = w, .bad_index = empty({1}, DType::f64)});
     return w;

@@ -117,7 +117,7 @@ class Checker {
   void packed(const PackedView& w) const {
     w.check(op_, "w");
     common({"w.codes", w.codes}, {DType::u8});
-    common({"w.absmax", w.absmax}, {DType::f32});
+    common({"w.absmax", w.absmax}, {format_info(w.format).scale_dtype});
   }
 
  private:

@@ -362,7 +362,7 @@ struct Matmul {
 };
 
 // The same products with the weight packed: nt and nn only, both from the same bytes. Every backend and route
-// sees the canonical weight round_to_bf16(codebook * absmax), widened when x is f32.
+// sees the canonical weight round_to_bf16(codebook * scale), widened when x is f32.
 struct PackedMatmul {
   static constexpr const char* kName = "packed_matmul";
   TensorView x;        // in  f32 | bf16: [M, K] for nt, [M, N] for nn

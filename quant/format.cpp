@@ -12,7 +12,6 @@ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b 
 
 template <WeightFormat... F>
 constexpr auto make_table(FormatList<F...>) {
-  constexpr double kScaleBits = 32;
   return std::array<FormatInfo, sizeof...(F) + 1>{
       FormatInfo{.id = FormatId::none, .name = "none"},
       FormatInfo{.id = F::kId,
@@ -21,7 +20,8 @@ constexpr auto make_table(FormatList<F...>) {
                  .code_bits = F::kCodeBits,
                  .group_elems = F::kGroupElems,
                  .zero_code = F::kZeroCode,
-                 .bits_per_weight = F::kCodeBits + kScaleBits / F::kBlockElems}...};
+                 .scale_dtype = dtype_of<typename F::Scale>(),
+                 .bits_per_weight = F::kCodeBits + 8.0 * sizeof(typename F::Scale) / F::kBlockElems}...};
 }
 
 constexpr auto kFormats = make_table(WeightFormats{});
@@ -70,7 +70,7 @@ std::int64_t scale_count(FormatId id, std::int64_t elems) {
 }
 
 std::int64_t packed_bytes(FormatId id, std::int64_t elems) {
-  return code_bytes(id, elems) + scale_count(id, elems) * static_cast<std::int64_t>(sizeof(float));
+  return code_bytes(id, elems) + scale_count(id, elems) * dtype_bytes(format_info(id).scale_dtype);
 }
 
 void detail::throw_no_packed_format(FormatId id) {

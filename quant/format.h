@@ -17,15 +17,19 @@
 #include "quant/nf4.h"
 #include "src/core/device.h"
 #include "src/core/error.h"
+#include "src/core/tensor.h"
 
 namespace qt {
 
-// What a format type offers. Contracts of the functions: see Nf4. Every format has one f32 scale a block;
-// docs/extending.md lists the files that take this for granted.
+// What a format type offers. Contracts of the functions: see Nf4. A block has one scale, of the format's own type
+// `Scale`: one that dtype_of() knows, and the dtype of the scales in files and in views. `scale_of` makes it of the
+// block's largest magnitude; `value_of` gives its value back: 0, or positive and finite. That value, and not the
+// largest magnitude, is what the elements are divided by before `encode` and what code points are multiplied by. A
+// block of value 0 has zero codes.
 template <class F>
 concept WeightFormat = requires(std::span<const float> src, std::span<const bf16> src_bf16,
                                 std::span<const f16> src_f16, std::span<float> out_f32,
-                                std::span<bf16> out_bf16, std::uint8_t* codes, float* absmax,
+                                std::span<bf16> out_bf16, std::uint8_t* codes, typename F::Scale* scales,
                                 std::int64_t first, std::uint8_t code, float y, int i) {
   { F::kId } -> std::convertible_to<FormatId>;
   { F::kName } -> std::convertible_to<std::string_view>;
@@ -36,13 +40,15 @@ concept WeightFormat = requires(std::span<const float> src, std::span<const bf16
     } -> std::convertible_to<int>;  // the fewest elements in a row with codes that fill whole bytes
   { F::kZeroCode } -> std::convertible_to<std::uint8_t>;
   std::span<const float>(F::kCodebook);
-  { F::quantize(src, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
-  { F::quantize(src_bf16, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
-  { F::quantize(src_f16, codes, absmax) } -> std::same_as<std::optional<std::int64_t>>;
-  F::dequantize(codes, absmax, first, out_bf16);
-  F::dequantize(codes, absmax, first, out_f32);
-  F::dequantize_unrounded(codes, absmax, first, out_f32);
+  { F::quantize(src, codes, scales) } -> std::same_as<std::optional<std::int64_t>>;
+  { F::quantize(src_bf16, codes, scales) } -> std::same_as<std::optional<std::int64_t>>;
+  { F::quantize(src_f16, codes, scales) } -> std::same_as<std::optional<std::int64_t>>;
+  F::dequantize(codes, scales, first, out_bf16);
+  F::dequantize(codes, scales, first, out_f32);
+  F::dequantize_unrounded(codes, scales, first, out_f32);
   // What kernels on a card are made of, QT_HOST_DEVICE. Eight is an unsigned integer.
+  { F::scale_of(y) } -> std::same_as<typename F::Scale>;
+  { F::value_of(*scales) } -> std::same_as<float>;
   { F::encode(y) } -> std::same_as<std::uint8_t>;
   { F::code_at(codes, first) } -> std::same_as<std::uint8_t>;
   { F::code_of(typename F::Eight{}, i) } -> std::same_as<std::uint8_t>;
@@ -75,12 +81,13 @@ namespace qt {
 
 struct FormatInfo {
   FormatId id = FormatId::none;
-  std::string_view name;       // the word of --quant and of files
-  int block_elems = 0;         // elements that share one scale; 0 for none
-  int code_bits = 0;           // 0 for none
-  int group_elems = 1;         // the fewest elements in a row with codes that fill whole bytes
-  std::uint8_t zero_code = 0;  // the code of 0.0
-  double bits_per_weight = 0;  // codes and scales of whole blocks; 0 for none: the compute dtype decides
+  std::string_view name;           // the word of --quant and of files
+  int block_elems = 0;             // elements that share one scale; 0 for none
+  int code_bits = 0;               // 0 for none
+  int group_elems = 1;             // the fewest elements in a row with codes that fill whole bytes
+  std::uint8_t zero_code = 0;      // the code of 0.0
+  DType scale_dtype = DType::f32;  // of one element for each block, in files and in views
+  double bits_per_weight = 0;      // codes and scales of whole blocks; 0 for none: the compute dtype decides
 };
 
 // Every known format in the order of its id, `none` first.
@@ -92,7 +99,7 @@ FormatId format_from_name(std::string_view name);
 
 // Bytes and counts of a packed tensor of `elems` elements; 0 for FormatId::none. elems >= 0.
 std::int64_t code_bytes(FormatId id, std::int64_t elems);   // a last partial group counts whole
-std::int64_t scale_count(FormatId id, std::int64_t elems);  // f32 scales; a last partial block counts one
+std::int64_t scale_count(FormatId id, std::int64_t elems);  // a last partial block counts one
 std::int64_t packed_bytes(FormatId id, std::int64_t elems);
 
 // Calls f.template operator()<F>() with the format type of `id` and returns what it returns. Throws

@@ -78,6 +78,11 @@ struct Nf4 {
     return static_cast<std::uint8_t>(codes[i >> 1] >> shift_of(static_cast<int>(i & 1)) & 0xF);
   }
 
+  // What a block keeps beside its codes: its largest magnitude as it is.
+  using Scale = float;
+  QT_HOST_DEVICE static constexpr Scale scale_of(float absmax) { return absmax; }
+  QT_HOST_DEVICE static constexpr float value_of(Scale scale) { return scale; }
+
   // The codes of eight elements in a row, from an even one on: their bytes, the first in memory lowest.
   using Eight = std::uint32_t;
   // Code i of the eight.

@@ -15,12 +15,14 @@ std::int64_t PackedView::strip_elems() const { return layout == PackedLayout::ti
 
 StoredLayout PackedView::codes_layout() const {
   if (layout == PackedLayout::flat) return {};
-  return {.order = layout, .K = K, .strip_elems = code_bytes(format, strip_elems())};
+  return {
+      .order = layout, .part = PackedPart::codes, .K = K, .strip_elems = code_bytes(format, strip_elems())};
 }
 
 StoredLayout PackedView::absmax_layout() const {
   if (layout == PackedLayout::flat) return {};
-  return {.order = layout, .K = K, .strip_elems = scale_count(format, strip_elems())};
+  return {
+      .order = layout, .part = PackedPart::scales, .K = K, .strip_elems = scale_count(format, strip_elems())};
 }
 
 bool can_be_tiled(FormatId format, std::int64_t N, std::int64_t K) {
@@ -42,7 +44,7 @@ void PackedView::check(std::string_view op, std::string_view field) const {
     check_dtype(view, {dtype}, op, full);
   };
   part(codes, "codes", DType::u8, code_bytes(format, elems()));
-  part(absmax, "absmax", DType::f32, scale_count(format, elems()));
+  part(absmax, "absmax", format_info(format).scale_dtype, scale_count(format, elems()));
 }
 
 }  // namespace qt

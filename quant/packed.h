@@ -17,7 +17,7 @@ struct PackedView {
   std::int64_t K = 0;                        // columns (input features)
   PackedLayout layout = PackedLayout::flat;  // tiles: N and K are multiples of 64
   TensorView codes;                          // u8 [code_bytes(format, N * K)]
-  TensorView absmax;                         // f32 [blocks], blocks = scale_count(format, N * K)
+  TensorView absmax;  // [scale_count(format, N * K)] in the format's scale_dtype: the scales of the blocks
 
   bool defined() const { return codes.defined(); }
   std::int64_t elems() const { return N * K; }

@@ -5,6 +5,7 @@
 // by strip, so that no second copy of a matrix is made.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -13,19 +14,20 @@ namespace qt {
 // flat: as files have it. tiles: of 64 x 64, which kernels for a card read.
 enum class PackedLayout : std::uint8_t { flat, tiles };
 
+enum class PackedPart : std::uint8_t { codes, scales };
+
 struct StoredLayout {
   PackedLayout order = PackedLayout::flat;
-  std::int64_t K = 0;            // tiles: columns of the matrix
-  std::int64_t strip_elems = 0;  // tiles: elements of this part in a strip
+  PackedPart part = PackedPart::codes;  // tiles: which of the two
+  std::int64_t K = 0;                   // tiles: columns of the matrix
+  std::int64_t strip_elems = 0;         // tiles: elements of this part in a strip
 
   bool as_in_files() const { return order == PackedLayout::flat; }
 
-  // One strip, strip_elems long on both sides, which may not overlap; only where not as_in_files(). Codes are
-  // bytes, scales are f32. Throw ShapeError where a size does not fit.
-  void to_files(std::span<const std::uint8_t> codes, std::span<std::uint8_t> file_codes) const;
-  void to_files(std::span<const float> scales, std::span<float> file_scales) const;
-  void from_files(std::span<const std::uint8_t> file_codes, std::span<std::uint8_t> codes) const;
-  void from_files(std::span<const float> file_scales, std::span<float> scales) const;
+  // The bytes of one strip, strip_elems elements on both sides, which may not overlap and begin where an element
+  // may; only where not as_in_files(). Throw ShapeError where a size does not fit.
+  void to_files(std::span<const std::byte> strip, std::span<std::byte> file_strip) const;
+  void from_files(std::span<const std::byte> file_strip, std::span<std::byte> strip) const;
 };
 
 }  // namespace qt

@@ -74,8 +74,8 @@ void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const std::uint8_t>
   for_each_code(N, K, [&](std::size_t flat, std::size_t tile) { tile_codes[tile] = flat_codes[flat]; });
 }
 
-void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const float> flat_scales,
-                   std::span<float> tile_scales) {
+void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const TileScale> flat_scales,
+                   std::span<TileScale> tile_scales) {
   check_scales(N, K, flat_scales.size(), tile_scales.size());
   for_each_scale(N, K, [&](std::size_t flat, std::size_t tile) { tile_scales[tile] = flat_scales[flat]; });
 }
@@ -86,8 +86,8 @@ void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const std::uint8_t>
   for_each_code(N, K, [&](std::size_t flat, std::size_t tile) { flat_codes[flat] = tile_codes[tile]; });
 }
 
-void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const float> tile_scales,
-                   std::span<float> flat_scales) {
+void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const TileScale> tile_scales,
+                   std::span<TileScale> flat_scales) {
   check_scales(N, K, tile_scales.size(), flat_scales.size());
   for_each_scale(N, K, [&](std::size_t flat, std::size_t tile) { flat_scales[flat] = tile_scales[tile]; });
 }

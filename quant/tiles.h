@@ -17,6 +17,7 @@
 
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "src/core/device.h"
 
@@ -29,10 +30,14 @@ inline constexpr int kTileSlots = kTileElems / kTileSlotElems;
 inline constexpr int kTileCodeBytes = kTileElems / 2;
 inline constexpr int kTileSlotBytes = kTileSlotElems / 2;
 
-// Whether tiles can hold a format: a pair of neighbours along k is a byte, and a row of a tile has a scale. A
-// format that they can't hold stays flat on a card too.
+using TileScale = float;
+
+// Whether tiles can hold a format: a pair of neighbours along k is a byte, and a row of a tile has a scale of
+// the type that tiles have. A format that they can't hold stays flat on a card too.
 template <class F>
-inline constexpr bool kFitsTiles = F::kCodeBits == 4 && F::kGroupElems == 2 && F::kBlockElems == kTileSide;
+inline constexpr bool kFitsTiles =
+    F::kCodeBits == 4 && F::kGroupElems == 2 &&
+    (F::kBlockElems == kTileSide) && std::is_same_v<typename F::Scale, TileScale>;
 
 // f[p]. It is its own way back: q xor f[p] xor f[p] is q.
 QT_HOST_DEVICE constexpr int tile_swizzle(int p) { return (p & 1) << 2 | (p & 2); }
@@ -60,11 +65,11 @@ constexpr bool can_be_tiled(std::int64_t N, std::int64_t K) {
 // such pieces. Source and destination may not overlap. Throw ShapeError where a size does not fit.
 void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const std::uint8_t> flat_codes,
                    std::span<std::uint8_t> tile_codes);
-void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const float> flat_scales,
-                   std::span<float> tile_scales);
+void flat_to_tiles(std::int64_t N, std::int64_t K, std::span<const TileScale> flat_scales,
+                   std::span<TileScale> tile_scales);
 void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const std::uint8_t> tile_codes,
                    std::span<std::uint8_t> flat_codes);
-void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const float> tile_scales,
-                   std::span<float> flat_scales);
+void tiles_to_flat(std::int64_t N, std::int64_t K, std::span<const TileScale> tile_scales,
+                   std::span<TileScale> flat_scales);
 
 }  // namespace qt

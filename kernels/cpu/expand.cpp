@@ -1,6 +1,6 @@
-// The vector code that unpacks. Formats with a table of sixteen code points are expanded by byte shuffles: a
-// block's sixteen possible weights are computed once (multiply, round to bf16) and split into a table of low
-// and a table of high bytes; then sixteen elements take two shuffles. Other formats use their reference.
+// The vector code that unpacks. Formats with a table of sixteen code points and f32 scales are expanded by byte
+// shuffles: a block's sixteen possible weights are computed once (multiply, round to bf16) and split into a table
+// of low and a table of high bytes; then sixteen elements take two shuffles. Other formats use their reference.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/expand.cpp"
 #include "kernels/cpu/expand.h"
@@ -143,26 +143,26 @@ HWY_EXPORT(ExpandNibblesF32);
 
 namespace {
 
-// Whether codes lie as NibbleBlocks has them.
+// Whether codes and scales lie as NibbleBlocks has them.
 template <class F>
-constexpr bool kHighNibbleFirst = F::kCodeBits == 4 && F::kGroupElems == 2 && F::kBlockElems % 2 == 0 &&
-                                  F::eight_of(1, 0) == 0x10;
+constexpr bool kInNibbleBlocks = F::kCodeBits == 4 && F::kGroupElems == 2 && F::kBlockElems % 2 == 0 &&
+                                 F::eight_of(1, 0) == 0x10 && std::is_same_v<typename F::Scale, float>;
 
 template <class T>
 void expand_to(const PackedView& w, std::int64_t first, std::int64_t count, T* to) {
   const auto* codes = w.codes.as<std::uint8_t>();
-  const float* absmax = w.absmax.as<float>();
   dispatch_format(w.format, [&]<class F>() {
-    if constexpr (kHighNibbleFirst<F>) {
+    const auto* scales = w.absmax.as<typename F::Scale>();
+    if constexpr (kInNibbleBlocks<F>) {
       const NibbleBlocks blocks{
-          .codebook = F::kCodebook.data(), .codes = codes, .absmax = absmax, .block_elems = F::kBlockElems};
+          .codebook = F::kCodebook.data(), .codes = codes, .absmax = scales, .block_elems = F::kBlockElems};
       if constexpr (std::is_same_v<T, float>) {
         HWY_DYNAMIC_DISPATCH(ExpandNibblesF32)(blocks, first, count, to);
       } else {
         HWY_DYNAMIC_DISPATCH(ExpandNibblesBf16)(blocks, first, count, to);
       }
     } else {
-      F::dequantize(codes, absmax, first, std::span<T>(to, static_cast<std::size_t>(count)));
+      F::dequantize(codes, scales, first, std::span<T>(to, static_cast<std::size_t>(count)));
     }
   });
 }

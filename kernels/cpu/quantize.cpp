@@ -148,13 +148,13 @@ constexpr std::int64_t kBlocksPerTask = 256;
 template <class F, class T>
 std::int64_t encode(const PackedView& w, std::int64_t first, const T* x, std::int64_t n) {
   std::uint8_t* const codes = w.codes.as<std::uint8_t>() + code_offset<F>(first);
-  float* const absmax = w.absmax.as<float>() + first / F::kBlockElems;
+  auto* const scales = w.absmax.as<typename F::Scale>() + first / F::kBlockElems;
   if constexpr (!std::is_same_v<F, Nf4>) {
-    return F::quantize(std::span(x, static_cast<std::size_t>(n)), codes, absmax).value_or(-1);
+    return F::quantize(std::span(x, static_cast<std::size_t>(n)), codes, scales).value_or(-1);
   } else if constexpr (std::is_same_v<T, bf16>) {
-    return HWY_DYNAMIC_DISPATCH(EncodeNf4Bf16)(x, n, codes, absmax);
+    return HWY_DYNAMIC_DISPATCH(EncodeNf4Bf16)(x, n, codes, scales);
   } else {
-    return HWY_DYNAMIC_DISPATCH(EncodeNf4F32)(x, n, codes, absmax);
+    return HWY_DYNAMIC_DISPATCH(EncodeNf4F32)(x, n, codes, scales);
   }
 }
 

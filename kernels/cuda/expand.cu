@@ -14,7 +14,8 @@ struct Stored {
 // A square of 64 x 64 at a time through shared memory, so that codes and weights are both moved in whole
 // sectors, whatever the layout.
 template <class Loader, class T>
-__global__ __launch_bounds__(kSquareThreads) void expand_kernel(Rectangle area, Stored stored, PackedMatrix w,
+__global__ __launch_bounds__(kSquareThreads) void expand_kernel(Rectangle area, Stored stored,
+                                                                PackedMatrix<typename Loader::Format> w,
                                                                 CodePoints<typename Loader::Format> points,
                                                                 T* to) {
   SharedMemory shared;

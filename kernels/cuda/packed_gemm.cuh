@@ -15,16 +15,17 @@ namespace qt::cuda {
 static_assert(kTileSide == kSquare && kTileSlots == kSquareThreads);
 
 // A matrix [N, K] of codes and scales in the flat layout of its format, or in the tiles of quant/tiles.h.
+template <class F>
 struct PackedMatrix {
   const std::uint8_t* codes = nullptr;
-  const float* absmax = nullptr;
+  const typename F::Scale* scales = nullptr;
   std::int64_t N = 0, K = 0;
   bool in_tiles = false;
 };
 
 // The canonical weight of element (n, k) of the matrix, 0 outside of it. One at a time: for checks.
 template <class F>
-__device__ float weight_at(const PackedMatrix& w, const SharedArray<float>& table, std::int64_t n,
+__device__ float weight_at(const PackedMatrix<F>& w, const SharedArray<float>& table, std::int64_t n,
                            std::int64_t k) {
   if (n >= w.N || k >= w.K) return 0.0f;
   std::int64_t place = n * w.K + k, block = place / F::kBlockElems;
@@ -34,7 +35,7 @@ __device__ float weight_at(const PackedMatrix& w, const SharedArray<float>& tabl
     place = tile * kTileElems + tile_place(row, static_cast<int>(k % kTileSide));
     block = tile * kTileSide + row;
   }
-  return widen(narrow<bf16>(table.read(F::code_at(w.codes, place)) * w.absmax[block]));
+  return widen(narrow<bf16>(table.read(F::code_at(w.codes, place)) * F::value_of(w.scales[block])));
 }
 
 // The codes of the 32 elements that a thread has of a square, in the order of memory.
@@ -91,7 +92,7 @@ class BlockLoader {
     float scale;
   };
 
-  __device__ BlockLoader(const PackedMatrix& w, const SharedArray<float>& table, int thread)
+  __device__ BlockLoader(const PackedMatrix<F>& w, const SharedArray<float>& table, int thread)
       : w_(w), table_(table), row_(thread / 2), half_(thread % 2) {}
 
   // Outside of the matrix a scale of 0 makes zeros.
@@ -100,7 +101,7 @@ class BlockLoader {
     if (n >= w_.N || k >= w_.K) return {};
     const std::int64_t first = n * w_.K + k;
     return {load_codes<F>(w_.codes + code_offset<F>(first + half_ * (kSquare / 2))),
-            w_.absmax[first / F::kBlockElems]};
+            F::value_of(w_.scales[first / F::kBlockElems])};
   }
 
   __device__ void put(const Piece& piece, int part, const SharedArray<bf16>& square) const {
@@ -110,7 +111,7 @@ class BlockLoader {
   }
 
  private:
-  const PackedMatrix& w_;
+  const PackedMatrix<F>& w_;
   SharedArray<float> table_;
   int row_, half_;
 };
@@ -128,7 +129,7 @@ class AnyLoader {
     int count;  // elements within the row; the others are zeros
   };
 
-  __device__ AnyLoader(const PackedMatrix& w, const SharedArray<float>& table, int thread)
+  __device__ AnyLoader(const PackedMatrix<F>& w, const SharedArray<float>& table, int thread)
       : w_(w), table_(table), row_(thread / 2), half_(thread % 2) {}
 
   __device__ Piece load(std::int64_t row, std::int64_t col) const {
@@ -140,8 +141,8 @@ class AnyLoader {
     Piece piece;
     piece.count = static_cast<int>(w_.K - k < kElems ? w_.K - k : kElems);
     piece.split = F::kBlockElems - static_cast<int>(first % F::kBlockElems);
-    piece.scales[0] = w_.absmax[block];
-    piece.scales[1] = piece.split < piece.count ? w_.absmax[block + 1] : 0.0f;
+    piece.scales[0] = F::value_of(w_.scales[block]);
+    piece.scales[1] = piece.split < piece.count ? F::value_of(w_.scales[block + 1]) : 0.0f;
     if (first % F::kGroupElems == 0) {
       const std::int64_t groups = blocks_for(piece.count, F::kGroupElems);
       piece.codes = load_codes_in_bytes<F>(w_.codes + code_offset<F>(first),
@@ -167,7 +168,7 @@ class AnyLoader {
   }
 
  private:
-  const PackedMatrix& w_;
+  const PackedMatrix<F>& w_;
   SharedArray<float> table_;
   int row_, half_;
 };
@@ -184,7 +185,7 @@ class TileLoader {
     float2 scales[kParts];  // of rows 16 i + 2 p and the next
   };
 
-  __device__ TileLoader(const PackedMatrix& w, const SharedArray<float>& table, int thread)
+  __device__ TileLoader(const PackedMatrix<F>& w, const SharedArray<float>& table, int thread)
       : w_(w),
         table_(table),
         slot_(thread),
@@ -204,7 +205,7 @@ class TileLoader {
     }
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      const float* const scales = w_.absmax + tile * kSquare + 16 * i + 2 * p_;
+      const TileScale* const scales = w_.scales + tile * kSquare + 16 * i + 2 * p_;
       if constexpr (kAligned) {
         piece.scales[i] = read_global<float2>(scales);
       } else {
@@ -232,7 +233,7 @@ class TileLoader {
   }
 
  private:
-  const PackedMatrix& w_;
+  const PackedMatrix<F>& w_;
   SharedArray<float> table_;
   int slot_, half_, p_, q_;
 };
@@ -240,7 +241,7 @@ class TileLoader {
 // What a launch takes of a packed matrix.
 template <class F>
 struct PackedOperand {
-  PackedMatrix matrix;
+  PackedMatrix<F> matrix;
   CodePoints<F> points;
   bool aligned = false;    // codes and scales begin at multiples of 16 bytes
   bool in_blocks = false;  // flat, as BlockLoader wants it
@@ -250,13 +251,13 @@ template <class F>
 PackedOperand<F> packed_operand_of(const PackedView& w) {
   PackedOperand<F> weight;
   weight.matrix = {.codes = w.codes.as<std::uint8_t>(),
-                   .absmax = w.absmax.as<float>(),
+                   .scales = w.absmax.as<typename F::Scale>(),
                    .N = w.N,
                    .K = w.K,
                    .in_tiles = w.layout == PackedLayout::tiles};
   weight.points = code_points_of<F>();
   const bool codes_aligned = is_aligned16(weight.matrix.codes);
-  weight.aligned = codes_aligned && is_aligned16(weight.matrix.absmax);
+  weight.aligned = codes_aligned && is_aligned16(weight.matrix.scales);
   weight.in_blocks =
       !weight.matrix.in_tiles && F::kBlockElems % kSquare == 0 && w.K % F::kBlockElems == 0 && codes_aligned;
   return weight;

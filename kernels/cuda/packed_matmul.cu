@@ -20,7 +20,8 @@ namespace {
 template <class Loader, int kTile, bool kSumOverRows, bool kAligned>
 __global__ __launch_bounds__(
     GemmTile<kTile>::kThreads,
-    GemmTile<kTile>::kBlocksAtOnce) void packed_gemm_kernel(GemmProblem<bf16> p, PackedMatrix w,
+    GemmTile<kTile>::kBlocksAtOnce) void packed_gemm_kernel(GemmProblem<bf16> p,
+                                                            PackedMatrix<typename Loader::Format> w,
                                                             CodePoints<typename Loader::Format> points) {
   SharedMemory shared;
   const SharedArray<float> table = take_code_points(shared, points);
@@ -70,7 +71,7 @@ constexpr int kF32Pitch = kF32Tile + 4;  // rows stay multiples of 16 bytes
 
 // A tile of 64 x 64 outputs, 4 x 4 a thread; R in steps of 16, in ascending order, by fused multiply-adds.
 template <class F, bool kSumOverRows>
-__global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProblem<float> p, PackedMatrix w,
+__global__ __launch_bounds__(kF32Threads) void packed_gemm_f32_kernel(GemmProblem<float> p, PackedMatrix<F> w,
                                                                       CodePoints<F> points) {
   SharedMemory shared;
   const SharedArray<float> table = take_code_points(shared, points);

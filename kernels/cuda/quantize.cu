@@ -47,14 +47,15 @@ __device__ unsigned block_top(const Floats& f) {
 
 // A lane's eight codes, as the bytes of the flat layout.
 template <class F>
-__device__ typename F::Eight encode(const Floats& f, unsigned top) {
+__device__ typename F::Eight encode(const Floats& f, typename F::Scale scale) {
   typename F::Eight codes = 0;
-  if (top == 0) {
+  const float value = F::value_of(scale);
+  if (value == 0) {
 #pragma unroll
     for (int i = 0; i < kVectorElems; ++i) codes |= F::eight_of(F::kZeroCode, i);
     return codes;
   }
-  const Floats y = normalised(f, Normaliser(__uint_as_float(top)));
+  const Floats y = normalised(f, Normaliser(value));
 #pragma unroll
   for (int i = 0; i < kVectorElems; ++i) codes |= F::eight_of(F::encode(y.x[i]), i);
   return codes;
@@ -90,10 +91,10 @@ __device__ void note_bad_blocks(const Floats& f, unsigned top, std::int64_t inde
   if (top >= kInfinityBits && at == 0) note_bad(bad_index, index + (F::kBlockElems - before_end));
 }
 
-// src [n] is elements [first, first + n) of the matrix that codes and absmax begin with.
+// src [n] is elements [first, first + n) of the matrix that codes and scales begin with.
 template <class F, class T>
 __global__ __launch_bounds__(kThreads) void quantize_kernel(const T* src, std::int64_t first, std::int64_t n,
-                                                            std::uint8_t* codes, float* absmax,
+                                                            std::uint8_t* codes, typename F::Scale* scales,
                                                             unsigned long long* bad_index) {
   using Eight = typename F::Eight;
   constexpr int kGroupBytes = F::kGroupElems * F::kCodeBits / 8;
@@ -109,7 +110,8 @@ __global__ __launch_bounds__(kThreads) void quantize_kernel(const T* src, std::i
     const unsigned top = block_top<F>(f);
     if (__any_sync(kFullWarp, top >= kInfinityBits)) note_bad_blocks<F>(f, top, first + at, bad_index);
     if (count == 0 || top >= kInfinityBits) continue;
-    const Eight bytes = encode<F>(f, top);
+    const typename F::Scale scale = F::scale_of(__uint_as_float(top));
+    const Eight bytes = encode<F>(f, scale);
     std::uint8_t* const to = codes + code_offset<F>(first + at);
     if (aligned && count == kVectorElems) {
       write_global(to, bytes);
@@ -119,7 +121,7 @@ __global__ __launch_bounds__(kThreads) void quantize_kernel(const T* src, std::i
         if (b / kGroupBytes * F::kGroupElems < count) to[b] = static_cast<std::uint8_t>(bytes >> (8 * b));
       }
     }
-    if (lane_id() % kBlockLanes<F> == 0) absmax[(first + at) / F::kBlockElems] = __uint_as_float(top);
+    if (lane_id() % kBlockLanes<F> == 0) scales[(first + at) / F::kBlockElems] = scale;
   }
 }
 
@@ -160,7 +162,7 @@ static_assert(kThreads == kRowPairs * kRowPairLanes);
 template <class F, class T>
 __global__ __launch_bounds__(kThreads) void quantize_tiles_kernel(const T* src, std::int64_t first,
                                                                   TiledRange range, std::uint8_t* codes,
-                                                                  float* absmax,
+                                                                  typename F::Scale* scales,
                                                                   unsigned long long* bad_index) {
   static_assert(kFitsTiles<F> && kBlockLanes<F> == kRowPairLanes);
   SharedMemory shared;
@@ -181,8 +183,9 @@ __global__ __launch_bounds__(kThreads) void quantize_tiles_kernel(const T* src, 
     const unsigned top = block_top<F>(f);
     if (__any_sync(kFullWarp, top >= kInfinityBits)) note_bad_blocks<F>(f, top, index, bad_index);
     written[dn] = in_range && top < kInfinityBits;
-    bytes[dn] = written[dn] ? encode<F>(f, top) : 0;
-    if (written[dn] && lane == 0) absmax[tile * kTileSide + row] = __uint_as_float(top);
+    const typename F::Scale scale = F::scale_of(__uint_as_float(top));
+    bytes[dn] = written[dn] ? encode<F>(f, scale) : 0;
+    if (written[dn] && lane == 0) scales[tile * kTileSide + row] = scale;
   }
 #pragma unroll
   for (int b = 0; b < kVectorElems / 2; ++b) {
@@ -220,7 +223,7 @@ void run(const Quantize& op, const Context& context) {
   const auto run_as = [&]<class F, class T>() {
     const T* const src = op.src.as<T>();
     std::uint8_t* const codes = op.w.codes.as<std::uint8_t>();
-    float* const absmax = op.w.absmax.as<float>();
+    auto* const scales = op.w.absmax.as<typename F::Scale>();
     auto* const bad_index = reinterpret_cast<unsigned long long*>(op.bad_index.data);
     if constexpr (kFitsTiles<F>) {
       if (op.w.layout == PackedLayout::tiles) {
@@ -230,11 +233,11 @@ void run(const Quantize& op, const Context& context) {
                        .threads = kThreads,
                        .shared_bytes = shared_array_bytes(kTileCodeBytes, 1) + shared_array_bytes(kWarps, 4),
                        .stream = context.stream},
-                      quantize_tiles_kernel<F, T>, src, op.first, range, codes, absmax, bad_index);
+                      quantize_tiles_kernel<F, T>, src, op.first, range, codes, scales, bad_index);
       }
     }
     launch(warps_shape("quantize_kernel", blocks_for(op.src.elems(), kWarpElems), context),
-           quantize_kernel<F, T>, src, op.first, op.src.elems(), codes, absmax, bad_index);
+           quantize_kernel<F, T>, src, op.first, op.src.elems(), codes, scales, bad_index);
   };
   dispatch_format(op.w.format, [&]<class F>() {
     if (op.src.dtype == DType::bf16) {

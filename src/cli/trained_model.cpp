@@ -61,10 +61,12 @@ TrainedModel from_hf_folder(Options o, const Target& target) {
 void write_packed(Engine& engine, const NamedView& codes, const NamedView& scales, FormatId format,
                   std::span<const float> values) {
   std::vector<std::uint8_t> packed(static_cast<std::size_t>(codes.view.bytes()));
-  std::vector<float> absmax(static_cast<std::size_t>(scales.view.elems()));
-  dispatch_format(format, [&]<class F>() { F::quantize(values, packed.data(), absmax.data()); });
+  dispatch_format(format, [&]<class F>() {
+    std::vector<typename F::Scale> packed_scales(static_cast<std::size_t>(scales.view.elems()));
+    F::quantize(values, packed.data(), packed_scales.data());
+    engine.stored_form().write(scales, std::as_bytes(std::span(packed_scales)));
+  });
   engine.stored_form().write(codes, std::as_bytes(std::span(packed)));
-  engine.stored_form().write(scales, std::as_bytes(std::span(absmax)));
 }
 
 void fill(Engine& engine, ParamSource& source) {

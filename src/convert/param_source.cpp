@@ -93,7 +93,7 @@ CheckpointParams::CheckpointParams(const fs::path& checkpoint, const ModelParams
       const std::int64_t codes[] = {code_bytes(format, p.elems())},
                          scales[] = {scale_count(format, p.elems())};
       place.values = &file_.header().get(p.name, DType::u8, codes);
-      place.scales = &file_.header().get(scales_of(p.name), DType::f32, scales);
+      place.scales = &file_.header().get(scales_of(p.name), format_info(format).scale_dtype, scales);
     } else {
       place.values = &file_.header().get(masters ? master_of(p.name) : p.name);
       if (place.values->elems() != p.elems()) fail_shape(file_.header(), *place.values, std::array{p.N, p.K});
@@ -123,12 +123,12 @@ void CheckpointParams::read_packed(const Place& place, std::int64_t elems, std::
         std::min<std::int64_t>(elems, (first + static_cast<std::int64_t>(out.size()) + F::kBlockElems - 1) /
                                           F::kBlockElems * F::kBlockElems);
     codes_.resize(static_cast<std::size_t>(code_bytes(F::kId, end - begin)));
-    scales_.resize(static_cast<std::size_t>(scale_count(F::kId, end - begin)));
+    std::vector<typename F::Scale> scales(static_cast<std::size_t>(scale_count(F::kId, end - begin)));
     block_.resize(static_cast<std::size_t>(end - begin));
     file_.read(*place.values, static_cast<std::uint64_t>(code_bytes(F::kId, begin)),
                std::as_writable_bytes(std::span(codes_)));
-    file_.read(*place.scales, begin / F::kBlockElems, std::span(scales_));
-    F::dequantize(codes_.data(), scales_.data(), 0, std::span(block_));
+    file_.read_elems(*place.scales, begin / F::kBlockElems, std::as_writable_bytes(std::span(scales)));
+    F::dequantize(codes_.data(), scales.data(), 0, std::span(block_));
     std::copy_n(block_.begin() + (first - begin), out.size(), out.begin());
   });
 }

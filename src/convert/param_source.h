@@ -52,7 +52,7 @@ class CheckpointParams : public ParamSource {
   const ModelParams& model_;
   std::vector<Place> places_;
   std::vector<std::uint8_t> codes_;
-  std::vector<float> scales_, block_;
+  std::vector<float> block_;
 };
 
 // A safetensors file with the names and shapes of this program, or the masters in the state of a checkpoint.

@@ -40,19 +40,22 @@ void TensorFile::read(const StoredTensor& t, std::uint64_t offset, std::span<std
   file_.read_at(t.file_offset + offset, out);
 }
 
+void TensorFile::read_elems(const StoredTensor& t, std::int64_t first, std::span<std::byte> out) const {
+  read(t, static_cast<std::uint64_t>(first * stored_bytes(t.type)), out);
+  const std::int64_t bad = first_non_finite(t.type, out);
+  QT_CHECK(bad < 0, DataError, "{}: tensor {}, element {}: not a finite number", header_.file(),
+           in_quotes(t.name), first + bad);
+}
+
 void TensorFile::read(const StoredTensor& t, std::int64_t first, std::span<float> out) const {
   const bool is_f32 = t.type == StoredType::f32, is_bf16 = t.type == StoredType::bf16;
   QT_CHECK(is_f32 || is_bf16 || t.type == StoredType::f16, DataError,
            "{}: tensor {} is {}, neither f32, bf16 nor f16", header_.file(), in_quotes(t.name),
            stored_name(t.type));
-  const auto width = static_cast<std::size_t>(stored_bytes(t.type));
-  if (!is_f32) staging_.resize(out.size() * width);
-  const std::span<std::byte> bytes = is_f32 ? std::as_writable_bytes(out) : std::span(staging_);
-  read(t, static_cast<std::uint64_t>(first) * width, bytes);
-  const std::int64_t bad = first_non_finite(t.type, bytes);
-  QT_CHECK(bad < 0, DataError, "{}: tensor {}, element {}: not a finite number", header_.file(),
-           in_quotes(t.name), first + bad);
-  if (!is_f32) is_bf16 ? widen<bf16>(bytes, out) : widen<f16>(bytes, out);
+  if (is_f32) return read_elems(t, first, std::as_writable_bytes(out));
+  staging_.resize(out.size() * static_cast<std::size_t>(stored_bytes(t.type)));
+  read_elems(t, first, staging_);
+  is_bf16 ? widen<bf16>(staging_, out) : widen<f16>(staging_, out);
 }
 
 }  // namespace qt

@@ -24,6 +24,9 @@ class TensorFile {
   const Safetensors& header() const { return header_; }
   // Bytes [offset, offset + out.size()) of a tensor.
   void read(const StoredTensor& t, std::uint64_t offset, std::span<std::byte> out) const;
+  // Elements from `first` on, as they are stored, as many as fill out; DataError naming tensor and index for f32,
+  // bf16 or f16 that is not finite.
+  void read_elems(const StoredTensor& t, std::int64_t first, std::span<std::byte> out) const;
   // Elements [first, first + out.size()) of an f32, bf16 or f16 tensor, widened; DataError naming tensor and index
   // for what is not finite, and for another type.
   void read(const StoredTensor& t, std::int64_t first, std::span<float> out) const;

@@ -66,7 +66,8 @@ void Model::place(Arena& state) {
         .K = p.K,
         .layout = packed_layout(format, p.N, p.K, backend_.target()),
         .codes = state.keep(p.name, MemoryTag::weights, DType::u8, {code_bytes(format, p.elems())}),
-        .absmax = state.keep(p.name, MemoryTag::weights, DType::f32, {scale_count(format, p.elems())})};
+        .absmax = state.keep(p.name, MemoryTag::weights, format_info(format).scale_dtype,
+                             {scale_count(format, p.elems())})};
   }
   if (options_.gradients) place_gradients(state);
   if (config_.positions != Positions::rope) return;

@@ -22,7 +22,7 @@ std::vector<NamedView> stored_weights(const ParamList& params);
 
 class StoredForm {
  public:
-  // Takes what the longest strips among `views` need (in tiles 72 bytes for each column of the widest matrix) and
+  // Takes what the longest strips among `views` need (in tiles 64 bytes for each column of the widest matrix) and
   // allocates nothing after that.
   StoredForm(Backend& backend, std::span<const NamedView> views);
 
@@ -34,19 +34,11 @@ class StoredForm {
   void write(const NamedView& v, std::span<const std::byte> stored);
 
  private:
-  // A strip in both orders.
-  template <class T>
-  struct Strip {
-    std::vector<T> in_memory, in_file;
-  };
-  template <class T>
-  void read_strips(const NamedView& v, Strip<T>& strip, const TakePiece& use);
-  template <class T>
-  void write_strips(const NamedView& v, std::span<const std::byte> stored, Strip<T>& strip);
+  void read_strips(const NamedView& v, const TakePiece& use);
+  void write_strips(const NamedView& v, std::span<const std::byte> stored);
 
   Backend& backend_;
-  Strip<std::uint8_t> codes_;
-  Strip<float> scales_;
+  std::vector<std::byte> in_memory_, in_file_;  // a strip in both orders
 };
 
 }  // namespace qt

@@ -49,30 +49,30 @@ void on_every_route(Fn&& run) {
 // What the reference packs.
 struct Reference {
   std::vector<std::uint8_t> codes;
-  std::vector<float> absmax;
+  std::vector<TwoPlanes::Scale> scales;
 
   template <class T>
   explicit Reference(const std::vector<T>& x)
       : codes(static_cast<size_t>(code_bytes(TwoPlanes::kId, static_cast<std::int64_t>(x.size()))), 0xA5),
-        absmax(static_cast<size_t>(scale_count(TwoPlanes::kId, static_cast<std::int64_t>(x.size()))), -7.0f) {
-    TwoPlanes::quantize(std::span<const T>(x), codes.data(), absmax.data());
+        scales(static_cast<size_t>(scale_count(TwoPlanes::kId, static_cast<std::int64_t>(x.size()))), 0xA5) {
+    TwoPlanes::quantize(std::span<const T>(x), codes.data(), scales.data());
   }
 
   template <class T>
   std::vector<T> weights(std::int64_t first, std::int64_t count) const {
     std::vector<T> w(static_cast<size_t>(count));
-    TwoPlanes::dequantize(codes.data(), absmax.data(), first, std::span<T>(w));
+    TwoPlanes::dequantize(codes.data(), scales.data(), first, std::span<T>(w));
     return w;
   }
 };
 
 PackedView view_of(Memory& memory, const Sizes& size, const std::vector<std::uint8_t>& codes,
-                   const std::vector<float>& absmax) {
+                   const std::vector<TwoPlanes::Scale>& scales) {
   return {.format = TwoPlanes::kId,
           .N = size.N,
           .K = size.K,
           .codes = memory.put(codes),
-          .absmax = memory.put(absmax)};
+          .absmax = memory.put(scales)};
 }
 
 template <class T>
@@ -80,7 +80,7 @@ void expect_packed(Backend& backend, Alignment alignment, const Sizes& size, con
   const Reference reference(x);
   Memory memory(backend, 4 << 20, alignment);
   const PackedView w = view_of(memory, size, std::vector<std::uint8_t>(reference.codes.size(), 0xA5),
-                               std::vector<float>(reference.absmax.size(), -7.0f));
+                               std::vector<TwoPlanes::Scale>(reference.scales.size(), 0xA5));
   const TensorView bad = memory.put<double>({0});
   // In two ranges, the second from a block within the matrix on.
   const auto elems = static_cast<std::int64_t>(x.size());
@@ -88,7 +88,7 @@ void expect_packed(Backend& backend, Alignment alignment, const Sizes& size, con
   backend.run(Quantize{.src = src.flat(0, 640), .w = w, .bad_index = bad});
   backend.run(Quantize{.src = src.flat(640, elems - 640), .w = w, .first = 640, .bad_index = bad});
   EXPECT_EQ(memory.get<std::uint8_t>(w.codes), reference.codes);
-  EXPECT_TRUE(same_bits(memory.get<float>(w.absmax), reference.absmax));
+  EXPECT_EQ(memory.get<TwoPlanes::Scale>(w.absmax), reference.scales);
   EXPECT_EQ(memory.get<double>(bad)[0], 0);
 }
 
@@ -108,7 +108,7 @@ TEST(TwoPlanes, NameTheFirstValueThatIsNotFinite) {
     x[777] = x[1200] = std::numeric_limits<float>::infinity();
     Memory memory(backend, 4 << 20, alignment);
     const Reference room(x);
-    const PackedView w = view_of(memory, {33, 50}, room.codes, room.absmax);
+    const PackedView w = view_of(memory, {33, 50}, room.codes, room.scales);
     const TensorView bad = memory.put<double>({0});
     backend.run(Quantize{.src = memory.put(x), .w = w, .bad_index = bad});
     EXPECT_EQ(memory.get<double>(bad)[0], 778);
@@ -120,7 +120,7 @@ void expect_unpacked(Backend& backend, Alignment alignment, const Sizes& size, s
                      std::int64_t count) {
   const Reference reference(hostile(static_cast<size_t>(size.N * size.K), 5));
   Memory memory(backend, 4 << 20, alignment);
-  const PackedView w = view_of(memory, size, reference.codes, reference.absmax);
+  const PackedView w = view_of(memory, size, reference.codes, reference.scales);
   const TensorView dst = memory.room<T>(count);
   backend.run(Dequantize{.w = w, .first = first, .dst = dst});
   EXPECT_TRUE(same_bits(memory.get<T>(dst), reference.weights<T>(first, count)))
@@ -173,7 +173,7 @@ void expect_product(Backend& backend, Alignment alignment, const Sizes& size, Ge
   Memory memory(backend, 4 << 20, alignment);
   const TensorView y = memory.room<T>(M * cols), put = memory.put(x);
   PackedMatmul op{.x = TensorView(put.data, put.dtype, {M, R}),
-                  .w = view_of(memory, size, reference.codes, reference.absmax),
+                  .w = view_of(memory, size, reference.codes, reference.scales),
                   .y = TensorView(y.data, y.dtype, {M, cols}),
                   .layout = layout};
   if (const std::int64_t bytes = scratch_bytes(op, backend.target()); bytes > 0)
@@ -198,9 +198,11 @@ TEST(TwoPlanes, AreInTheRegistryAndStayFlat) {
   EXPECT_EQ(format_from_name("two-planes"), TwoPlanes::kId);
   EXPECT_EQ(code_bytes(TwoPlanes::kId, 9), 4);
   EXPECT_EQ(code_bytes(FormatId::nf4, 9), 5);
+  EXPECT_EQ(packed_bytes(TwoPlanes::kId, 130), 2 * 17 + 3);
+  EXPECT_EQ(format_info(TwoPlanes::kId).bits_per_weight, 2 + 8 / 64.0);
   Memory memory(cpu_with(1));
   const Reference reference(normal(64 * 64, 6));
-  PackedView w = view_of(memory, {64, 64}, reference.codes, reference.absmax);
+  PackedView w = view_of(memory, {64, 64}, reference.codes, reference.scales);
   w.check("op", "w");
   w.layout = PackedLayout::tiles;
   EXPECT_THROW(w.check("op", "w"), ShapeError);

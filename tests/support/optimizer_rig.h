@@ -72,14 +72,15 @@ struct Placed {
     std::int64_t elems = 0;
     for (Param& p : params) {
       if (p.group == ParamGroup::matrix && s.weights != FormatId::none && p.name != s.dense_matrix) {
-        p.weight.packed = {.format = s.weights,
-                           .N = p.N,
-                           .K = p.K,
-                           .layout = packed_layout(s.weights, p.N, p.K, be.target()),
-                           .codes = state.keep(p.name + ".codes", MemoryTag::weights, DType::u8,
-                                               {code_bytes(s.weights, p.elems())}),
-                           .absmax = state.keep(p.name + ".absmax", MemoryTag::weights, DType::f32,
-                                                {scale_count(s.weights, p.elems())})};
+        p.weight.packed = {
+            .format = s.weights,
+            .N = p.N,
+            .K = p.K,
+            .layout = packed_layout(s.weights, p.N, p.K, be.target()),
+            .codes = state.keep(p.name + ".codes", MemoryTag::weights, DType::u8,
+                                {code_bytes(s.weights, p.elems())}),
+            .absmax = state.keep(p.name + ".absmax", MemoryTag::weights, format_info(s.weights).scale_dtype,
+                                 {scale_count(s.weights, p.elems())})};
       } else {
         p.weight.dense = state.keep(p.name, MemoryTag::weights, DType::bf16, {p.N, p.K});
       }

@@ -2,6 +2,7 @@
 // and nowhere else. quant/format.h includes it where QTRAIN_WEIGHT_FORMATS names it; it is included in no other way.
 //
 //   group of 8 elements    byte 0: the low bits of their codes, byte 1: the high bits; element i at bit i
+//   scales                 one byte per 64 elements: the biased exponent of a power of two, 0 for 0
 #pragma once
 
 #include <algorithm>
@@ -28,6 +29,16 @@ struct TwoPlanes {
   static constexpr std::uint8_t kZeroCode = 1;
   static constexpr std::array<float, 4> kCodebook = {-1.0f, 0.0f, 0.5f, 1.0f};
 
+  // The smallest power of two that is not below absmax, 2^-126 at least; above 2^127 the largest one.
+  using Scale = std::uint8_t;
+  QT_HOST_DEVICE static constexpr Scale scale_of(float absmax) {
+    const std::uint32_t exponent = (magnitude_bits(absmax) + 0x007FFFFFu) >> 23;
+    return static_cast<Scale>(exponent < 254 ? exponent : 254);
+  }
+  QT_HOST_DEVICE static constexpr float value_of(Scale scale) {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(scale) << 23);
+  }
+
   QT_HOST_DEVICE static constexpr std::uint8_t encode(float y) {
     return static_cast<std::uint8_t>((y > -0.5f ? 1 : 0) + (y > 0.25f ? 1 : 0) + (y > 0.75f ? 1 : 0));
   }
@@ -45,18 +56,17 @@ struct TwoPlanes {
   }
 
   template <class T>
-  static std::optional<std::int64_t> quantize(std::span<const T> src, std::uint8_t* codes, float* absmax) {
+  static std::optional<std::int64_t> quantize(std::span<const T> src, std::uint8_t* codes, Scale* scales) {
     for (std::size_t first = 0; first < src.size(); first += kBlockElems) {
       const auto x = src.subspan(first, std::min<std::size_t>(kBlockElems, src.size() - first));
       const std::uint32_t top = max_magnitude_bits(x);
       if (top >= kInfinityBits) return static_cast<std::int64_t>(first) + *first_non_finite(x);
-      absmax[first / kBlockElems] = std::bit_cast<float>(top);
+      const Scale scale = scales[first / kBlockElems] = scale_of(std::bit_cast<float>(top));
       for (std::size_t i = 0; i < x.size(); i += 8) {
         Eight eight = 0;
         for (std::size_t j = 0; j < 8; ++j) {
           std::uint8_t code = kZeroCode;
-          if (top != 0 && i + j < x.size())
-            code = encode(Normaliser(std::bit_cast<float>(top))(to_float(x[i + j])));
+          if (scale != 0 && i + j < x.size()) code = encode(Normaliser(value_of(scale))(to_float(x[i + j])));
           eight = static_cast<Eight>(eight | eight_of(code, static_cast<int>(j)));
         }
         codes[(first + i) / 4] = static_cast<std::uint8_t>(eight & 0xFF);
@@ -66,17 +76,17 @@ struct TwoPlanes {
     return std::nullopt;
   }
 
-  static float unrounded(const std::uint8_t* codes, const float* absmax, std::int64_t i) {
-    return kCodebook[code_at(codes, i)] * absmax[i / kBlockElems];
+  static float unrounded(const std::uint8_t* codes, const Scale* scales, std::int64_t i) {
+    return kCodebook[code_at(codes, i)] * value_of(scales[i / kBlockElems]);
   }
   template <class T>
-  static void dequantize(const std::uint8_t* codes, const float* absmax, std::int64_t first,
+  static void dequantize(const std::uint8_t* codes, const Scale* scales, std::int64_t first,
                          std::span<T> dst) {
-    for (T& to : dst) to = from_float<T>(to_float(to_bf16(unrounded(codes, absmax, first++))));
+    for (T& to : dst) to = from_float<T>(to_float(to_bf16(unrounded(codes, scales, first++))));
   }
-  static void dequantize_unrounded(const std::uint8_t* codes, const float* absmax, std::int64_t first,
+  static void dequantize_unrounded(const std::uint8_t* codes, const Scale* scales, std::int64_t first,
                                    std::span<float> dst) {
-    for (float& to : dst) to = unrounded(codes, absmax, first++);
+    for (float& to : dst) to = unrounded(codes, scales, first++);
   }
 };
 

@@ -55,17 +55,25 @@ TEST_P(TwoPlanesRun, IsPlannedWithTheBytesOfTheFormat) {
   EngineOptions nf4 = two_planes_options();
   nf4.layout.weights = FormatId::nf4;
   const auto engine = engine_on(target);
-  std::int64_t elems = 0, fewer_bytes = 0;
+  std::int64_t elems = 0, blocks = 0, fewer_bytes = 0, fewer_planned = 0;
+  const auto planned = [](std::int64_t bytes) {
+    return (bytes + kRequestAlignment - 1) / kRequestAlignment * kRequestAlignment;
+  };
   for (const Param& p : engine->model().params()) {
     if (!p.weight.is_packed()) continue;
-    EXPECT_EQ(p.weight.format(), TwoPlanes::kId) << p.name;
+    const PackedView& w = p.weight.packed;
+    EXPECT_EQ(w.format, TwoPlanes::kId) << p.name;
+    EXPECT_EQ(w.absmax.dtype, DType::u8) << p.name;
     elems += p.elems();
-    fewer_bytes += packed_bytes(FormatId::nf4, p.elems()) - p.weight.packed.bytes();
+    blocks += w.absmax.elems();
+    fewer_bytes += packed_bytes(FormatId::nf4, p.elems()) - w.bytes();
+    fewer_planned += planned(code_bytes(FormatId::nf4, p.elems())) - planned(w.codes.bytes()) +
+                     planned(4 * scale_count(FormatId::nf4, p.elems())) - planned(w.absmax.bytes());
   }
-  EXPECT_EQ(fewer_bytes, elems / 4) << "two bits instead of four";
+  EXPECT_EQ(fewer_bytes, elems / 4 + 3 * blocks) << "two bits instead of four, scales of one byte";
   EXPECT_EQ(
       Engine::rehearse(nf4, target).state.bytes - Engine::rehearse(two_planes_options(), target).state.bytes,
-      fewer_bytes);
+      fewer_planned);
   engine->init_weights(7);
   train(*engine, 0, 1);
   EXPECT_EQ(engine->used_device_bytes(), Engine::rehearse(two_planes_options(), target).device_bytes());
@@ -118,10 +126,10 @@ TEST_P(TwoPlanesRun, IsReadBackFromACheckpoint) {
     packed.read(i, 37, std::span(got).subspan(37));
     masters.read(i, 0, master);
     std::vector<std::uint8_t> codes(static_cast<std::size_t>(code_bytes(TwoPlanes::kId, p.elems())));
-    std::vector<float> absmax(static_cast<std::size_t>(scale_count(TwoPlanes::kId, p.elems()))),
-        want(got.size());
-    TwoPlanes::quantize(std::span<const float>(master), codes.data(), absmax.data());
-    TwoPlanes::dequantize(codes.data(), absmax.data(), 0, std::span(want));
+    std::vector<TwoPlanes::Scale> scales(static_cast<std::size_t>(scale_count(TwoPlanes::kId, p.elems())));
+    std::vector<float> want(got.size());
+    TwoPlanes::quantize(std::span<const float>(master), codes.data(), scales.data());
+    TwoPlanes::dequantize(codes.data(), scales.data(), 0, std::span(want));
     EXPECT_EQ(got, want) << p.name;
   }
 }
