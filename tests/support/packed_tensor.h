@@ -1,6 +1,7 @@
 // What the tests of weight formats share: normal draws, and a packed tensor with guarded outputs.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -38,15 +39,16 @@ template <class F>
 struct Packed {
   static constexpr std::int64_t kFence = 64;
   static constexpr std::uint8_t kGuard = 0xA5;
-  static constexpr float kGuardScale = std::numeric_limits<float>::quiet_NaN();
+  static constexpr float kUnset = std::numeric_limits<float>::quiet_NaN();
+  using Scale = typename F::Scale;
   std::int64_t elems;
   std::vector<std::uint8_t> code_memory;
-  std::vector<float> absmax_memory;
+  std::vector<Scale> absmax_memory;
 
   explicit Packed(std::int64_t n)
       : elems(n),
         code_memory(static_cast<std::size_t>(code_bytes(F::kId, n) + 2 * kFence), kGuard),
-        absmax_memory(static_cast<std::size_t>(scale_count(F::kId, n) + 2 * kFence), kGuardScale) {}
+        absmax_memory(static_cast<std::size_t>(scale_count(F::kId, n) + 2 * kFence), guard_scale()) {}
 
   template <class T>
   Packed(const std::vector<T>& x, std::optional<std::int64_t> expect_bad = std::nullopt)
@@ -54,17 +56,27 @@ struct Packed {
     EXPECT_EQ(F::quantize(std::span<const T>(x), codes(), absmax()), expect_bad);
   }
 
+  // kGuard in every byte: no scale of a block of these tests.
+  static Scale guard_scale() {
+    std::array<std::uint8_t, sizeof(Scale)> bytes;
+    bytes.fill(kGuard);
+    return std::bit_cast<Scale>(bytes);
+  }
+
   std::uint8_t* codes() { return code_memory.data() + kFence; }
-  float* absmax() { return absmax_memory.data() + kFence; }
+  Scale* absmax() { return absmax_memory.data() + kFence; }
   std::span<const std::uint8_t> code_span() {
     return {codes(), static_cast<std::size_t>(code_bytes(F::kId, elems))};
   }
-  std::span<const float> absmax_span() {
+  std::span<const Scale> absmax_span() {
     return {absmax(), static_cast<std::size_t>(scale_count(F::kId, elems))};
+  }
+  std::span<const std::uint8_t> absmax_bytes() {
+    return {reinterpret_cast<const std::uint8_t*>(absmax()), absmax_span().size_bytes()};
   }
 
   std::vector<float> weights(std::int64_t first = 0, std::int64_t count = -1) {
-    std::vector<float> w(static_cast<std::size_t>(count < 0 ? elems - first : count), kGuardScale);
+    std::vector<float> w(static_cast<std::size_t>(count < 0 ? elems - first : count), kUnset);
     F::dequantize(codes(), absmax(), first, std::span<float>(w));
     return w;
   }
@@ -74,7 +86,7 @@ struct Packed {
     return w;
   }
   std::vector<float> unrounded() {
-    std::vector<float> w(static_cast<std::size_t>(elems), kGuardScale);
+    std::vector<float> w(static_cast<std::size_t>(elems), kUnset);
     F::dequantize_unrounded(codes(), absmax(), 0, w);
     return w;
   }
@@ -82,7 +94,8 @@ struct Packed {
     bool ok = true;
     for (std::size_t i = 0; i < kFence; ++i) {
       ok = ok && code_memory[i] == kGuard && code_memory[code_memory.size() - 1 - i] == kGuard;
-      ok = ok && std::isnan(absmax_memory[i]) && std::isnan(absmax_memory[absmax_memory.size() - 1 - i]);
+      ok = ok && absmax_memory[i] == guard_scale() &&
+           absmax_memory[absmax_memory.size() - 1 - i] == guard_scale();
     }
     return ok;
   }
