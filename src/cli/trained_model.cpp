@@ -108,7 +108,7 @@ void check_use_options(const LoadedOptions& loaded) {
   const Options defaults;
   if (uses_folder(loaded)) {
     o.model = defaults.model;
-    o.n_layer = o.n_head = o.n_embd = o.n_kv_head = 0;
+    o.clear_dimensions();
     o.bias = defaults.bias;
     o.dropout = defaults.dropout;
   }

@@ -255,10 +255,8 @@ const Family& set_hf_shape(const fs::path& folder, Options& options) {
   for (const HfField& field : family->hf.fields) reader.read(field);
   const NamedShape* const named = reader.finish();
   const ModelConfig& read = reader.shape;
-  options.n_layer = read.n_layer;
-  options.n_embd = read.n_embd;
-  options.n_head = read.n_head;
-  options.n_kv_head = read.n_kv_head > 0 || !family->hf.shares_kv_heads ? read.n_kv_head : read.n_head;
+  options.copy_dimensions(read);
+  if (options.n_kv_head == 0 && family->hf.shares_kv_heads) options.n_kv_head = options.n_head;
   options.vocab_size = read.vocab_size;
   options.seq_len = read.seq_len > 0 ? read.seq_len : family->seq_len;
   options.norm_eps = reader.norm_eps;
@@ -268,7 +266,7 @@ const Family& set_hf_shape(const fs::path& folder, Options& options) {
   // A shape that has a name takes it: its run then is the same as one that was begun here.
   if (named != nullptr) {
     options.model = named->name;
-    options.n_layer = options.n_embd = options.n_head = 0;
+    options.leave_to_name();
   }
   // The bounds of the options hold for a file as well, before anything is made of them.
   Options shape;

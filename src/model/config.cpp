@@ -9,6 +9,16 @@ namespace qt {
 
 namespace {
 
+using S = ModelShape;
+using C = ModelConfig;
+constexpr std::int64_t kMostLayers = 1024, kMostHeads = 1024, kMostWidth = std::int64_t{1} << 16;
+constexpr ShapeDimension kDimensions[] = {
+    {&S::n_layer, &C::n_layer, true, "--n-layer", kMostLayers},
+    {&S::n_head, &C::n_head, true, "--n-head", kMostHeads},
+    {&S::n_kv_head, &C::n_kv_head, false, "--n-kv-head", kMostHeads},
+    {&S::n_embd, &C::n_embd, true, "--n-embd", kMostWidth},
+};
+
 // What --model may be: the names of every family, and the families themselves, the last one first.
 std::string model_hint() {
   std::string shapes, own;
@@ -107,6 +117,32 @@ void ModelConfig::validate() const {
            "model '{}': {} heads cannot share {} key/value heads evenly (--n-kv-head)", name, n_head,
            n_kv_head);
   QT_CHECK(dropout >= 0 && dropout < 1, ConfigError, "--dropout {} is not in [0, 1)", dropout);
+}
+
+std::span<const ShapeDimension> shape_dimensions() { return kDimensions; }
+
+void ModelShape::copy_dimensions(const ModelShape& from) {
+  for (const ShapeDimension& d : kDimensions) this->*d.asked = from.*d.asked;
+}
+
+void ModelShape::copy_dimensions(const ModelConfig& from) {
+  for (const ShapeDimension& d : kDimensions) this->*d.asked = from.*d.made;
+}
+
+void ModelShape::clear_dimensions() { copy_dimensions(ModelShape{}); }
+
+void ModelShape::leave_to_name() {
+  for (const ShapeDimension& d : kDimensions) {
+    if (d.of_name) this->*d.asked = 0;
+  }
+}
+
+void ModelShape::resolve(const ModelConfig& model) {
+  for (const ShapeDimension& d : kDimensions) {
+    if (!d.of_name || !model.family->has_fixed_shapes()) this->*d.asked = model.*d.made;
+  }
+  vocab_size = model.vocab_size;
+  seq_len = model.seq_len;
 }
 
 ModelConfig model_by_name(std::string_view name, const ModelShape& o) {

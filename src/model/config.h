@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -74,7 +75,26 @@ struct ModelShape {
   double norm_eps = 0;
   bool bias = false;   // of linear layers and norms
   double dropout = 0;  // share of activations
+
+  // All of shape_dimensions().
+  void copy_dimensions(const ModelShape& from);
+  void copy_dimensions(const ModelConfig& from);
+  void clear_dimensions();  // to the model's own
+  void leave_to_name();     // clears the dimensions that a name may fix
+  // What was left open is as `model` has it: vocabulary, tokens of a sequence, and dimensions that the family's
+  // names do not fix.
+  void resolve(const ModelConfig& model);
 };
+
+// A dimension of the blocks that is a field of ModelShape and of ModelConfig.
+struct ShapeDimension {
+  std::int64_t ModelShape::*asked;
+  std::int64_t ModelConfig::*made;
+  bool of_name;              // a shape with a name has its own
+  const char* option;        // "--n-layer"
+  std::int64_t most_option;  // of the option: no run needs more, and no product of two overflows
+};
+std::span<const ShapeDimension> shape_dimensions();
 
 // A name of src/model/family.h: a shape's, or a family's for a shape of one's own. Throws ConfigError
 // explaining what exists.

@@ -14,7 +14,6 @@ constexpr std::int64_t kMostBatchTokens = std::int64_t{1} << 26;
 constexpr std::int64_t kMostSteps = 1'000'000'000;
 constexpr std::int64_t kMostTokens = 1'000'000'000'000'000;
 constexpr std::int64_t kMostKept = 1'000'000;
-constexpr std::int64_t kMostLayers = 1024, kMostHeads = 1024, kMostWidth = std::int64_t{1} << 16;
 
 }  // namespace
 
@@ -36,10 +35,7 @@ void check_options(const Options& o) {
     if (value > most)
       throw ConfigError(fmt::format("{} {} is too large", option, value), fmt::format("at most {}", most));
   };
-  bounded("--n-layer", o.n_layer, kMostLayers);
-  bounded("--n-head", o.n_head, kMostHeads);
-  bounded("--n-kv-head", o.n_kv_head, kMostHeads);
-  bounded("--n-embd", o.n_embd, kMostWidth);
+  for (const ShapeDimension& d : shape_dimensions()) bounded(d.option, o.*d.asked, d.most_option);
   model_from_options(o, 0);
   watts_given(o.watts);
   price_given(o.price);

@@ -138,21 +138,23 @@ void add_smaller_models(Comparison& comparison, const Options& o, const ModelCon
   for (const std::string_view name : model.family->compared) {
     Options smaller = o;
     smaller.model = name;
-    smaller.n_layer = smaller.n_head = smaller.n_embd = smaller.n_kv_head = 0;
     smaller.tokens = smaller.steps = 0;
     smaller.warmup_steps = 0;
     smaller.quant = FormatId::none;
     smaller.ckpt_activations = false;
-    smaller.vocab_size = model.vocab_size;
-    smaller.seq_len = model.seq_len;
+    smaller.resolve(model);
+    smaller.clear_dimensions();
     if (model_from_options(smaller, 0).param_count() >= model.param_count()) continue;
     std::string options = words_of<&Options::model, &Options::quant>(smaller);
     const Plan run = comparison.planned(smaller, options);
     // What the command has beside it and this choice has not.
     if (!run.config.engine.layout.checkpoint_activations)
       say_changes<&Options::ckpt_activations>(options, o, smaller);
-    say_changes<&Options::tokens, &Options::steps, &Options::n_layer, &Options::n_head, &Options::n_embd,
-                &Options::n_kv_head, &Options::warmup_steps>(options, o, smaller);
+    say_changes<&Options::tokens, &Options::steps>(options, o, smaller);
+    Options reshaped = smaller;
+    reshaped.copy_dimensions(o);
+    append(options, change_words(reshaped, smaller));
+    say_changes<&Options::warmup_steps>(options, o, smaller);
     comparison.add(
         fmt::format("{}, {} tokens", name, format_count(run.config.steps * run.config.engine.step_tokens())),
         options, run, kDenseBits, table);

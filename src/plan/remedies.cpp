@@ -271,9 +271,8 @@ class Proposer {
     for (const NamedShape& shape : family.shapes) {
       Options o = o_;
       o.model = shape.name;
-      o.n_layer = o.n_head = o.n_embd = o.n_kv_head = 0;
-      o.vocab_size = model.vocab_size;
-      o.seq_len = model.seq_len;
+      o.resolve(model);
+      o.clear_dimensions();
       if (params(o) < model.param_count()) all.push_back(o);
     }
     std::stable_sort(all.begin(), all.end(),
@@ -285,12 +284,8 @@ class Proposer {
     const std::vector<Options> models = smaller_models();
     const auto become = [&](std::size_t i) {
       return [&models, i](Options& o) {
-        const Options& to = models[i];
-        o.model = to.model;
-        o.n_layer = to.n_layer;
-        o.n_head = to.n_head;
-        o.n_embd = to.n_embd;
-        o.n_kv_head = to.n_kv_head;
+        o.model = models[i].model;
+        o.copy_dimensions(models[i]);
       };
     };
     // They need less the smaller they are: halved, not tried one by one.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "src/model/family.h"
 #include "src/options/option_table.h"
 
 namespace qt {
@@ -99,21 +98,12 @@ Options with_choices(const Options& options, const RunConfig& config) {
 }
 
 std::map<std::string, std::string> resolved_options(Options chosen, const RunConfig& config) {
-  const ModelConfig& model = config.engine.model;
   chosen.dtype = config.engine.layout.compute;
-  chosen.vocab_size = model.vocab_size;
-  chosen.seq_len = model.seq_len;
-  chosen.n_kv_head = model.n_kv_head;
   chosen.device = config.target.kind;
   const bool on_card = config.target.kind == DeviceKind::cuda;
   chosen.arch = on_card ? config.target.name : Options().arch;
   if (!on_card) chosen.gemm = GemmRoute::automatic;  // there is one route
-  // Naming the shape that the model has anyway is no change.
-  if (!model.family->has_fixed_shapes()) {
-    chosen.n_layer = model.n_layer;
-    chosen.n_head = model.n_head;
-    chosen.n_embd = model.n_embd;
-  }
+  chosen.resolve(config.engine.model);  // naming the shape that the model has anyway is no change
   std::map<std::string, std::string> text;
   for (const OptionSpec& spec : option_table()) text[spec.name] = option_text(chosen, spec);
   return text;
