@@ -112,9 +112,12 @@ class Forward {
     Channels y = x;
     for (std::size_t t = 0; t < tokens_; ++t) {
       double mean = 0;
-      if (c_.norm == NormKind::layer) {
-        for (const Lanes& lanes : x) mean += lanes[t];
-        mean /= static_cast<double>(x.size());
+      switch (c_.norm) {
+        case NormKind::rms:
+        case NormKind::weighted_rms: break;
+        case NormKind::layer:
+          for (const Lanes& lanes : x) mean += lanes[t];
+          mean /= static_cast<double>(x.size());
       }
       double square = 0;
       for (const Lanes& lanes : x) square += (lanes[t] - mean) * (lanes[t] - mean);
@@ -159,9 +162,12 @@ class Forward {
   Channels attention(const BlockRoles& block, const Channels& a) {
     Channels q = linear(block.q, a), k = linear(block.k, a);
     const Channels v = linear(block.v, a);
-    if (c_.positions == Positions::rope) {
-      rotate_and_norm(q, c_.n_head);
-      rotate_and_norm(k, c_.n_kv_head);
+    switch (c_.positions) {
+      case Positions::rope:
+        rotate_and_norm(q, c_.n_head);
+        rotate_and_norm(k, c_.n_kv_head);
+        break;
+      case Positions::learned: break;  // embed()
     }
     const std::int64_t D = c_.head_dim(), shared = c_.n_head / c_.n_kv_head;
     Channels y(q.size(), Lanes{});
@@ -203,7 +209,10 @@ class Forward {
   }
 
   float activated(float x) const {
-    if (c_.activation == Activation::relu2) return x > 0 ? x * x : 0.0f;
+    switch (c_.activation) {
+      case Activation::relu2: return x > 0 ? x * x : 0.0f;
+      case Activation::gelu: break;
+    }
     return static_cast<float>(0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0))));
   }
 

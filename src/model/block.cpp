@@ -54,7 +54,7 @@ Buffer Block::forward_to_hidden(StepContext& ctx, const TensorView& x_NC, const 
   k_.forward(ctx, act.a, act.k->reshape({N, G * D}));
   v_.forward(ctx, act.a, act.v->reshape({N, G * D}));
 
-  if (config_.positions == Positions::rope) {
+  if (are_rotations(config_.positions)) {
     if (config_.qk_norm) {
       act.rq = step.alloc("attn.rstd_q", kAct, DType::f32, {N, H});
       act.rk = step.alloc("attn.rstd_k", kAct, DType::f32, {N, G});
@@ -183,7 +183,7 @@ void Block::backward_attention(StepContext& ctx, BlockActivations& act, const Te
   act.y.release();
   act.lse.release();
   act.v.release();
-  if (config_.positions == Positions::rope) {
+  if (are_rotations(config_.positions)) {
     for (const auto& [y, rstd, d] : {std::tuple{&act.q, &act.rq, &dq}, std::tuple{&act.k, &act.rk, &dk}}) {
       be.run(RopeNormBwd{
           .y = *y, .rstd = *rstd, .dy = *d, .dx = *d, .cos = rope_.cos, .sin = rope_.sin, .T = T});

@@ -78,14 +78,12 @@ std::int64_t ModelConfig::matrix_params() const {
   return n_layer * n_embd * (2 * q_width() + 2 * kv_width() + mlp_matrices * mlp_width());
 }
 
-std::int64_t ModelConfig::position_params() const {
-  return positions == Positions::learned ? seq_len * n_embd : 0;
-}
+std::int64_t ModelConfig::position_params() const { return are_rotations(positions) ? 0 : seq_len * n_embd; }
 
 std::int64_t ModelConfig::vector_params() const {
   std::int64_t params = 0;
   const std::int64_t norms = 2 * n_layer + 1;  // that after the embedding has no weight
-  if (norm != NormKind::rms) params += norms * n_embd * (bias && norm == NormKind::layer ? 2 : 1);
+  if (has_weight(norm)) params += norms * n_embd * (bias && has_mean(norm) ? 2 : 1);
   // q; k and v; both projections; fc and gate
   if (bias) params += n_layer * (q_width() + 2 * kv_width() + 2 * n_embd + (gated_mlp ? 2 : 1) * mlp_width());
   return params;
@@ -111,7 +109,7 @@ void ModelConfig::validate() const {
            "model '{}': heads of {} and an MLP of {} are too narrow", name, head_width, n_inner);
   QT_CHECK(head_width > 0 || n_embd % n_head == 0, ConfigError,
            "model '{}': width {} is not divisible by {} heads", name, n_embd, n_head);
-  QT_CHECK(positions != Positions::rope || head_dim() % 2 == 0, ConfigError,
+  QT_CHECK(!are_rotations(positions) || head_dim() % 2 == 0, ConfigError,
            "model '{}': head width {} is odd; RoPE rotates halves of it", name, head_dim());
   QT_CHECK(n_head % n_kv_head == 0, ConfigError,
            "model '{}': {} heads cannot share {} key/value heads evenly (--n-kv-head)", name, n_head,

@@ -13,6 +13,32 @@ enum class NormKind : std::uint8_t { rms, layer, weighted_rms };
 enum class Activation : std::uint8_t { relu2, gelu };  // of the MLP
 enum class Positions : std::uint8_t { rope, learned };
 
+// What the code asks of a kind. Each switch lists all enumerators: a new one does not compile until each has an answer.
+constexpr bool has_weight(NormKind kind) {
+  switch (kind) {
+    case NormKind::rms: return false;
+    case NormKind::layer:
+    case NormKind::weighted_rms: break;
+  }
+  return true;
+}
+constexpr bool has_mean(NormKind kind) {  // and a bias, where the model has biases
+  switch (kind) {
+    case NormKind::layer: return true;
+    case NormKind::rms:
+    case NormKind::weighted_rms: break;
+  }
+  return false;
+}
+constexpr bool are_rotations(
+    Positions positions) {  // of queries and keys; otherwise rows of a table of parameters
+  switch (positions) {
+    case Positions::rope: return true;
+    case Positions::learned: break;
+  }
+  return false;
+}
+
 // The parts of an architecture. The defaults are nanochat's.
 struct ModelSwitches {
   NormKind norm = NormKind::rms;

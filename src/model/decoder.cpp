@@ -44,7 +44,7 @@ void Decoder::plan_buffers(BufferSource& step) {
   memory_.add(step.alloc("mlp.h", kAct, t, {P, F}), {"mlp.h"});
   if (c.gated_mlp) memory_.add(step.alloc("mlp.gate", kAct, t, {P, F}), {"mlp.gate"});
   memory_.add(step.alloc("mlp.act", kAct, t, {P, F}), {"mlp.act"});
-  if (c.norm == NormKind::layer) memory_.add(step.alloc("mean", kAct, DType::f32, {P}), {"norm.mean"});
+  if (has_mean(c.norm)) memory_.add(step.alloc("mean", kAct, DType::f32, {P}), {"norm.mean"});
   memory_.add(step.alloc("rstd", kAct, DType::f32, {P * H}),
               {"norm.rstd", "x.rstd", "attn.rstd_q", "attn.rstd_k"});
   memory_.add(step.alloc("attn.lse", kAct, DType::f32, {P * H}), {"attn.lse"});

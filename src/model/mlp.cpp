@@ -22,10 +22,9 @@ void Mlp::forward_hidden(StepContext& ctx, const TensorView& m_NC, MlpActivation
 Buffer Mlp::activated(StepContext& ctx, const MlpActivations& act) const {
   const TensorView& x_NF = gate_ ? act.gate : act.h;
   Buffer y_NF = alloc_wide(ctx, "mlp.act", x_NF);
-  if (activation_ == Activation::relu2) {
-    ctx.backend.run(Relu2Fwd{.x = x_NF, .y = y_NF});
-  } else {
-    ctx.backend.run(GeluFwd{.x = x_NF, .y = y_NF});
+  switch (activation_) {
+    case Activation::relu2: ctx.backend.run(Relu2Fwd{.x = x_NF, .y = y_NF}); break;
+    case Activation::gelu: ctx.backend.run(GeluFwd{.x = x_NF, .y = y_NF}); break;
   }
   return y_NF;
 }
@@ -56,10 +55,9 @@ Buffer Mlp::backward_hidden(StepContext& ctx, MlpActivations& act, const TensorV
     ctx.backend.run(MultiplyBwd{.a = y_NF, .b = act.h, .dy = dh_NF, .da = dh_NF, .db = act.h});
   }
   Buffer& x_NF = gate_ ? act.gate : act.h;
-  if (activation_ == Activation::relu2) {
-    ctx.backend.run(Relu2Bwd{.x = x_NF, .dy = dh_NF, .dx = dh_NF});
-  } else {
-    ctx.backend.run(GeluBwd{.x = x_NF, .dy = dh_NF, .dx = dh_NF});
+  switch (activation_) {
+    case Activation::relu2: ctx.backend.run(Relu2Bwd{.x = x_NF, .dy = dh_NF, .dx = dh_NF}); break;
+    case Activation::gelu: ctx.backend.run(GeluBwd{.x = x_NF, .dy = dh_NF, .dx = dh_NF}); break;
   }
   x_NF.release();
   const Linear& first = gate_ ? *gate_ : fc_;

@@ -70,7 +70,7 @@ void Model::place(Arena& state) {
                              {scale_count(format, p.elems())})};
   }
   if (options_.gradients) place_gradients(state);
-  if (config_.positions != Positions::rope) return;
+  if (!are_rotations(config_.positions)) return;
   const std::int64_t T = config_.seq_len, half = config_.head_dim() / 2;
   rope_.cos = state.keep("rope.cos", MemoryTag::weights, options_.compute, {T, half});
   rope_.sin = state.keep("rope.sin", MemoryTag::weights, options_.compute, {T, half});
@@ -99,7 +99,7 @@ void Model::place_gradients(Arena& state) {
 }
 
 void Model::prepare() {
-  if (config_.positions == Positions::rope)
+  if (are_rotations(config_.positions))
     backend_.run(RopeTable{.cos = rope_.cos, .sin = rope_.sin, .base = config_.rope_base});
 }
 

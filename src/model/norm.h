@@ -32,7 +32,7 @@ class Norm {
 
   // Without a weight the gradient is taken from the output, otherwise from the input, which must then outlive
   // the forward pass.
-  bool needs_input() const { return kind_ != NormKind::rms; }
+  bool needs_input() const { return has_weight(kind_); }
 
   NormStats alloc_stats(StepContext& ctx, std::int64_t N) const;
 

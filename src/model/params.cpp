@@ -30,10 +30,9 @@ class Lister {
 
   NormRoles norm(const std::string& name) {
     NormRoles roles;
-    if (c_.norm == NormKind::rms) return roles;
+    if (!has_weight(c_.norm)) return roles;
     roles.weight = add(name + ".weight", ParamGroup::norm, 1, c_.n_embd, {.stddev = 0, .constant = 1});
-    if (c_.bias && c_.norm == NormKind::layer)
-      roles.bias = add(name + ".bias", ParamGroup::norm, 1, c_.n_embd, {});
+    if (c_.bias && has_mean(c_.norm)) roles.bias = add(name + ".bias", ParamGroup::norm, 1, c_.n_embd, {});
     return roles;
   }
 
@@ -48,7 +47,7 @@ class Lister {
     const ParamInit init{.stddev = inits_.embedding};
     made_.roles.embedding =
         add(weight(names_.embedding), ParamGroup::embedding, c_.vocab_size, c_.n_embd, init);
-    if (c_.positions == Positions::learned) {
+    if (!are_rotations(c_.positions)) {
       made_.roles.positions =
           add(weight(names_.positions), ParamGroup::embedding, c_.seq_len, c_.n_embd, init);
     }
