@@ -30,6 +30,9 @@ std::string explain_unknown(std::string_view name) {
   if (name.size() < 2 || name[0] != 'd') return {};
   const auto [stop, error] = std::from_chars(name.data() + 1, end, depth);
   if (error != std::errc{} || stop != end) return {};
+  const std::string plain = fmt::format("d{}", depth);
+  if (families::nanochat.find_shape(plain) != nullptr)
+    return fmt::format("model '{}' is written {}, without a leading zero", name, plain);
   if (depth % 2 == 0) return fmt::format("model '{}' is outside d2 .. d34", name);
   return fmt::format("model '{}' does not exist: width {} does not divide into heads of {} (odd depth)", name,
                      kAspect * depth, kHeadDim);

@@ -518,6 +518,8 @@ TEST(Models, AreRefusedWithAnExplanationWhereTheyDoNotExist) {
   EXPECT_NE(refusal("d21").find("1344"), std::string::npos) << "the width that does not divide";
   for (const char* name : {"d0", "d36", "d-4", "d1000000"})
     EXPECT_NE(refusal(name).find("d2 .. d34"), std::string::npos) << refusal(name);
+  EXPECT_EQ(refusal("d04").find("model 'd04' is written d4, without a leading zero | "), 0U)
+      << refusal("d04");
   for (const char* name : {"", "d", "32", "d4x", "gpt5", "D4", "d 4", "d99999999999999999999"}) {
     EXPECT_NE(refusal(name).find("unknown model"), std::string::npos) << refusal(name);
   }
