@@ -82,12 +82,10 @@ void Pager::stream(Arena& step, std::span<const Slab> slabs,
     if (slab.host_bytes() == 0) continue;
     const Event used = backend_.record(Stream::compute);
     backend_.wait(Stream::copy_out, used);
-    if (slab.write_back) {
-      for (int p = 0; p < slab.count; ++p) {
-        const TensorView& part = slab.parts[static_cast<std::size_t>(p)];
-        if (part.space == Space::host)
-          backend_.copy(views[s][static_cast<std::size_t>(p)], part, Stream::copy_out);
-      }
+    for (int p = 0; p < slab.count; ++p) {
+      const TensorView& part = slab.parts[static_cast<std::size_t>(p)];
+      if (part.space == Space::host)
+        backend_.copy(views[s][static_cast<std::size_t>(p)], part, Stream::copy_out);
     }
     drained[s] = backend_.record(Stream::copy_out);
     has_drained[s] = true;

@@ -24,7 +24,6 @@ inline constexpr std::int64_t kMaxSlabBytes = 32 * 1024 * 1024;
 struct Slab {
   std::array<TensorView, kMaxSlabParts> parts{};  // dense, rank 1, host or device
   int count = 0;
-  bool write_back = true;  // copy the parts back to the host after use
 
   std::int64_t host_bytes() const;  // room for the host parts in a slot, each padded to kRequestAlignment
 };

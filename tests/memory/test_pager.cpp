@@ -134,32 +134,6 @@ TEST(Pager, CopiesEachPartOnceEachWay) {
   EXPECT_EQ(backend.totals().device_to_host_bytes, 0);
 }
 
-TEST(Pager, LeavesTheHostBytesAloneWithoutWriteBack) {
-  AsyncBackend backend(test::stream_orders().front());
-  Slabs slabs(backend, 4, Space::host);
-  const std::vector<float> before = slabs.values();
-  for (Slab& slab : slabs.list) slab.write_back = false;
-  std::vector<float> seen;
-  Arena recorder("step", Space::device);
-  const auto run = [&](Backend& be, Arena& step) {
-    const PhaseScope phase(step, "update");
-    Pager(be).stream(step, slabs.list, [&](std::size_t, std::span<const TensorView> parts) {
-      be.run(Add{.a = parts[0], .b = parts[0], .y = parts[0]});
-    });
-    be.synchronize();
-  };
-  const auto null = make_backend("null", backend.target());
-  run(*null, recorder);
-  recorder.finish();
-  const auto memory = backend.allocate(Space::device, recorder.plan().bytes);
-  Arena step(recorder.plan(), memory->base());
-  backend.reset_totals();
-  run(backend, step);
-  EXPECT_EQ(slabs.values(), before);
-  EXPECT_GT(backend.totals().host_to_device_bytes, 0);
-  EXPECT_EQ(backend.totals().device_to_host_bytes, 0);
-}
-
 // The last position of a call before `at` that satisfies f.
 template <class Function>
 std::size_t last_before(const std::vector<AsyncBackend::Call>& calls, std::size_t at, Function&& f) {
