@@ -25,16 +25,16 @@ void run_export(const VerbCall& call) {
   how.shard_bytes = o.shard_bytes;
   how.overwrite = o.overwrite;
   const Tokenizer tokenizer = tokenizer_of(trained);
-  const ModelParams params = make_params(trained.config);
+  const ModelParams params = make_params(trained.engine.model);
   const std::unique_ptr<ParamSource> source = open_params(trained, params, o.weights);
   how.type = o.format.value_or(source->type());
-  const ExportReport report = export_model(trained.config, *source, tokenizer, how);
+  const ExportReport report = export_model(trained.engine.model, *source, tokenizer, how);
   const std::string from = trained.hf_folder.empty() ? trained.checkpoint : trained.hf_folder;
   call.out << fmt::format("exported {} to {}\n", from, how.folder.string());
   const std::string exported_weights =
       trained.hf_folder.empty() ? option_text<&Options::weights>(o) + " weights" : "its weights";
-  call.out << fmt::format("  {} with {} in {}: {} in {} {}\n", hf_class(trained.config), exported_weights,
-                          dtype_name(how.type), format_bytes(report.bytes), report.files,
+  call.out << fmt::format("  {} with {} in {}: {} in {} {}\n", hf_class(trained.engine.model),
+                          exported_weights, dtype_name(how.type), format_bytes(report.bytes), report.files,
                           report.files == 1 ? "file" : "files");
   call.out << fmt::format("  read back: {} tensors and {} logits equal\n", report.tensors,
                           format_thousands(report.checked_logits));

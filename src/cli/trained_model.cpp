@@ -30,9 +30,8 @@ TrainedModel from_checkpoint(const std::string& checkpoint, const fs::path& run_
   model.state = CheckpointStore::read_state(checkpoint);
   try {
     const Options trained = stored_options(model.state, checkpoint);
-    model.config = model_from_options(trained, 0);
-    model.compute = dtype_from_name(option_text<&Options::dtype>(trained));
-    model.weights = trained.quant;
+    model.engine = engine_of(trained, model_from_options(trained, 0), Target{});
+    dtype_from_name(option_text<&Options::dtype>(trained));  // `auto` is refused: a run has settled it
   } catch (const ConfigError& e) {
     // Not typed by anybody: advice about options would mislead.
     throw DataError(fmt::format("{}/run.json: field 'options': {}", checkpoint, e.what()));
@@ -50,9 +49,7 @@ TrainedModel from_hf_folder(Options o, const Target& target) {
   adopt_weights_shape(o);
   TrainedModel model;
   model.hf_folder = o.init_from;
-  model.config = model_from_options(o, 0);
-  model.compute = o.dtype.value_or(target.native_bf16 ? DType::bf16 : DType::f32);
-  model.weights = o.quant;
+  model.engine = engine_of(o, model_from_options(o, 0), target);
   if (has_tokenizer(o.init_from)) model.tokenizer = o.init_from;
   return model;
 }
@@ -134,16 +131,15 @@ TrainedModel find_trained(const LoadedOptions& loaded, const Target& target) {
 }
 
 Tokenizer tokenizer_of(const TrainedModel& model) {
-  if (model.tokenizer.empty()) return Tokenizer::make_ids(model.config.vocab_size);
+  if (model.tokenizer.empty()) return Tokenizer::make_ids(model.engine.model.vocab_size);
   return Tokenizer::load(model.tokenizer);
 }
 
 std::unique_ptr<ParamSource> open_params(const TrainedModel& model, const ModelParams& params,
                                          WeightsOf which) {
-  if (!model.hf_folder.empty()) return std::make_unique<HfParams>(model.hf_folder, model.config, params);
-  ModelOptions formats;
-  formats.weights = model.weights;
-  return std::make_unique<CheckpointParams>(model.checkpoint, params, which, formats);
+  if (!model.hf_folder.empty())
+    return std::make_unique<HfParams>(model.hf_folder, model.engine.model, params);
+  return std::make_unique<CheckpointParams>(model.checkpoint, params, which, model.engine.layout);
 }
 
 LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
@@ -152,10 +148,7 @@ LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
   const Target target = target_from_options(o);
   std::unique_ptr<Backend> backend = open_backend(make_backend, target);
   const TrainedModel trained = find_trained(loaded, target);
-  EngineOptions engine;
-  engine.model = trained.config;
-  engine.layout.compute = trained.compute;
-  engine.layout.weights = trained.weights;
+  EngineOptions engine = trained.engine;
   engine.layout.micro_batch_rows = micro_batch_rows;
   engine.sample_tokens = engine.model.seq_len;
   engine.with_logits = with_logits;
@@ -166,7 +159,7 @@ LoadedModel load_model(const LoadedOptions& loaded, BackendFactory make_backend,
   if (trained.hf_folder.empty()) {
     CheckpointStore(o.out, o.keep).load(trained.checkpoint, *model.engine);
   } else {
-    const ModelParams params = make_params(trained.config);
+    const ModelParams params = make_params(engine.model);
     fill(*model.engine, *open_params(trained, params, WeightsOf::master));
   }
   return model;

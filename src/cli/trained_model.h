@@ -18,13 +18,11 @@ namespace qt {
 
 // What a model is and where its weights lie. No tensor has been read.
 struct TrainedModel {
-  ModelConfig config;
-  FormatId weights = FormatId::none;  // packed format that it was trained with
-  DType compute = DType::f32;         // and what its unpacked weights are stored in
-  RunState state;                     // empty for a Hugging Face folder
-  std::string checkpoint;             // folder of a checkpoint, else
-  std::string hf_folder;              // the folder named by --init-from
-  std::filesystem::path tokenizer;    // file or folder
+  EngineOptions engine;             // engine_of() the options that it was trained with
+  RunState state;                   // empty for a Hugging Face folder
+  std::string checkpoint;           // folder of a checkpoint, else
+  std::string hf_folder;            // the folder named by --init-from
+  std::filesystem::path tokenizer;  // file or folder
 };
 
 // Whether the model is the folder of --init-from: where --out holds no run, and where --init-from was typed

@@ -136,7 +136,6 @@ void judge(Plan& run, const Limits& limits) {
 // What the planner may choose.
 struct Choice {
   Target target;  // with a route
-  DType compute;
   DType gradient;
   std::int64_t rows;  // of a micro-batch
   bool paged;
@@ -149,7 +148,6 @@ Plan rehearse_candidate(RunConfig config, const Limits& limits, const Choice& ch
   run.config = std::move(config);
   run.config.target = choice.target;
   EngineOptions& e = run.config.engine;
-  e.layout.compute = choice.compute;
   e.layout.gradient = choice.gradient;
   e.layout.micro_batch_rows = choice.rows;
   e.optim.paged = choice.paged;
@@ -173,7 +171,6 @@ void note_unquantized(Plan& run, const Limits& limits) {
     for (const std::int64_t rows : {m.micro_batch_rows, std::int64_t{1}}) {
       const Plan other = rehearse_candidate(plain, limits,
                                             {.target = run.config.target,
-                                             .compute = m.compute,
                                              .gradient = gradient,
                                              .rows = rows,
                                              .paged = run.config.engine.optim.paged},
@@ -228,7 +225,6 @@ class Search {
   ModelConfig model_;
   RunConfig config_;  // what the options have settled
   std::int64_t step_rows_ = 0;
-  DType compute_ = DType::f32;
   std::vector<DType> gradients_;
   std::vector<bool> paging_;
   std::vector<std::int64_t> rows_;
@@ -248,18 +244,18 @@ Search::Search(const PlanRequest& request)
         fmt::format("use --batch-tokens {}",
                     std::max<std::int64_t>(1, o.batch_tokens / model_.seq_len) * model_.seq_len));
   }
-  config_ = config_of(o, model_);
+  config_ = config_of(o, model_, target_);
   step_rows_ = o.batch_tokens / model_.seq_len;
-  compute_ = o.dtype.value_or(target_.native_bf16 ? DType::bf16 : DType::f32);
+  const DType compute = config_.engine.layout.compute;
   gradients_ = {DType::f32, DType::bf16};
   if (o.grad_dtype) gradients_ = {*o.grad_dtype};
-  if (compute_ != DType::bf16) {
-    require_gradient_dtype(compute_, o.grad_dtype);
+  if (compute != DType::bf16) {
+    require_gradient_dtype(compute, o.grad_dtype);
     gradients_ = {DType::f32};
   }
   // The path for small models keeps master and moments on the device where they fit.
   paging_ = {o.paging != Paging::off};
-  if (o.paging == Paging::automatic && compute_ == DType::f16) paging_ = {false, true};
+  if (o.paging == Paging::automatic && compute == DType::f16) paging_ = {false, true};
   rows_ = micro_batch_candidates(o, step_rows_, model_.seq_len, target_);
 }
 
@@ -272,9 +268,8 @@ std::span<const std::int64_t> Search::rows_with(DType gradient, bool paged) cons
 
 Plan Search::rehearse(const Target& on, DType gradient, bool paged, std::int64_t rows) {
   ++rehearsals_;
-  return rehearse_candidate(
-      config_, limits_,
-      {.target = on, .compute = compute_, .gradient = gradient, .rows = rows, .paged = paged}, step_rows_);
+  return rehearse_candidate(config_, limits_,
+                            {.target = on, .gradient = gradient, .rows = rows, .paged = paged}, step_rows_);
 }
 
 // The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses nothing.

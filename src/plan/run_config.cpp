@@ -61,10 +61,17 @@ TrainerOptions trainer_options(const Options& o, std::int64_t steps) {
 
 }  // namespace
 
-RunConfig config_of(const Options& o, const ModelConfig& model) {
+EngineOptions engine_of(const Options& o, const ModelConfig& model, const Target& target) {
+  EngineOptions engine;
+  engine.model = model;
+  engine.layout.compute = o.dtype.value_or(target.native_bf16 ? DType::bf16 : DType::f32);
+  engine.layout.weights = o.quant;
+  return engine;
+}
+
+RunConfig config_of(const Options& o, const ModelConfig& model, const Target& target) {
   RunConfig c;
-  c.engine.model = model;
-  c.engine.layout.weights = o.quant;
+  c.engine = engine_of(o, model, target);
   c.engine.layout.checkpoint_activations = o.ckpt_activations;
   c.engine.layout.loss_chunk_tokens = o.loss_chunk;
   c.engine.layout.seed = o.seed;

@@ -31,9 +31,12 @@ struct RunConfig {
   std::map<std::string, std::string> options;  // all, as text by name: what a checkpoint stores
 };
 
-// All that the options settle by themselves. Dtypes, micro-batch, paging and target are the planner's to choose, and
-// `options` is filled after that.
-RunConfig config_of(const Options& options, const ModelConfig& model);
+// What a run and the verbs that use its weights (sample, eval, export) settle alike: model, and how weights are held.
+EngineOptions engine_of(const Options& options, const ModelConfig& model, const Target& target);
+
+// All that options and target settle by themselves. The gradients' dtype, micro-batch and paging are the planner's to
+// choose, as is the route among the target's; `options` is filled after that.
+RunConfig config_of(const Options& options, const ModelConfig& model, const Target& target);
 
 // The options with the planner's choices in the place of `auto`: micro-batch, gradient dtype, and route and
 // paging where there was a choice. They lead to the same plan on a machine with more room too.

@@ -63,19 +63,20 @@ TEST_P(Golden, FolderOfTransformersGivesItsLogits) {
 
   // The streamed pass, which is written down a second time, says the same.
   const TrainedModel trained = find_trained(options({"--init-from", folder}), Target{});
-  const ModelParams params = make_params(trained.config);
+  const ModelParams params = make_params(trained.engine.model);
   const auto source = open_params(trained, params, WeightsOf::packed);
-  EXPECT_LE(worst(streamed_logits(trained.config, params, *source, ids), want), 1e-5f * std::max(1.0f, most));
+  EXPECT_LE(worst(streamed_logits(trained.engine.model, params, *source, ids), want),
+            1e-5f * std::max(1.0f, most));
 }
 
 TEST_P(Golden, AnotherEpsWouldShow) {
   const std::string folder = kGolden + GetParam();
   const Safetensors expected = Safetensors::open(folder + "/expected.safetensors");
   TrainedModel trained = find_trained(options({"--init-from", folder}), Target{});
-  trained.config.norm_eps *= 1000;
-  const ModelParams params = make_params(trained.config);
+  trained.engine.model.norm_eps *= 1000;
+  const ModelParams params = make_params(trained.engine.model);
   const auto source = open_params(trained, params, WeightsOf::packed);
-  EXPECT_GT(worst(streamed_logits(trained.config, params, *source, ids_of(expected.get("ids"))),
+  EXPECT_GT(worst(streamed_logits(trained.engine.model, params, *source, ids_of(expected.get("ids"))),
                   values_of(expected.get("logits"))),
             1e-5f);
 }
