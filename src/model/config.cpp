@@ -46,7 +46,8 @@ void require_takes(const Family& family, std::string_view name, const ModelShape
         fmt::format("--model {} is a shape of your own: it needs --n-layer, --n-head and --n-embd", name),
         fmt::format("for example {}", family.own_shape_example));
   }
-  const bool reshaped = o.n_layer > 0 || o.n_head > 0 || o.n_embd > 0;
+  const bool reshaped = std::any_of(std::begin(kDimensions), std::end(kDimensions),
+                                    [&](const ShapeDimension& d) { return d.of_name && o.*d.asked > 0; });
   if (!own && family.has_fixed_shapes() && (reshaped || (regularised && !family.has_bias_and_dropout))) {
     throw ConfigError(
         fmt::format("model '{}' is fixed by {}: it takes no --n-layer, --n-head, --n-embd, --bias or "
