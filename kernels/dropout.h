@@ -17,11 +17,6 @@ inline std::uint32_t dropout_threshold(float rate) {
 // What is kept is multiplied by it.
 inline float dropout_scale(float rate) { return static_cast<float>(1.0 / (1.0 - static_cast<double>(rate))); }
 
-QT_HOST_DEVICE inline bool dropout_keeps(const RngStream& rng, std::uint64_t element,
-                                         std::uint32_t threshold) {
-  return rng_u32(rng, element) >= threshold;
-}
-
 // The mask of attention: one row per (row of the batch, head, query), with a draw for each key. Rows
 // begin at whole generator blocks of four draws.
 struct AttentionMaskRows {

@@ -14,10 +14,6 @@ namespace qt {
 // Decides learning-rate rule, moment precision and whether a weight may be packed.
 enum class ParamGroup : std::uint8_t { matrix, embedding, head, norm };
 inline constexpr int kParamGroups = 4;
-constexpr const char* param_group_name(ParamGroup g) {
-  constexpr const char* kNames[kParamGroups] = {"matrix", "embedding", "head", "norm"};
-  return kNames[static_cast<int>(g)];
-}
 
 // How a parameter starts, as the init op understands it.
 struct ParamInit {

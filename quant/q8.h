@@ -28,7 +28,6 @@ inline constexpr int kQ8BlockElems = 256;
 constexpr std::int64_t q8_scale_count(std::int64_t elems) {
   return (elems + kQ8BlockElems - 1) / kQ8BlockElems;
 }
-constexpr std::int64_t q8_bytes(std::int64_t elems) { return elems + 4 * q8_scale_count(elems); }
 
 using Q8Map = std::array<float, 256>;
 

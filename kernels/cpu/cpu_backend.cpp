@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <utility>
 
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_common.h"

@@ -26,8 +26,6 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int workers() const { return static_cast<int>(threads_.size()) + 1; }
-
   // Calls fn(task, worker) for every task in [0, tasks); returns when all are done. Not reentrant. The first
   // exception of a task is rethrown here; tasks not yet begun are then left out.
   void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t, int)>& fn);

@@ -180,7 +180,6 @@ std::int64_t used_bytes_of_card() {
 std::int64_t allocated_bytes() { return runtime().device_bytes + runtime().pinned_bytes; }
 
 void set_streams(Streams how) { runtime().how = how; }
-std::int64_t runtime_calls() { return static_cast<std::int64_t>(runtime().calls.size()); }
 const std::vector<std::string>& runtime_call_names() { return runtime().calls; }
 void reset_runtime_calls() {
   runtime().calls.clear();

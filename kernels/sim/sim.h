@@ -62,9 +62,7 @@ void set_streams(Streams how);
 
 // ---- faults ------------------------------------------------------------------------------------------
 
-// Calls of the runtime's twins since the last reset, launches among them.
-std::int64_t runtime_calls();
-// Names of all calls since the last reset, in order.
+// Names of the calls of the runtime's twins since the last reset, launches among them, in order.
 const std::vector<std::string>& runtime_call_names();
 void reset_runtime_calls();
 // As a new process finds the card: no memory taken, nothing queued, no error, no fault to come. Whatever the

@@ -3,10 +3,9 @@
 #pragma once
 
 #include <filesystem>
-#include <string>
 
+#include "kernels/backend.h"
 #include "src/cli/doctor.h"
-#include "src/cli/trained_model.h"
 #include "src/io/file_system.h"
 #include "src/options/option_table.h"
 

@@ -1,7 +1,6 @@
 // qtrain: takes the verb, calls its function (src/cli/verb.h), and turns errors into one message and an exit code.
 #include <algorithm>
 #include <iostream>
-#include <memory>
 #include <string>
 #include <vector>
 

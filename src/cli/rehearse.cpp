@@ -12,7 +12,6 @@
 #include "src/cli/child.h"
 #include "src/cli/resume.h"
 #include "src/cli/run_data.h"
-#include "src/convert/init_from.h"
 #include "src/core/log.h"
 #include "src/core/units.h"
 #include "src/io/checkpoint.h"

@@ -1,6 +1,5 @@
 #include "src/cli/resume.h"
 
-#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <optional>

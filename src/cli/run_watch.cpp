@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <ctime>
-#include <filesystem>
 
 #include "src/cli/resume.h"
 #include "src/core/version.h"

@@ -1,7 +1,6 @@
 // `qtrain train`: trains, or continues, the run in --out. Prints the start screen before step 0. Throws ConfigError, FitError
 // (the plan does not fit), DataError, DivergedError, DiskError, StopRequested.
 #include <filesystem>
-#include <optional>
 #include <ostream>
 
 #include "src/cli/prompt.h"

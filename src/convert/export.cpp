@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
-#include <optional>
 
 #include "src/convert/export_check.h"
 #include "src/convert/hf_config.h"

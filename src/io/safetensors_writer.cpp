@@ -1,6 +1,5 @@
 #include "src/io/safetensors_writer.h"
 
-#include <array>
 #include <set>
 
 #include "src/core/error.h"
@@ -53,11 +52,6 @@ Sizes measure(std::span<const TensorSpec> tensors, const Metadata& metadata) {
 }
 
 }  // namespace
-
-std::int64_t safetensors_file_bytes(std::span<const TensorSpec> tensors, const Metadata& metadata) {
-  const Sizes sizes = measure(tensors, metadata);
-  return 8 + sizes.header_bytes + sizes.data_bytes;
-}
 
 SafetensorsWriter::SafetensorsWriter(OutputFile& out, std::vector<TensorSpec> tensors,
                                      const Metadata& metadata)

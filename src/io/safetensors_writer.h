@@ -19,9 +19,6 @@ struct TensorSpec {
   std::vector<std::int64_t> shape;
 };
 
-// Bytes of the file that SafetensorsWriter makes from these, header included: what a plan counts.
-std::int64_t safetensors_file_bytes(std::span<const TensorSpec> tensors, const Metadata& metadata = {});
-
 // Writes the header, then takes the tensors' bytes in the order of the list, in pieces of any size. The data
 // begins at a multiple of 8; listing wide element types first keeps every tensor aligned to its own.
 // Misuse (a name twice, bytes too many, bytes missing) is a ShapeError, a failing disk a DiskError.

@@ -1,6 +1,5 @@
 #include "src/plan/estimate_text.h"
 
-#include <algorithm>
 #include <cmath>
 #include <ctime>
 

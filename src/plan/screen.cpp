@@ -1,7 +1,5 @@
 #include "src/plan/screen.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
 
 #include "src/core/log.h"

@@ -1,6 +1,5 @@
 #include "src/watch/step_log.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "src/core/error.h"

@@ -7,7 +7,6 @@
 
 #include <gtest/gtest.h>
 
-#include "quant/param.h"
 #include "src/core/error.h"
 #include "src/core/half.h"
 #include "src/core/rng.h"
@@ -203,13 +202,6 @@ TEST(Tensor, EveryDataTypeHasANameThatReadsBack) {
   }
   EXPECT_THROW(dtype_from_name("fp8"), ConfigError);
   EXPECT_THROW(dtype_from_name(""), ConfigError);
-}
-
-TEST(Param, EveryGroupHasItsOwnName) {
-  EXPECT_STREQ(param_group_name(ParamGroup::matrix), "matrix");
-  EXPECT_STREQ(param_group_name(ParamGroup::embedding), "embedding");
-  EXPECT_STREQ(param_group_name(ParamGroup::head), "head");
-  EXPECT_STREQ(param_group_name(ParamGroup::norm), "norm");
 }
 
 // ---- rng ----

@@ -277,7 +277,6 @@ TEST(SafetensorsFile, RoundTripsEveryTypeRankAndPieceSize) {
   for (const std::size_t piece : {1u, 3u, 1000u}) {
     const TempDir dir;
     const std::string bytes = file_of(dir, specs, data, metadata, piece);
-    EXPECT_EQ(static_cast<std::int64_t>(bytes.size()), safetensors_file_bytes(specs, metadata));
     const auto file = Safetensors::open(dir / "t.safetensors");
     EXPECT_EQ(file.metadata(), metadata);
     ASSERT_EQ(file.tensors().size(), specs.size());
