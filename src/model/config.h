@@ -107,8 +107,8 @@ struct ModelShape {
   void copy_dimensions(const ModelConfig& from);
   void clear_dimensions();  // to the model's own
   void leave_to_name();     // clears the dimensions that a name may fix
-  // What was left open is as `model` has it: vocabulary, tokens of a sequence, and dimensions that the family's
-  // names do not fix.
+  // Takes from `model`: vocabulary, tokens of a sequence, and the dimensions, but for those that a name of its
+  // family fixes. norm_eps, bias and dropout stay.
   void resolve(const ModelConfig& model);
 };
 
@@ -116,7 +116,7 @@ struct ModelShape {
 struct ShapeDimension {
   std::int64_t ModelShape::*asked;
   std::int64_t ModelConfig::*made;
-  bool of_name;              // a shape with a name has its own
+  bool of_name;              // NamedShape has it, too
   const char* option;        // "--n-layer"
   std::int64_t most_option;  // of the option: no run needs more, and no product of two overflows
 };
