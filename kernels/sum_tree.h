@@ -1,4 +1,4 @@
-// The tree of the sums whose bits are promised on every backend (SumSquares, SumLoss): blocks of 4096
+// The tree of the sums with the same bits on every backend (SumSquares, SumLoss): blocks of 4096
 // elements; in a block eight double lanes, lane l adding elements l, l + 8, l + 16, ... in ascending order;
 // the lanes as
 // ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)); the blocks in ascending order onto 0. The square of a float is

@@ -16,7 +16,7 @@ struct LossScale {
   double scale = kInitial;
   std::int64_t clean_steps = 0;  // since the last change
 
-  // After a window whose gradients were all finite.
+  // After a window with finite gradients alone.
   void succeed() {
     if (++clean_steps < kGrowthInterval) return;
     clean_steps = 0;

@@ -92,7 +92,7 @@ void Optimizer::cut_slabs(SlabOrigin origin, std::int64_t max_slab_bytes) {
     for (const StatePiece& piece : rule_of(p.group).state)
       block_bytes += dtype_bytes(piece.dtype) * piece.elems_of(kStateBlock);
   }
-  // The largest multiple of the state block whose parts, each padded to the request alignment, stay within a
+  // The largest multiple of the state block with parts that, each padded to the request alignment, stay within a
   // slab. A slab without parts is as large as the param.
   std::int64_t most = n;
   if (block_bytes > 0)

@@ -2,7 +2,7 @@
 // quant/q8.h, bit for bit, in vectors. Products and sums are rounded one by one; nothing here may be fused.
 // A bf16 master is rounded stochastically.
 //
-// A finite gradient whose square overflows f32 makes v infinite, here as in the scalar reference: the weights
+// A finite gradient with a square that overflows f32 makes v infinite, here as in the scalar reference: the weights
 // it touches become NaN, and the loss of the next step stops the run. Clipping keeps gradients far below.
 #include <algorithm>
 #include <array>

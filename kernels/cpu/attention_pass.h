@@ -64,7 +64,7 @@ class TileBuffers {
   std::byte* base_ = nullptr;
 };
 
-// The largest tile whose buffers fit a worker's scratch: a function of shape and dtype alone.
+// The largest tile with buffers that fit a worker's scratch: a function of shape and dtype alone.
 inline std::int64_t tile_for(std::int64_t D, DType dtype) {
   for (std::int64_t tile = kLargestTile; tile >= kSmallestTile; tile /= 2) {
     if (TileBuffers(tile, D, dtype).bytes() <= kWorkerScratchBytes) return tile;
@@ -75,7 +75,7 @@ inline std::int64_t tile_for(std::int64_t D, DType dtype) {
 
 inline std::int64_t tiles_of(std::int64_t n, std::int64_t tile) { return (n + tile - 1) / tile; }
 
-// Rows of one head of a [B, T, heads, D] tensor: a matrix whose rows are the tokens.
+// Rows of one head of a [B, T, heads, D] tensor: a matrix with tokens as rows.
 struct Head {
   std::byte* data = nullptr;
   DType dtype = DType::f32;

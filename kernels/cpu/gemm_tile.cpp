@@ -66,7 +66,7 @@ std::int64_t scratch_bytes(const dnnl::matmul::primitive_desc& desc) {
   return static_cast<std::int64_t>(desc.scratchpad_desc().get_size());
 }
 
-// A primitive with memory objects whose pointers are set before each execution.
+// A primitive with memory objects; their pointers are set before each execution.
 struct Product {
   dnnl::matmul primitive;
   dnnl::memory a, b, c, scratch;

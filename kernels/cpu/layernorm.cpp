@@ -17,7 +17,7 @@ namespace qt::cpu {
 namespace HWY_NAMESPACE {
 
 // term(value, i) or its partial form for each vector of a row, summed: load(i) and load_partial(i, n) give
-// vectors whose lanes beyond the row are 0.
+// vectors that are 0 in the lanes beyond the row.
 template <class Load, class LoadPartial>
 HWY_INLINE float SumRow(std::int64_t C, Load&& load, LoadPartial&& load_partial) {
   const F32Tag d;

@@ -19,7 +19,7 @@ namespace HWY_NAMESPACE {
 
 template <class T>
 void DropoutTyped(const Dropout& op, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kAtOnce = 256;  // elements whose draws are made together
+  constexpr std::int64_t kAtOnce = 256;  // elements with draws that are made together
   const F32Tag d;
   const hn::RebindToUnsigned<F32Tag> du;
   const T* x = op.x.as<T>();

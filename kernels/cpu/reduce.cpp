@@ -1,4 +1,4 @@
-// Sums whose bits are promised on every instruction set (kernels/sum_tree.h), and the scalars of a step that
+// Sums with the same bits on every instruction set (kernels/sum_tree.h), and the scalars of a step that
 // follow from them.
 #include <algorithm>
 

@@ -61,7 +61,7 @@ __device__ typename F::Eight encode(const Floats& f, typename F::Scale scale) {
   return codes;
 }
 
-// Lowers *bad_index, a double whose bits are passed, to 1 + index; 0 stands for none. The smallest wins in
+// Lowers *bad_index, a double passed as bits, to 1 + index; 0 stands for none. The smallest wins in
 // whatever order they come.
 __device__ void note_bad(unsigned long long* bad_index, std::int64_t index) {
   const double found = static_cast<double>(index) + 1;

@@ -1,4 +1,4 @@
-// Sums whose bits are those of every backend (kernels/sum_tree.h), and the scalars of a step that follow from
+// Sums with the bits of every backend (kernels/sum_tree.h), and the scalars of a step that follow from
 // them.
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launch.cuh"

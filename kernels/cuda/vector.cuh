@@ -151,7 +151,7 @@ __device__ void for_each_vector(std::int64_t n, Fn&& fn) {
   }
 }
 
-// For kernels whose blocks take one piece of work after the other: enough blocks to fill the card, and no
+// For kernels with blocks that take one piece of work after the other: enough blocks to fill the card, and no
 // more than `needed`. The grid never enters a result.
 inline LaunchShape filling_shape(const char* kernel, std::int64_t needed, int threads, const Context& context,
                                  int blocks_per_multiprocessor = 8) {

@@ -68,8 +68,8 @@ bool same_place(const Where& a, const Where& b) {
          (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
-// Stacks are kept from block to block: a kernel has thousands of blocks. Below each lies memory that nobody
-// may touch: a kernel with large local arrays ends there, not in its neighbour's stack.
+// Stacks are kept from block to block: a kernel has thousands of blocks. Below each lies a page
+// without access: a kernel with large local arrays ends there, not in its neighbour's stack.
 class Stacks {
  public:
   ~Stacks() {

@@ -377,7 +377,7 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 cudaError_t cudaFreeHost(void* memory) {
   QT_ENTER("cudaFreeHost");
   qt::sim::drain_before_release();
-  const auto found = runtime().pinned.find(memory);  // null is nobody's either
+  const auto found = runtime().pinned.find(memory);  // null is not pinned either
   if (found == runtime().pinned.end()) return fail(cudaErrorInvalidValue);
   runtime().pinned_bytes -= static_cast<std::int64_t>(found->second);
   runtime().pinned.erase(found);

@@ -185,7 +185,7 @@ DiskFacts look_at_disk(const fs::path& folder, std::int64_t bytes, FileSystem& f
   }
   const std::int64_t free = fs.free_bytes(place);
   if (free >= 0) facts.free_bytes = free;
-  // A twentieth of what is free at most: nobody else is to run out of it meanwhile.
+  // A twentieth of what is free at most: other programs must not run out of it meanwhile.
   bytes = std::min(bytes, free >= 0 ? free / 20 : bytes) / kPieceBytes * kPieceBytes;
   if (bytes <= 0 && free >= 0) {
     facts.error = fmt::format("'{}' has {} free", place.string(), format_bytes(free));

@@ -118,7 +118,7 @@ int main(int argc, char** argv) {
   try {
     qt::add_built_backends();
     run(std::vector<std::string>(argv + 1, argv + argc));
-    // A result that reached nobody is no success: `qtrain plan --json > full-disk.json`.
+    // A result that was not written is no success: `qtrain plan --json > full-disk.json`.
     if (!std::cout.flush()) throw qt::DiskError("cannot write to standard output");
     return static_cast<int>(qt::ExitCode::ok);
   } catch (const qt::Error& e) {

@@ -52,7 +52,7 @@ std::string tensors_hash(const std::filesystem::path& checkpoint);
 // which the run itself will use. The folder beside --out is gone afterwards, whatever happens; the next
 // rehearsal removes one that a kill -9 left.
 // Throws as run_train(), with the message of the run; StopRequested; Error (a defect) where the continued run
-// differs from the one that nobody touched.
+// differs from the undisturbed one.
 void rehearse_run(const LoadedOptions& loaded, std::ostream& out);
 
 }  // namespace qt

@@ -32,7 +32,7 @@ bool uses_folder(const LoadedOptions& loaded);
 // check_options() for a verb that uses a model: the shape comes with a folder, whatever the options name.
 void check_use_options(const LoadedOptions& loaded);
 
-// Finds out whose weights they are: the Hugging Face folder of --init-from where uses_folder(); --out's
+// Finds the weights: the Hugging Face folder of --init-from where uses_folder(); --out's
 // newest checkpoint that verifies; the checkpoint itself where --out names a step- folder. ConfigError where
 // there is none, DataError where it is damaged.
 TrainedModel find_trained(const LoadedOptions& loaded, const Target& target);

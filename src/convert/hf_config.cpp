@@ -116,8 +116,8 @@ class ShapeReader {
     std::visit([&](const auto& value) { read(field, value); }, field.value);
   }
 
-  // Once all fields are read: checks those that follow from the dimensions. Returns the shape whose name the
-  // dimensions take, where names fix them, else nullptr.
+  // Once all fields are read: checks those that follow from the dimensions. Returns the named shape with
+  // these dimensions if names fix them, else nullptr.
   const NamedShape* finish() {
     const auto it = std::find_if(family_.shapes.begin(), family_.shapes.end(), [&](const NamedShape& s) {
       return family_.has_fixed_shapes() && s.n_layer == shape.n_layer && s.n_head == shape.n_head &&

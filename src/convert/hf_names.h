@@ -16,7 +16,7 @@ namespace qt {
 struct HfTensor {
   std::string name;                 // "model.layers.0.self_attn.q_proj.weight"
   std::vector<std::int64_t> shape;  // as their file has it
-  // Indices of the params whose rows it holds, one after the other. Empty: all zero, a bias that a model
+  // Indices of the params in it: it holds their rows, one after the other. Empty: all zero, a bias that a model
   // without biases does not have.
   std::vector<std::size_t> params;
   bool transposed = false;  // stored [in, out], as GPT-2's Conv1D has it; ours are [out, in]
@@ -37,7 +37,7 @@ std::string_view hf_class(const ModelConfig& config);
 // not there.
 std::vector<HfTensor> hf_tensors(const ModelConfig& config, const ModelParams& model);
 
-// What their files may hold beside these and nobody needs: GPT-2's mask buffers and a tied head.
+// Further tensors that their files may hold and no model needs: GPT-2's mask buffers and a tied head.
 bool hf_ignored(const ModelConfig& config, std::string_view name);
 
 }  // namespace qt

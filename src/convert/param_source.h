@@ -103,7 +103,7 @@ class HfParams : public ParamSource {
   std::size_t held_tensor_;
 };
 
-// A source whose values are rounded to f32, bf16 or f16 on their way: what a file of that type gives back.
+// A source of values that are rounded to f32, bf16 or f16 on their way: what a file of that type gives back.
 class RoundedParams : public ParamSource {
  public:
   RoundedParams(ParamSource& source, DType type) : source_(source), type_(type) {}

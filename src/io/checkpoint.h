@@ -122,9 +122,9 @@ class RunLock {
   int fd_ = -1;
 };
 
-// The process that holds the folder's RunLock, without taking it for a moment: nobody who starts a run just
-// then is turned away. Nothing where nobody does, also where a process that ended long ago left its number
-// and another one has it now (as far as /proc may be looked at).
+// The process that holds the folder's RunLock, found without taking the lock: a run that starts just then is not
+// turned away. Nothing if no process holds it, also if a process that ended long ago left its number and another
+// process has that number now (as far as /proc may be looked at).
 std::optional<pid_t> lock_holder(const std::filesystem::path& run_dir);
 
 }  // namespace qt

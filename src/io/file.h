@@ -125,7 +125,7 @@ void make_folders(FileSystem& fs, const std::filesystem::path& path);
 // Makes the names in a folder durable: what was created, renamed or deleted in it.
 void fsync_directory(FileSystem& fs, const std::filesystem::path& path);
 
-// Moves a file whose content may not be on disk yet: fsync of the file, rename over `to`, fsync of the
+// Moves a file with content that may not be on disk yet: fsync of the file, rename over `to`, fsync of the
 // folder.
 void rename_durably(FileSystem& fs, const std::filesystem::path& from, const std::filesystem::path& to);
 
@@ -134,7 +134,7 @@ void write_file_atomically(FileSystem& fs, const std::filesystem::path& path,
                            std::span<const std::byte> content);
 
 // A folder and everything in it; links are removed, not followed. `first` (a name in it) goes before the
-// rest, so that a folder whose deletion was cut short can be told from a whole one. A missing folder is no
+// rest, so that a folder that was deleted in part can be told from a whole one. A missing folder is no
 // error.
 void remove_tree(FileSystem& fs, const std::filesystem::path& path, std::string_view first = {});
 

@@ -1,6 +1,6 @@
 // FixedBuffers: hands out the first elements of buffers that were planned once, by name.
 //
-// For work whose shapes change from call to call, such as decoding, while its memory must not: an Arena replays
+// For work such as decoding: its shapes change from call to call, and its memory must not. An Arena replays
 // one sequence of requests and would refuse.
 #pragma once
 

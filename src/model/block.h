@@ -68,8 +68,8 @@ class Block {
   Block(const ModelConfig& config, const ParamList& params, const BlockRoles& roles, const RopeTables& rope,
         std::int64_t index);
 
-  // out [N, C] = block(x [N, C]); fills `act`. out may be x where nobody reads x afterwards. With a cache, whose
-  // rows up to batch.first_position are filled, keys and values of the N tokens of one sequence are added to it.
+  // out [N, C] = block(x [N, C]); fills `act`. out may be x if x is not read afterwards. With a cache, keys and
+  // values of the N tokens of one sequence are added to it; its rows up to batch.first_position are filled before.
   void forward(StepContext& ctx, const TensorView& x_NC, const BatchContext& batch, const KeyValues& cache,
                BlockActivations& act, const TensorView& out_NC) const;
   // The same work up to what backward reads: without the last product and the last residual add.

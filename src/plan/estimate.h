@@ -46,7 +46,7 @@ Range parse_efficiency(std::string_view text, double peak_flops, std::string_vie
 inline constexpr Range kAssumedEfficiency{.low = 0.50, .high = 0.80};
 
 // The size of an evaluation where --eval-tokens does not tell: nanochat's 20 steps of 524,288 tokens. Without
-// it a run evaluates its whole validation split, which nobody has counted yet.
+// it a run evaluates its whole validation split, and its size is not known yet.
 inline constexpr std::int64_t kAssumedEvalTokens = 20 * 524288;
 
 // Micro-batches of one evaluation.
@@ -58,7 +58,7 @@ inline constexpr double kDiskBytesPerSecond = 5e8, kFastDiskBytesPerSecond = 2e9
 Range save_seconds(const Plan& run);
 
 struct EstimateInput {
-  const Card* card = nullptr;  // nullptr: a device whose peak is not known
+  const Card* card = nullptr;  // nullptr: a device with an unknown peak
   Range efficiency = kAssumedEfficiency;
   // The efficiency is that of whole steps that were measured, without the least their copies take: what
   // expansion and copies took beyond that is in it, and is not counted again.

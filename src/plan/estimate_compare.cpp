@@ -118,7 +118,7 @@ void add_weights(Comparison& comparison, const Options& o, CompareTable& table, 
   }
 }
 
-// Recomputing blocks saves memory and costs time: where the run fits without, whoever asks for it should
+// Recomputing blocks saves memory and costs time: where the run fits without, a user who asks for it should
 // know.
 void add_without_recompute(Comparison& comparison, const Options& o, CompareTable& table) {
   if (!o.ckpt_activations) return;

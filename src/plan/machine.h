@@ -19,7 +19,7 @@ namespace qt {
 Target target_from_options(const Options& options);
 
 // --vram and --ram, else what card and machine report; disk from the run folder's file system. A card that
-// drives a display keeps 1 GiB to itself, another one 256 MiB, and one that nobody has looked at 1 GiB.
+// drives a display keeps 1 GiB to itself, another one 256 MiB, and a card without facts 1 GiB.
 Limits limits_from_options(const Options& options, const Target& target);
 
 // A line of /proc/meminfo, as "MemAvailable"; 0 where there is none.
@@ -29,7 +29,7 @@ std::int64_t meminfo_bytes(std::string_view key, const std::filesystem::path& fi
 std::optional<DeviceFacts> device_here();
 
 // The same for a card that need not be here: its memory, or --vram where that is less, of which a display
-// keeps 1 GiB; --ram, and no other limit of a machine that nobody knows.
+// keeps 1 GiB; --ram, and no other limit of an unknown machine.
 Target target_with_card(const Options& options, const Card& card);
 Limits limits_with_card(const Options& options, const Card& card);
 

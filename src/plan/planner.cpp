@@ -161,7 +161,7 @@ Plan rehearse_candidate(RunConfig config, const Limits& limits, const Choice& ch
   return run;
 }
 
-// 16-bit weights lose nothing: where they fit, whoever packs them should know.
+// 16-bit weights lose nothing: where they fit, a user who packs them should know.
 void note_unquantized(Plan& run, const Limits& limits) {
   const ModelOptions& m = run.config.engine.layout;
   if (m.weights == FormatId::none || !run.fits()) return;
@@ -272,7 +272,7 @@ Plan Search::rehearse(const Target& on, DType gradient, bool paged, std::int64_t
                             {.target = on, .gradient = gradient, .rows = rows, .paged = paged}, step_rows_);
 }
 
-// The disk holds checkpoints, whose size no candidate changes: it is judged, but it chooses nothing.
+// The disk holds checkpoints, and no candidate changes their size: it is judged, but it chooses nothing.
 bool Search::try_all(const Target& on, std::optional<Plan>& best) {
   for (const bool paged : paging_) {
     for (const DType gradient : gradients_) {

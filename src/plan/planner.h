@@ -22,7 +22,7 @@ struct Limits {
   std::int64_t host_bytes = 0;             // --ram, or what the machine has free
   std::optional<std::int64_t> disk_bytes;  // free where the run folder lies: 0 is a full disk
   std::int64_t reserve_bytes = 0;          // of device_bytes: left to a display or the driver
-  bool device_assumed = false;             // no card was asked, nobody named a size
+  bool device_assumed = false;             // no card was asked, no option named a size
   bool device_capped = false;              // --vram names it
   std::string device_name;                 // of a card that is there
 };

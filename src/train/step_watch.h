@@ -1,5 +1,5 @@
-// Notices when steps have become much slower than they were: a card that throttles, or whose memory the
-// system quietly moves to the host's, loses days before anybody looks.
+// Notices when steps have become much slower than they were: a card that throttles, or has its memory
+// moved to the host's by the system, loses days before its user looks.
 #pragma once
 
 #include <cstdint>
