@@ -22,6 +22,16 @@ constexpr std::initializer_list<DType> gradients_of(DType compute) {
   return compute == DType::f16 ? kF32 : kGradients;
 }
 
+// y = f(a, b), element by element; y may be a or b.
+void check_pointwise(const Checker& c, const TensorView& a, const TensorView& b, const TensorView& y) {
+  c.any_shape({"a", a}, kFloats);
+  c.any_shape({"b", b}, {a.dtype});
+  c.any_shape({"y", y}, {a.dtype});
+  c.same_shape({"b", b}, {"a", a});
+  c.same_shape({"y", y}, {"a", a});
+  c.separate({{"y", y}}, {{"a", a}, {"b", b}}, {"a", "b"});
+}
+
 }  // namespace
 
 // ---- elementwise -------------------------------------------------------------------------------------
@@ -38,25 +48,9 @@ void Cast::check() const {
   c.separate({{"y", y}}, {{"x", x}});
 }
 
-void Add::check() const {
-  const Checker c(kName);
-  c.any_shape({"a", a}, kFloats);
-  c.any_shape({"b", b}, {a.dtype});
-  c.any_shape({"y", y}, {a.dtype});
-  c.same_shape({"b", b}, {"a", a});
-  c.same_shape({"y", y}, {"a", a});
-  c.separate({{"y", y}}, {{"a", a}, {"b", b}}, {"a", "b"});
-}
+void Add::check() const { check_pointwise(Checker(kName), a, b, y); }
 
-void Multiply::check() const {
-  const Checker c(kName);
-  c.any_shape({"a", a}, kFloats);
-  c.any_shape({"b", b}, {a.dtype});
-  c.any_shape({"y", y}, {a.dtype});
-  c.same_shape({"b", b}, {"a", a});
-  c.same_shape({"y", y}, {"a", a});
-  c.separate({{"y", y}}, {{"a", a}, {"b", b}}, {"a", "b"});
-}
+void Multiply::check() const { check_pointwise(Checker(kName), a, b, y); }
 
 void MultiplyBwd::check() const {
   const Checker c(kName);

@@ -63,19 +63,16 @@ void cast(Case& t) {
   }
 }
 
-void add(Case& t) {
+// y = combine(a, b), element by element, also in place over either.
+template <class Op, class Combine>
+void pointwise(Case& t, Combine&& combine) {
   for (const std::int64_t n : kLengths) {
     if (!t.next(fmt::format("n={}", n))) return;
     const auto a = t.normal(static_cast<size_t>(n)), b = t.normal(static_cast<size_t>(n), 0.1);
     const TensorView y = t.out({n}), a_view = t.in(a, {n}), b_view = t.in(b, {n});
-    t.run(Add{.a = a_view, .b = b_view, .y = y});
+    t.run(Op{.a = a_view, .b = b_view, .y = y});
     std::vector<Tracked> want;
-    for (size_t i = 0; i < a.size(); ++i) {
-      const Tracked sum = t.is("b is subtracted") ? Tracked(a[i]) - b[i]
-                          : t.is("b is dropped")  ? Tracked(a[i])
-                                                  : Tracked(a[i]) + b[i];
-      want.push_back(oracle::stored(sum, t.dtype()));
-    }
+    for (size_t i = 0; i < a.size(); ++i) want.push_back(oracle::stored(combine(a[i], b[i]), t.dtype()));
     t.expect("y", y, want);
     if (t.mutating()) continue;
 
@@ -83,36 +80,22 @@ void add(Case& t) {
     for (const bool over_a : {true, false}) {
       t.next(fmt::format("n={} in place over {}", n, over_a ? "a" : "b"));
       const TensorView in_place = t.inout(over_a ? a : b, {n}), other = t.in(over_a ? b : a, {n});
-      t.run(Add{.a = over_a ? in_place : other, .b = over_a ? other : in_place, .y = in_place});
+      t.run(Op{.a = over_a ? in_place : other, .b = over_a ? other : in_place, .y = in_place});
       EXPECT_EQ(t.bits(in_place), bits);
     }
   }
 }
 
-void multiply(Case& t) {
-  for (const std::int64_t n : kLengths) {
-    if (!t.next(fmt::format("n={}", n))) return;
-    const auto a = t.normal(static_cast<size_t>(n)), b = t.normal(static_cast<size_t>(n), 0.1);
-    const TensorView y = t.out({n});
-    t.run(Multiply{.a = t.in(a, {n}), .b = t.in(b, {n}), .y = y});
-    std::vector<Tracked> want;
-    for (size_t i = 0; i < a.size(); ++i) {
-      const double other = t.is("a is squared")                ? a[i]
-                           : t.is("b counts without its sign") ? std::abs(b[i])
-                                                               : b[i];
-      want.push_back(oracle::stored(Tracked(a[i]) * other, t.dtype()));
-    }
-    t.expect("y", y, want);
-    if (t.mutating()) continue;
+void add(Case& t) {
+  pointwise<Add>(t, [&](double a, double b) {
+    return t.is("b is subtracted") ? Tracked(a) - b : t.is("b is dropped") ? Tracked(a) : Tracked(a) + b;
+  });
+}
 
-    const auto bits = t.bits(y);
-    for (const bool over_a : {true, false}) {
-      t.next(fmt::format("n={} in place over {}", n, over_a ? "a" : "b"));
-      const TensorView in_place = t.inout(over_a ? a : b, {n}), other = t.in(over_a ? b : a, {n});
-      t.run(Multiply{.a = over_a ? in_place : other, .b = over_a ? other : in_place, .y = in_place});
-      EXPECT_EQ(t.bits(in_place), bits);
-    }
-  }
+void multiply(Case& t) {
+  pointwise<Multiply>(t, [&](double a, double b) {
+    return Tracked(a) * (t.is("a is squared") ? a : t.is("b counts without its sign") ? std::abs(b) : b);
+  });
 }
 
 void multiply_bwd(Case& t) {
