@@ -203,7 +203,7 @@ using BackendMaker = std::function<std::unique_ptr<Backend>(const Target& target
 using DeviceProbe = std::function<DeviceFacts()>;
 
 // Adds a backend under a name, or replaces the one that has it. "cpu" and "null" (which counts for whatever
-// target it is given) exist from the start; "cuda" is added by a program whose build has it. Not for
+// target it is given) exist from the start; a program that is built with "cuda" adds it. Not for
 // several threads.
 void add_backend(std::string name, BackendMaker maker, DeviceProbe probe = {});
 

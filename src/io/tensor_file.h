@@ -14,7 +14,7 @@
 namespace qt {
 
 // Index of the first NaN or infinity among f32, bf16 or f16; -1 where there is none, and for every other type.
-// Bits only: the bytes need not be aligned.
+// Reads bits: the bytes may lie at any address.
 std::int64_t first_non_finite(StoredType type, std::span<const std::byte> bytes);
 
 // A safetensors file with a checked header.
